@@ -1,0 +1,181 @@
+"""The records that stages exchange. Frozen: nobody fills in a field later.
+
+A step of two prompts with a group of two, one member of each guided by two trace tokens:
+
+    Prompt(id="train:0", token_ids=(1, 5, 6), trace_ids=(7, 8, 9), ...)
+    Rollout(group=0, member=0, response_ids=(7, 8, 11, 2), guidance_len=2,   # 7 8 injected, 11 2 sampled
+            loss_mask=(1, 1, 1, 1), rollout_logp=(nan, nan, -0.3, -0.1))
+    Rollout(group=0, member=1, response_ids=(7, 12, 2),    guidance_len=0, ...)
+    Sequences: ids_N = 1 5 6 7 8 11 2 | 1 5 6 7 12 2 | ...,  trained_N = 0 0 0 1 1 1 1 | 0 0 0 1 1 1 | ...
+    TreePlan:  token_S = 1 5 6 7 8 11 12 ...   (each node once; the last trained token is only a target)
+
+Dimension key: P prompts, R rollouts, K reward channels, N tokens of all sequences end to end,
+S packed tree positions, T trained edges, M (edge, member) pairs. A trailing 1 (R1, T1) is "plus one".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One problem, tokenised once."""
+
+    id: str
+    """Stable over epochs, runs and resumes: the key of any per-prompt state."""
+    text: str
+    token_ids: tuple[int, ...]
+    answer: str
+    trace_ids: tuple[int, ...] = ()
+    """Ground-truth reasoning that guidance takes its prefixes from; empty = cannot be guided."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the data row, for users' reward functions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `temperature=0` is greedy (log-probabilities are then those at temperature 1)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 = off."""
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One sample to draw. Requests that share leading tokens share their prefill."""
+
+    prompt_ids: tuple[int, ...]
+    """All that the engine conditions on: sampling prompt, then guidance."""
+    max_tokens: int
+    seed: int
+    """Fixes this request's draws whatever else is in the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What an engine answers to one request."""
+
+    token_ids: tuple[int, ...]
+    """Sampled tokens, the stop token included."""
+    logp: Floats
+    """Log-probability (nats) of each sampled token under the sampling distribution (temperature, top-p, top-k)."""
+    finish_reason: FinishReason
+    weight_version: int
+
+
+class Engine(Protocol):
+    """A rollout engine."""
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in the requests' order."""
+        ...
+
+    def sync(self, version: int) -> None:
+        """Make the trainer's present weights the ones that `generate` uses, as `version`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One member of a group, as training sees it: `training_prompt_ids` then `response_ids`."""
+
+    prompt: Prompt
+    group: int
+    """Index of its group in this step; groups may have any size."""
+    member: int
+    training_prompt_ids: tuple[int, ...]
+    """Context of the loss. Differs from what was sampled from when a hint is dropped for training."""
+    sampling_prompt_ids: tuple[int, ...]
+    """Context of the sampling, guidance excluded."""
+    response_ids: tuple[int, ...]
+    """Guidance, then sampled tokens."""
+    guidance_len: int
+    loss_mask: Bools
+    """[len(response_ids)] which tokens may carry loss."""
+    rollout_logp: Floats
+    """[len(response_ids)] the engine's log-probabilities; NaN where nothing was sampled."""
+    text: str
+    """Decoded response, guidance included, special tokens left out."""
+    finish_reason: FinishReason
+    weight_version: int
+    hint_level: float = 0.0
+    """Of hint ladders; 0 = none."""
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_len > 0
+
+    @property
+    def sampled_len(self) -> int:
+        return len(self.response_ids) - self.guidance_len
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """Named reward channels of R rollouts, and their weighted sum."""
+
+    channels: tuple[str, ...]
+    reward_RK: Doubles
+    total_R: Doubles
+    accuracy_R: Doubles
+    """The channel that counts as accuracy (evaluation, guidance controller)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """R ragged token sequences end to end: row r is `ids_N[ptr_R1[r]:ptr_R1[r + 1]]`."""
+
+    ids_N: Ints
+    ptr_R1: Longs
+    trained_N: Bools
+    """Tokens whose log-probability enters the loss. Never the first of a row: it has no context."""
+    group_R: Ints
+    """Rows of one group become one tree (they may share any prefix, or none)."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ptr_R1) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreePlan:
+    """One micro-batch: some groups' prefix trees, in depth-first order, as one stream of S positions.
+
+    Query i sees key j iff `j <= i < end_S[j]`. An edge is (position that predicts, token predicted); its
+    members are the row tokens that it stands for, as indices into `Sequences.ids_N`.
+    """
+
+    token_S: Ints
+    position_S: Ints
+    """Path length from the tree's root: the RoPE position."""
+    end_S: Ints
+    source_T: Ints
+    target_T: Ints
+    member_ptr_T1: Longs
+    member_M: Longs
+    row_B: Ints
+    """The rows (indices into `Sequences`) in this plan."""
+    last_B: Ints
+    """For each of them, the stream position of its last encoded token; -1 when none is encoded."""
+    unshared_tokens: int
+    """Tokens that the same rows would have encoded without sharing: `unshared_tokens / S` is what the tree saves."""
