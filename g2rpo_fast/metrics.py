@@ -1,0 +1,97 @@
+"""Numbers that leave a step: sums with counts, phase times, and the run's `metrics.jsonl`.
+
+A metric leaves a function as (sum, count) and is divided once, here, so micro-batches and ranks only add.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Stat = tuple[torch.Tensor | float, torch.Tensor | float]
+
+
+class Means:
+    """Adds (sum, count) pairs under names; `values()` divides each once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float = 1.0) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + float(total)
+        self._counts[name] = self._counts.get(name, 0.0) + float(count)
+
+    def add_all(self, stats: Mapping[str, Stat], prefix: str = "") -> None:
+        for name, (total, count) in stats.items():
+            self.add(prefix + name, total, count)
+
+    def values(self) -> dict[str, float]:
+        """Means by name; NaN where nothing was counted."""
+        return {n: s / self._counts[n] if self._counts[n] else math.nan for n, s in self._sums.items()}
+
+
+class Phases:
+    """Wall seconds of a step's phases: `with phases("rollout"): ...`, then `seconds()`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, and "step" for all of them with what lies between."""
+        return {**self._seconds, "step": time.perf_counter() - self._start}
+
+
+class MetricsLog:
+    """Append-only JSON lines. A resumed run first drops every record past its checkpoint.
+
+    Keys that start with "time/" depend on the machine; all others repeat bit for bit on a CPU.
+    """
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        """Args: last_step: records of later steps are dropped (they will be made again)."""
+        self._path = path
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def _lines(self) -> list[str]:
+        """Complete lines only: a killed process may leave half of one."""
+        if not self._path.exists():
+            return []
+        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        clean = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

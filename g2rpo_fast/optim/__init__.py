@@ -1,0 +1,87 @@
+"""AdamW on float32 weights, learning-rate schedules, gradient clipping, and the guard against bad gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its step. Defaults: the released G2RPO-A recipe."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How lr falls from its peak to min_lr_ratio * lr."""
+    min_lr_ratio: float = 0.1
+    """Where the schedule ends, as a share of lr."""
+    warmup_steps: int = 0
+    """Steps in which lr rises linearly to its peak."""
+    beta1: float = 0.9
+    """AdamW: decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW: decay of the second moment."""
+    weight_decay: float = 0.0
+    """AdamW: on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    updates_per_batch: int = 1
+    """Passes over each rollout batch. 1 = on-policy: the old log-probabilities are the pass's own."""
+    minibatches: int = 1
+    """Optimiser steps per pass: the batch's groups are split into this many."""
+    max_bad_steps: int = 5
+    """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates_per_batch", "minibatches", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name}: wanted at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr: wanted a positive number, got {self.lr}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optim.max_grad_norm: wanted a positive number, got {self.max_grad_norm}")
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; decay on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate of 0-based `step`: a pure function, so nothing of it needs saving."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.schedule]
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, *, lr: float, max_grad_norm: float) -> float:
+    """Clips, steps unless the gradient is not finite, and clears the gradients.
+
+    Returns the global gradient norm before clipping; when it is not finite nothing was changed.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm)) if parameters else 0.0
+    if math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
