@@ -1,0 +1,25 @@
+"""Guidance: how much of a ground-truth trace a rollout starts from (G2RPO-A, arXiv 2508.13023).
+
+A guided member of a group samples `o_i = z[:l] + y_i`, `y_i ~ pi(.|q, z[:l])`; the share alpha of the members
+that are guided, the guidance length l and the rule that moves l between steps are this package. Evaluation
+never calls it: what is reported is what the model does alone.
+"""
+
+from g2rpo_fast.guidance.config import GuidanceConfig
+from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state
+from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths
+from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, judge_profile
+from g2rpo_fast.guidance.state import GuidanceState
+
+__all__ = [
+    "PROFILE_FRACTIONS",
+    "GuidanceConfig",
+    "GuidanceState",
+    "ProfilePoint",
+    "advance",
+    "controller_accuracy",
+    "guidance_tokens",
+    "guided_lengths",
+    "initial_state",
+    "judge_profile",
+]
