@@ -14,10 +14,10 @@ from itertools import combinations
 PROFILE_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 HOPELESS = 0.05
-"""Success with the whole trace below which guidance has nothing to give (0 to 0.05 was useless when tried)."""
+"""Success with the whole trace below which guidance has nothing to give (at 0 to 0.05 it was useless)."""
 EASY = 0.5
 """Success without guidance from which the reward is no longer sparse."""
-NOISE = 2.5
+NOISE = 3.0
 """Standard errors that a fall must exceed: ten pairs are compared."""
 
 
