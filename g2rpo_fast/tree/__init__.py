@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from g2rpo_fast import _C
 from g2rpo_fast.tree import twin
 from g2rpo_fast.tree.check import check_sequences
 from g2rpo_fast.types import Sequences, TreePlan
@@ -51,11 +52,11 @@ def plan_trees(
     them with `whole`. Rows that encode nothing are in no plan: every plan has a position, every `last_B` is
     one. Every trained token of `sequences` is a member of exactly one edge of exactly one plan.
 
-    Nodes branch in order of first appearance, groups count by first appearance, `row_B` ascends within a tree.
-    Edges are in order of source, then of first appearance; an edge's members ascend. Trees are placed largest
-    first, each in the first plan that has room. A tree that is over the budget by itself is first cut into
-    parts of consecutive rows (in depth-first order of their ends), each with its own copy of what they share.
-    A plan is over the budget only if it is a single path.
+    Nodes branch in order of first appearance, groups count by first appearance, `row_B` ascends within a
+    tree. Edges are in order of source, then of first appearance; an edge's members ascend. Trees are placed
+    largest first, each in the first plan that has room. A tree that is over the budget by itself is first cut
+    into parts of consecutive rows (in depth-first order of their ends), each with its own copy of what they
+    share. A plan is over the budget only if it is a single path.
 
     Args:
         sequences: the rows. Groups may have any size and their rows may lie anywhere.
@@ -73,5 +74,12 @@ def plan_trees(
         raise ValueError(f"token_budget: wanted None or at least 1, got {token_budget}")
     if min_saved < 1:
         raise ValueError(f"min_saved: wanted at least 1, got {min_saved}")
-    plan = {"python": twin.plan_trees, "cpp": twin.plan_trees}[impl]
-    return plan(sequences, token_budget, min_saved, whole)
+    return _IMPLS[impl](sequences, token_budget, min_saved, whole)
+
+
+def _plan_cpp(sequences: Sequences, token_budget: int | None, min_saved: int, whole: bool) -> list[TreePlan]:
+    arrays = (sequences.ids_N, sequences.ptr_R1, sequences.trained_N, sequences.group_R)
+    return [TreePlan(**fields) for fields in _C.plan_trees(*arrays, token_budget, min_saved, whole)]
+
+
+_IMPLS = {"cpp": _plan_cpp, "python": twin.plan_trees}

@@ -49,6 +49,4 @@ def _check_tokens(ids_N: Ints, ptr_R1: Longs, trained_N: Bools) -> None:
     rows = np.flatnonzero(ptr_R1[1:] > ptr_R1[:-1])
     wrong = rows[trained_N[ptr_R1[rows]]]
     if len(wrong):
-        raise ValueError(
-            f"row {wrong[0]}: wanted an untrained first token (nothing precedes it), got a trained"
-        )
+        raise ValueError(f"row {wrong[0]}: wanted an untrained first token (it has no context), got trained")

@@ -103,7 +103,7 @@ def _chain(parent: list[int], last: int) -> list[int]:
 
 
 def _split(tree: Tree, budget: float) -> list[Tree]:
-    """Greedy parts under the budget, rows in depth-first order of their ends; over it only as a single path."""
+    """Greedy parts within the budget, rows in depth-first order of their ends; one path may exceed it."""
     parts: list[list[int]] = []
     held: set[int] = set()
     for row in sorted(tree.path, key=lambda row: (tree.path[row][-1], row)):
