@@ -1,0 +1,57 @@
+# make train    virtual environment, installation, and the main job on the embedded default
+# make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y")
+# make lint     ruff, pyright, clang-format
+# make bench    the CPU benchmarks (benchmarks/results/*.json)
+# make clean    what these made
+#
+# Needs Python 3.11 or newer, a C++17 compiler and make. Without a GPU, PyTorch's CPU build saves a download of
+# several GB:  make train TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TRAIN_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+INSTALL_INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES)
+
+.PHONY: train test lint bench clean
+
+train: $(VENV)/.installed
+	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+bench: $(VENV)/.installed-bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+
+# PyTorch first: what is installed after it must not pull in another build of it.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH) setuptools pybind11 ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(INSTALL_INPUTS)
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch $(INSTALL_INPUTS)
+	$(PIP) --no-build-isolation -e .[test]
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.torch $(INSTALL_INPUTS)
+	$(PIP) --no-build-isolation -e .[test,bench]
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
