@@ -81,10 +81,7 @@ class MetricsLog:
         return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        clean = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
-        }
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
 

@@ -136,6 +136,7 @@ class Rewards:
 
     channels: tuple[str, ...]
     reward_RK: Doubles
+    weight_K: Doubles
     total_R: Doubles
     accuracy_R: Doubles
     """The channel that counts as accuracy (evaluation, guidance controller)."""

@@ -1,0 +1,42 @@
+"""Whole step and update on a CPU, one thread: against TRL's GRPOTrainer and the padded form."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import sides
+
+PROMPTS = (64, 256, 1024)
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install g2rpo-fast[bench]"
+)
+
+
+def test_update_against_the_padded_form(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
+    """Forward, backward and optimiser on the same rollouts: prefix tree, or prompts repeated."""
+    lengths, steps, rounds = (PROMPTS, 5, 5) if benchmark_mode else ((16,), 1, 1)
+    cases = [
+        sides.compare("tree_update", "padded_update", {"prompt": p, "steps": steps}, rounds) for p in lengths
+    ]
+    assert all(case["tree_update"]["measured_steps"] == steps * rounds for case in cases)
+    record("update_vs_padded_cpu", {"cases": cases})
+
+
+@needs_trl
+def test_step_against_trl(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
+    """4 prompts x 16 rollouts of 64 tokens: sampling, rewards, update."""
+    lengths, steps, rounds = (PROMPTS, 4, 3) if benchmark_mode else ((16,), 1, 1)
+    cases = [sides.compare("ours_step", "trl_step", {"prompt": p, "steps": steps}, rounds) for p in lengths]
+    assert all(case["trl_step"]["measured_steps"] == steps * rounds for case in cases)
+    record("step_vs_trl_cpu", {"cases": cases})
+
+
+@needs_trl
+def test_embedded_task_against_trl(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
+    """The embedded task, unguided: 16 prompts of 10 tokens x 12 rollouts, where sharing gains little."""
+    steps, rounds = (10, 3) if benchmark_mode else (1, 1)
+    case = sides.compare("ours_embedded", "trl_embedded", {"steps": steps}, rounds)
+    assert case["ours_embedded"]["measured_steps"] == steps * rounds
+    record("embedded_task_vs_trl_cpu", case)

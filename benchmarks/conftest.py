@@ -1,0 +1,72 @@
+"""`pytest benchmarks/ --benchmark` measures and writes JSON; without the flag each case runs once, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="measure at full size and write results/*.json")
+
+
+@pytest.fixture
+def benchmark_mode(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--benchmark"))
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, benchmark_mode: bool) -> Callable[[str, dict], None]:
+    """Writes `results/NAME.json`: the figures, and how to get them again. Prints them when only smoke-testing."""
+
+    def write(name: str, figures: dict) -> None:
+        result = {
+            "name": name,
+            "command": f"pytest {request.node.nodeid} --benchmark",
+            "machine": machine(),
+            "versions": versions(),
+            "commit": commit(),
+            "figures": figures,
+        }
+        text = json.dumps(result, indent=1)
+        print(text)
+        if benchmark_mode:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(text + "\n")
+
+    return write
+
+
+def machine() -> dict[str, object]:
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "trl", "numpy")
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+
+
+def commit() -> str:
+    """The commit measured; "+" when the tree had changes."""
+    here = Path(__file__).parent
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

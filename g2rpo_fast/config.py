@@ -1,0 +1,151 @@
+"""The whole configuration: the stages' own sections, read from TOML, overridden from the command line.
+
+An unknown key, a wrong type or clashing values fail here, naming the key, what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+
+from g2rpo_fast.checkpoint import CheckpointConfig
+from g2rpo_fast.data import DataConfig
+from g2rpo_fast.embedded import EmbeddedConfig
+from g2rpo_fast.evaluate import EvaluateConfig
+from g2rpo_fast.guidance import GuidanceConfig
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.objective import ObjectiveConfig
+from g2rpo_fast.optim import OptimConfig
+from g2rpo_fast.rewards import RewardConfig
+from g2rpo_fast.rollout import RolloutConfig
+from g2rpo_fast.tree import TreeConfig
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length, place and seed of a run."""
+
+    dir: str | None = None
+    """Run directory; one that holds a run continues it. None = a new one under runs/."""
+    steps: int = 100
+    """Rollout batches to train on."""
+    prompts_per_step: int = 16
+    """Groups in each of them."""
+    seed: int = 0
+    """Fixes data order, sampling and the embedded model."""
+    threads: int | None = None
+    """CPU threads of torch. None = the cores this process may use, less those that are busy."""
+    device: str = "auto"
+    """"auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("prompts_per_step", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"run.{name}: wanted at least {least}, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads: wanted at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run. Every section's defaults are those of the published method."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+
+    def __post_init__(self) -> None:
+        if (self.model.path is None) != (self.data.path is None):
+            given, missing = ("model", "data") if self.data.path is None else ("data", "model")
+            raise ValueError(
+                f"{missing}.path: wanted a path because {given}.path is given, got None "
+                f"(the embedded default makes both its model and its data; leave out both or neither)"
+            )
+        if self.guidance.enabled and self.rollout.max_tokens <= self.guidance.reserve:
+            raise ValueError(
+                f"rollout.max_tokens: wanted more than guidance.reserve = {self.guidance.reserve}, "
+                f"got {self.rollout.max_tokens}"
+            )
+        if self.optim.minibatches > self.run.prompts_per_step:
+            raise ValueError(
+                f"optim.minibatches: wanted at most run.prompts_per_step = {self.run.prompts_per_step} "
+                f"(groups are not split), got {self.optim.minibatches}"
+            )
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    directory = resources.files("g2rpo_fast") / "presets"
+    return sorted(p.name.removesuffix(".toml") for p in directory.iterdir() if p.name.endswith(".toml"))
+
+
+def load_config(source: str | Path) -> Config:
+    """Reads a TOML file, or a preset by name.
+
+    Raises:
+        ValueError: unknown file, section or key (with the nearest name), wrong type, clashing values.
+    """
+    path = Path(source)
+    if str(source) in preset_names():
+        text = (resources.files("g2rpo_fast") / "presets" / f"{source}.toml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise ValueError(
+            f"CONFIG: wanted a TOML file or one of the presets {', '.join(preset_names())}, got {str(source)!r}"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source}: not valid TOML: {error}") from error
+    return config_from_dict(values, where=str(source))
+
+
+def config_from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Builds a Config from nested plain values, as read from TOML or JSON."""
+    _refuse_unknown(values, Config, where, "")
+    try:
+        return pydantic.TypeAdapter(Config).validate_json(json.dumps(values), strict=True)
+    except pydantic.ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            if e["type"] != "value_error"
+            else e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
+        ]
+        raise ValueError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _refuse_unknown(values: Mapping[str, Any], cls: type, where: str, prefix: str) -> None:
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"; the nearest name is {prefix}{near[0]}" if near else f"; known: {', '.join(sorted(known))}"
+            )
+            raise ValueError(f"{where}: unknown key {prefix}{key}{hint}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {prefix}{key}: wanted a section [{prefix}{key}], got {value!r}")
+            _refuse_unknown(value, hints[key], where, f"{prefix}{key}.")

@@ -1,0 +1,98 @@
+"""What a person sees in the terminal: the set-up, one line a step, and the learning curve at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import plotext
+
+from g2rpo_fast.assemble import Parts
+from g2rpo_fast.guidance import ProfilePoint
+from g2rpo_fast.metrics import read_metrics
+
+_HEADER = "    step   eval | accuracy  guided alone |  l  length | no signal  ratio |  tok/s   s/step  (roll upd)   left"
+
+
+class Console:
+    """Prints a run's progress through `show`, line by line: works in a terminal, a pipe and a log file."""
+
+    def __init__(self, parts: Parts, show: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._show = show
+        self._began = time.perf_counter()
+        self._first = parts.state.step
+        self._lines = 0
+
+    def start(self) -> None:
+        config, parts = self._parts.config, self._parts
+        parameters = sum(p.numel() for p in parts.learner.model.parameters())
+        long = parts.prompts.num_too_long
+        self._show(
+            f"model: {parameters / 1e6:.2f}M parameters on {parts.learner.model.device}, "
+            f"{config.run.threads} threads\n"
+            f"data: {len(parts.prompts.prompts)} prompts"
+            + (f", {long} over data.max_prompt_tokens left out" if long else "")
+            + (f"; {len(parts.eval_prompts.prompts)} held out" if parts.eval_prompts else "")
+            + f"\nrun: {config.run.steps} steps of {config.run.prompts_per_step} prompts x "
+            f"{config.rollout.group_size} rollouts, in {parts.directory}\n"
+            f"to continue it after a stop: the same command with --run.dir {parts.directory}"
+        )
+        if parts.resumed:
+            self._show(f"continued after step {parts.state.step}")
+
+    def profile(self, points: Sequence[ProfilePoint], warnings: Sequence[str]) -> None:
+        shown = "   ".join(f"{p.fraction:.0%}: {p.success:.3f}" for p in points)
+        self._show(f"guidance profile (success given this share of the trace): {shown}")
+        for warning in warnings:
+            self._show(f"warning: {warning}")
+
+    def evaluation(self, step: int, stats: Mapping[str, float]) -> None:
+        if stats:
+            self._show(f"held-out accuracy after step {step}: {stats['eval/accuracy']:.3f}")
+
+    def step(self, step: int, m: Mapping[str, float]) -> None:
+        """One line for a finished step."""
+        total = self._parts.config.run.steps
+        if self._lines % 20 == 0:
+            self._show(_HEADER)
+        self._lines += 1
+        elapsed = time.perf_counter() - self._began
+        left = elapsed / (step - self._first) * (total - step)
+        seconds = m["time/step_s"]
+        evaluated = f"{m['eval/accuracy']:6.3f}" if "eval/accuracy" in m else " " * 6
+        self._show(
+            f"{step:4d}/{total:<4d}{evaluated} | {m['rollout/accuracy']:8.3f} "
+            f"{m['rollout/guided/accuracy']:7.3f} {m['rollout/unguided/accuracy']:5.3f} |"
+            f"{m['guidance/length']:5.1f} {m['rollout/length']:5.1f} | "
+            f"{m['rollout/zero_signal']:8.0%} {m['update/token_ratio']:6.2f} | "
+            f"{m['rollout/sampled_tokens'] / m['time/rollout_s']:6.0f} {seconds:7.2f}  "
+            f"({m['time/rollout_s'] / seconds:3.0%} {m['time/update_s'] / seconds:3.0%})  {left:5.0f}s"
+        )
+
+    def finish(self, model_dir: Path) -> None:
+        """The learning curve and where the model is."""
+        records = read_metrics(self._parts.directory / "metrics.jsonl")
+        curves = {
+            "held out": [(r["step"], r["eval/accuracy"]) for r in records if "eval/accuracy" in r],
+            "rollouts, unguided": [
+                (r["step"], r["rollout/unguided/accuracy"])
+                for r in records
+                if r.get("rollout/unguided/accuracy") is not None
+            ],
+        }
+        self._show(draw_curves(curves, title="accuracy by step"))
+        self._show(f"model saved in {model_dir} ({time.perf_counter() - self._began:.0f} s)")
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> str:
+    """A text plot, 90 columns wide, of named (x, y) curves; empty ones are left out."""
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(90, 18)
+    plotext.title(title)
+    for name, points in curves.items():
+        if points:
+            plotext.plot([x for x, _ in points], [y for _, y in points], label=name)
+    return plotext.build()

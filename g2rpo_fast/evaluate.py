@@ -1,0 +1,99 @@
+"""Accuracy on held-out prompts, and the guidance profile. Evaluation never sees guidance.
+
+The profile measures P(success | the first f of the trace is given) before training: where success stays near
+zero even with the whole trace, guidance cannot produce a reward to learn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
+from g2rpo_fast.rollout.groups import sample_groups
+from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured beside training."""
+
+    every: int = 10
+    """Steps between evaluations; also before the first step and after the last. 0 = never."""
+    samples: int = 1
+    """Completions for each held-out prompt."""
+    temperature: float = 0.0
+    """Sampling temperature of evaluation; 0 = greedy."""
+    profile_prompts: int = 32
+    """Training prompts that the guidance profile is measured on; 0 = no profile."""
+    profile_samples: int = 4
+    """Completions for each of them, at each share of the trace."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("samples", 1), ("temperature", 0), ("profile_prompts", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluate.{name}: wanted at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Samples and scores prompts with the present weights: what evaluation and the profile share."""
+
+    engine: Engine
+    sampling: Sampling
+    max_tokens: int
+    decode: Callable[[Sequence[int]], str]
+    score: Callable[[Sequence[Rollout]], Rewards]
+    seed: int
+
+    def run(
+        self, prompts: Sequence[Prompt], lengths: Sequence[Sequence[int]], step: int
+    ) -> tuple[list[Rollout], Rewards]:
+        rollouts = sample_groups(
+            self.engine,
+            prompts,
+            lengths,
+            sampling=self.sampling,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            step=step,
+            decode=self.decode,
+        )
+        return rollouts, self.score(rollouts)
+
+
+def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:
+    """Unguided accuracy, reward, length and share of finished answers on `prompts`."""
+    sampling = replace(judge.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
+    unguided = [[0] * config.samples for _ in prompts]
+    rollouts, rewards = replace(judge, sampling=sampling).run(prompts, unguided, step=0)
+    count = len(rollouts)
+    return {
+        "eval/accuracy": float(rewards.accuracy_R.mean()),
+        "eval/reward": float(rewards.total_R.mean()),
+        "eval/length": sum(r.sampled_len for r in rollouts) / count,
+        "eval/finished": sum(r.finish_reason == "stop" for r in rollouts) / count,
+    }
+
+
+def guidance_profile(
+    judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig, *, reserve: int
+) -> tuple[ProfilePoint, ...]:
+    """Success rate given the first 0, 25, 50, 75 and 100% of the trace, sampled as in training.
+
+    Prompts without a trace are left out. At least `reserve` tokens of a response are the model's own.
+    """
+    traced = [p for p in prompts if p.trace_ids][: config.profile_prompts]
+    points = []
+    for index, fraction in enumerate(PROFILE_FRACTIONS if traced else ()):
+        longest = judge.max_tokens - reserve
+        lengths = [
+            [min(round(fraction * len(p.trace_ids)), longest)] * config.profile_samples for p in traced
+        ]
+        _, rewards = judge.run(traced, lengths, step=index)
+        points.append(
+            ProfilePoint(
+                fraction=fraction, success=float(rewards.accuracy_R.mean()), num=len(rewards.accuracy_R)
+            )
+        )
+    return tuple(points)

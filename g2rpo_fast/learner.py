@@ -1,0 +1,148 @@
+"""The update: packed prefix trees through the backbone, the fused loss, and optimiser steps.
+
+Old log-probabilities cost no pass of their own when a batch gets one optimiser step per pass over it: the
+first pass runs on the weights that sampled, so its log-probabilities are the old ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from g2rpo_kernels import linear_logprob, linear_policy_loss
+from transformers import PreTrainedModel
+
+from g2rpo_fast.metrics import Means
+from g2rpo_fast.model import ModelConfig, compute_context, head_of, tree_hidden
+from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective
+from g2rpo_fast.objective.batch import TrainBatch
+from g2rpo_fast.optim import OptimConfig, apply_gradients
+from g2rpo_fast.tree import TreeConfig, plan_trees
+from g2rpo_fast.types import TreePlan
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One packed stream of an optimiser step."""
+
+    batch: TrainBatch
+    plan: TreePlan
+    source_T: torch.Tensor
+    target_T: torch.Tensor
+    ref_logp_T: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A policy in training: what an update reads, and the weights that it moves."""
+
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    reference: PreTrainedModel | None
+    """The frozen policy of the KL term."""
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    tree: TreeConfig
+    compute: ModelConfig
+    temperature: float
+    """Of sampling: training reads the same distribution."""
+
+    def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
+        """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
+
+        Returns metrics: means over edges, sums of loss, the last gradient norm, and the number of steps that
+        were skipped for a non-finite gradient.
+        """
+        means, norm, skipped = Means(), 0.0, 0
+        steps = [self._micro_batches(batch) for batch in batches]
+        old: dict[int, torch.Tensor] = {}
+        if len(steps) > 1:
+            old = {id(m): self._logp(self.model, m) for step in steps for m in step}
+        for _ in range(self.optim.updates_per_batch):
+            for step in steps:
+                for micro in step:
+                    logp_T = self._backward(micro, old.get(id(micro)), means, share=1.0 / len(step))
+                    old.setdefault(id(micro), logp_T)
+                norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
+                skipped += not math.isfinite(norm)
+        plans = [micro.plan for step in steps for micro in step]
+        num_positions = sum(len(p.token_S) for p in plans)
+        return {
+            **means.values(),
+            "optim/grad_norm": norm,
+            "optim/skipped": skipped,
+            "update/positions": num_positions,
+            "update/micro_batches": len(plans),
+            "update/token_ratio": sum(p.unshared_tokens for p in plans) / num_positions
+            if plans
+            else math.nan,
+        }
+
+    def _micro_batches(self, batch: TrainBatch) -> list[MicroBatch]:
+        plans = plan_trees(
+            batch.sequences, token_budget=self.tree.token_budget, min_saved=self.tree.min_saved
+        )
+        return [self._micro_batch(batch, plan) for plan in plans]
+
+    def _micro_batch(self, batch: TrainBatch, plan: TreePlan) -> MicroBatch:
+        device = self.model.device
+        micro = MicroBatch(
+            batch=batch,
+            plan=plan,
+            source_T=torch.from_numpy(plan.source_T).long().to(device),
+            target_T=torch.from_numpy(plan.target_T).long().to(device),
+            ref_logp_T=None,
+        )
+        if self.reference is None:
+            return micro
+        return replace(micro, ref_logp_T=self._logp(self.reference, micro))
+
+    @torch.no_grad()
+    def _logp(self, model: PreTrainedModel, micro: MicroBatch) -> torch.Tensor:
+        head = head_of(model)
+        with compute_context(model, self.compute):
+            hidden_SD = tree_hidden(model, micro.plan).hidden_SD
+        return linear_logprob(
+            hidden_SD,
+            head.weight_VD,
+            micro.target_T,
+            source_T=micro.source_T,
+            bias_V=head.bias_V,
+            temperature=self.temperature,
+            softcap=head.softcap,
+        ).logp_T
+
+    def _backward(
+        self, micro: MicroBatch, old_logp_T: torch.Tensor | None, means: Means, *, share: float
+    ) -> torch.Tensor:
+        """Adds this micro-batch's gradient, `share` of its step; returns its log-probabilities."""
+        head = head_of(self.model)
+        with compute_context(self.model, self.compute):
+            hidden_SD = tree_hidden(self.model, micro.plan).hidden_SD
+        batch = micro.batch
+        out = linear_policy_loss(
+            hidden_SD,
+            head.weight_VD,
+            micro.target_T,
+            edges_of(
+                micro.plan,
+                batch.sequences,
+                batch.advantage_N,
+                batch.weight_N,
+                old_logp_T=old_logp_T,
+                ref_logp_T=micro.ref_logp_T,
+                rollout_logp_N=batch.rollout_logp_N,
+                device=self.model.device,
+            ),
+            kernel_objective(self.objective),
+            source_T=micro.source_T,
+            bias_V=head.bias_V,
+            temperature=self.temperature,
+            softcap=head.softcap,
+        )
+        out.loss.backward()
+        means.add("loss", out.loss.detach(), share)
+        means.add_all(out.stats, prefix="update/")
+        return out.logp_T

@@ -1,0 +1,100 @@
+"""Rollouts and advantages → what the update reads: ragged sequences with an advantage and a weight per token.
+
+Rows whose advantages are all zero carry no gradient when there is neither a KL nor an entropy term: they are
+left out here, before a single token of theirs is encoded, while the weights still count them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from g2rpo_fast.objective.weights import token_weights
+
+from g2rpo_fast.types import Bools, Doubles, Floats, Ints, Rollout, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatch:
+    """The rows of one optimiser step. Per-token arrays run along `sequences.ids_N`."""
+
+    sequences: Sequences
+    advantage_N: Floats
+    weight_N: Floats
+    """0 outside trained tokens. Already normalised over the whole batch: micro-batches add."""
+    rollout_logp_N: Floats
+    """NaN where nothing was sampled."""
+    rollout_R: Ints
+    """For each row, its index among the step's rollouts."""
+
+
+def split_groups(rollouts: Sequence[Rollout], parts: int) -> list[list[int]]:
+    """Indices of the rollouts in each of `parts` runs of whole groups, of nearly equal group counts."""
+    groups = sorted({r.group for r in rollouts})
+    part_of = {g: i * parts // len(groups) for i, g in enumerate(groups)}
+    split: list[list[int]] = [[] for _ in range(parts)]
+    for index, rollout in enumerate(rollouts):
+        split[part_of[rollout.group]].append(index)
+    return [indices for indices in split if indices]
+
+
+def make_batch(
+    rollouts: Sequence[Rollout],
+    indices: Sequence[int],
+    advantage_R: Doubles,
+    *,
+    aggregation: str,
+    constant_length: int,
+    keep_all: bool,
+) -> TrainBatch:
+    """Builds the batch of the rollouts at `indices`.
+
+    Args:
+        advantage_R: one advantage for each of `rollouts`.
+        keep_all: keep rows without advantage (a KL or entropy term gives them a gradient).
+    """
+    chosen = [rollouts[i] for i in indices]
+    trained = [_trained(r) for r in chosen]
+    weights = token_weights(
+        np.concatenate(trained),
+        _pointers([len(t) for t in trained]),
+        aggregation,
+        num_rollouts=len(chosen),
+        constant_length=constant_length,
+    )
+    pieces = np.split(weights, np.cumsum([len(t) for t in trained])[:-1])
+    kept = [k for k, i in enumerate(indices) if trained[k].any() and (keep_all or advantage_R[i] != 0.0)]
+    lengths = [len(trained[k]) for k in kept]
+    return TrainBatch(
+        sequences=Sequences(
+            ids_N=_join(
+                [np.asarray(chosen[k].training_prompt_ids + chosen[k].response_ids) for k in kept], np.int32
+            ),
+            ptr_R1=_pointers(lengths),
+            trained_N=_join([trained[k] for k in kept], np.bool_),
+            group_R=np.asarray([chosen[k].group for k in kept], np.int32),
+        ),
+        advantage_N=np.repeat(advantage_R[[indices[k] for k in kept]], lengths).astype(np.float32),
+        weight_N=_join([pieces[k] for k in kept], np.float32),
+        rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
+        rollout_R=np.asarray([indices[k] for k in kept], np.int32),
+    )
+
+
+def _trained(rollout: Rollout) -> Bools:
+    prompt = np.zeros(len(rollout.training_prompt_ids), dtype=np.bool_)
+    return np.concatenate([prompt, rollout.loss_mask])
+
+
+def _rollout_logp(rollout: Rollout) -> Floats:
+    prompt = np.full(len(rollout.training_prompt_ids), np.nan, dtype=np.float32)
+    return np.concatenate([prompt, rollout.rollout_logp])
+
+
+def _pointers(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)

@@ -1,0 +1,94 @@
+"""From prompts to groups of rollouts: requests with guidance in front, completions behind.
+
+A guided member's response is `trace[:l] + y`, `y ~ pi(. | prompt, trace[:l])` (G2RPO-A, arXiv 2508.13023,
+guided GRPO objective). Token ids end to end: nothing is decoded and tokenised again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from g2rpo_fast.types import Completion, Engine, Prompt, Request, Rollout, Sampling
+
+
+def request_seed(seed: int, step: int, prompt_id: str, member: int) -> int:
+    """A 63-bit seed that depends on what is sampled and when, never on its place in the batch."""
+    text = f"{seed}/{step}/{prompt_id}/{member}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+def sample_groups(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    guidance_lengths: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    max_tokens: int,
+    seed: int,
+    step: int,
+    decode: Callable[[Sequence[int]], str],
+    guidance_in_loss: bool = False,
+) -> list[Rollout]:
+    """Samples one group for each prompt.
+
+    Args:
+        guidance_lengths: for each prompt, the trace tokens that each member starts from; 0 = unguided. The
+            inner length is the group's size.
+        max_tokens: cap of a response, its guidance included.
+        step: together with `seed`, prompt id and member it fixes every draw.
+        guidance_in_loss: whether injected tokens carry loss.
+
+    Returns:
+        Rollouts, group by group.
+    """
+    slots = [
+        (group, prompt, member, length)
+        for group, (prompt, lengths) in enumerate(zip(prompts, guidance_lengths, strict=True))
+        for member, length in enumerate(lengths)
+    ]
+    requests = [
+        Request(
+            prompt_ids=prompt.token_ids + prompt.trace_ids[:length],
+            max_tokens=max_tokens - length,
+            seed=request_seed(seed, step, prompt.id, member),
+        )
+        for _, prompt, member, length in slots
+    ]
+    completions = engine.generate(requests, sampling)
+    return [
+        _rollout(group, prompt, member, length, completion, decode, guidance_in_loss)
+        for (group, prompt, member, length), completion in zip(slots, completions, strict=True)
+    ]
+
+
+def _rollout(
+    group: int,
+    prompt: Prompt,
+    member: int,
+    length: int,
+    completion: Completion,
+    decode: Callable[[Sequence[int]], str],
+    guidance_in_loss: bool,
+) -> Rollout:
+    response_ids = prompt.trace_ids[:length] + completion.token_ids
+    mask = np.ones(len(response_ids), dtype=np.bool_)
+    mask[:length] = guidance_in_loss
+    logp = np.full(len(response_ids), np.nan, dtype=np.float32)
+    logp[length:] = completion.logp
+    return Rollout(
+        prompt=prompt,
+        group=group,
+        member=member,
+        training_prompt_ids=prompt.token_ids,
+        sampling_prompt_ids=prompt.token_ids,
+        response_ids=response_ids,
+        guidance_len=length,
+        loss_mask=mask,
+        rollout_logp=logp,
+        text=decode(response_ids),
+        finish_reason=completion.finish_reason,
+        weight_version=completion.weight_version,
+    )

@@ -1,0 +1,50 @@
+"""What a step's rollouts say, guided and unguided apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from g2rpo_fast.types import Bools, Doubles, Rewards, Rollout
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: Doubles) -> dict[str, float]:
+    """Means over rollouts; NaN where a split is empty.
+
+    "zero_signal" is the share of groups whose advantages are all zero: they teach nothing this step. "nll" is
+    the mean -log p of the sampled tokens under the sampling distribution, an unbiased estimate of its entropy.
+    """
+    guided_R = np.asarray([r.guided for r in rollouts])
+    everyone = np.ones(len(rollouts), dtype=np.bool_)
+    metrics = {
+        f"reward/{channel}": float(rewards.reward_RK[:, k].mean())
+        for k, channel in enumerate(rewards.channels)
+    }
+    for name, chosen in (("", everyone), ("guided/", guided_R), ("unguided/", ~guided_R)):
+        metrics |= {f"rollout/{name}{k}": v for k, v in _split(rollouts, rewards, chosen).items()}
+    group_R = np.asarray([r.group for r in rollouts])
+    silent = [not advantage_R[group_R == g].any() for g in np.unique(group_R)]
+    metrics["rollout/zero_signal"] = float(np.mean(silent))
+    metrics["rollout/guidance_tokens"] = float(sum(r.guidance_len for r in rollouts))
+    metrics["rollout/sampled_tokens"] = float(sum(r.sampled_len for r in rollouts))
+    return metrics
+
+
+def _split(rollouts: Sequence[Rollout], rewards: Rewards, chosen: Bools) -> dict[str, float]:
+    part = [r for r, c in zip(rollouts, chosen, strict=True) if c]
+    sampled = np.concatenate([r.rollout_logp[r.guidance_len :] for r in part]) if part else np.zeros(0)
+    return {
+        "reward": _mean(rewards.total_R[chosen]),
+        "reward_std": float(rewards.total_R[chosen].std()) if part else math.nan,
+        "accuracy": _mean(rewards.accuracy_R[chosen]),
+        "length": _mean(np.asarray([r.sampled_len for r in part])),
+        "finished": _mean(np.asarray([r.finish_reason == "stop" for r in part])),
+        "nll": -_mean(sampled),
+        "share": float(np.mean(chosen)),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,32 @@
+"""Tiny real runs that several tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from g2rpo_fast.config import Config, config_from_dict, load_config
+
+TINY = {
+    "run": {"steps": 4, "prompts_per_step": 4, "threads": 1},
+    "embedded": {"warm_start_steps": 8, "train_rows": 64, "eval_rows": 8},
+    "data": {"eval_rows": 8},
+    "rollout": {"group_size": 6, "max_tokens": 40},
+    "guidance": {"length_init": 16, "length_max": 24, "reserve": 8},
+    "evaluate": {"every": 2, "profile_prompts": 4, "profile_samples": 2},
+    "checkpoint": {"every": 2},
+}
+
+
+def tiny_config(directory: Path, **sections: dict[str, Any]) -> Config:
+    """The embedded preset made tiny, with `sections` laid over it."""
+    values = dataclasses.asdict(load_config("embedded"))
+    for name, section in [*TINY.items(), ("run", {"dir": str(directory)}), *sections.items()]:
+        values[name] |= section
+    return config_from_dict(values)
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must repeat bit for bit."""
+    return [{k: v for k, v in record.items() if not k.startswith("time/")} for record in records]

@@ -1,0 +1,93 @@
+"""Configuration: presets, refusals that name the key, what was wanted and what came."""
+
+import dataclasses
+import json
+
+import pytest
+
+from g2rpo_fast import Config
+from g2rpo_fast.cli import main, read_arguments
+from g2rpo_fast.config import config_from_dict, load_config, preset_names
+from g2rpo_fast.optim import OptimConfig
+from g2rpo_fast.run_directory import open_directory
+
+
+def test_config_presets_load():
+    assert {"embedded", "gsm8k"} <= set(preset_names())
+    configs = {name: load_config(name) for name in preset_names()}
+    assert configs["embedded"].rollout.group_size == 12
+    assert configs["gsm8k"].data.format == "gsm8k"
+
+
+def test_config_survives_json():
+    config = load_config("embedded")
+    assert config_from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": {"lrr": 1.0}}, r"unknown key optim\.lrr; the nearest name is optim\.lr"),
+        ({"optimm": {}}, r"unknown key optimm; the nearest name is optim"),
+        ({"optim": {"lr": "fast"}}, r"optim\.lr: .*number, got 'fast'"),
+        ({"optim": {"lr": -1.0}}, r"optim\.lr: wanted a positive number, got -1\.0"),
+        ({"optim": 3}, r"optim: wanted a section"),
+        ({"guidance": {"controller": "magic"}}, r"guidance\.controller: .*'paper'.*got 'magic'"),
+        ({"data": {"path": "x.jsonl"}}, r"model\.path: wanted a path because data\.path is given"),
+        ({"rollout": {"max_tokens": 4}}, r"rollout\.max_tokens: wanted more than guidance\.reserve"),
+        ({"optim": {"minibatches": 99}}, r"optim\.minibatches: wanted at most run\.prompts_per_step"),
+    ],
+)
+def test_config_refuses_and_names_the_key(values, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(values)
+
+
+def test_config_file_errors_name_the_file(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\nsteps = 3")
+    with pytest.raises(ValueError, match=r"broken\.toml: not valid TOML"):
+        load_config(broken)
+    with pytest.raises(ValueError, match=r"presets .*embedded.*got 'nowhere\.toml'"):
+        load_config("nowhere.toml")
+
+
+def test_cli_overrides_a_preset():
+    config = read_arguments(["embedded", "--optim.lr", "3e-4", "--run.steps", "7", "--guidance.no-enabled"])
+    assert (config.optim.lr, config.run.steps, config.guidance.enabled) == (3e-4, 7, False)
+    assert config.rollout.group_size == load_config("embedded").rollout.group_size
+
+
+def test_cli_unknown_option_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read_arguments(["--optim.lrr", "3"])
+    assert stopped.value.code == 2
+    assert "--optim.lr" in "".join(capsys.readouterr())
+
+
+def test_cli_reports_errors_without_a_traceback(capsys):
+    assert main(["train", "nowhere.toml"]) == 2
+    assert "wanted a TOML file" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+def test_every_option_has_help():
+    for section in dataclasses.fields(Config):
+        cls = type(getattr(Config(), section.name))
+        source = cls.__doc__
+        assert source
+        assert "(" not in source.split(".")[0] or not source.startswith(cls.__name__)
+
+
+def test_run_directory_continues_only_the_same_run(tmp_path):
+    config = load_config("embedded")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "run")))
+    directory, first = open_directory(config)
+    assert first.run.threads is not None
+    longer = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=999))
+    assert open_directory(longer)[1].run.threads == first.run.threads
+    assert directory.is_dir()
+    other = dataclasses.replace(config, optim=OptimConfig(lr=0.5))
+    with pytest.raises(ValueError, match=r"optim\.lr: wanted 0\.0001, got 0\.5"):
+        open_directory(other)

@@ -1,0 +1,237 @@
+"""Data stage: rows, templates, tokens, order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from g2rpo_fast.data import DataConfig, batch_indices, load_prompts
+from g2rpo_fast.data.rows import read_problems
+from g2rpo_fast.embedded.tokenizer import build_tokenizer
+from g2rpo_fast.rewards.math_answer import MathVerify
+
+ASCII = "\n" + "".join(map(chr, range(32, 127)))
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k_train.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(ASCII)
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def good(**other: Any) -> dict[str, Any]:
+    return {"prompt": "1+1=", "answer": "2", "trace": "one and one", **other}
+
+
+def test_columns_become_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", good(level=3), "", good(prompt="2+2=", answer=4, trace=None))
+    loaded = load_prompts(path, DataConfig(), tokenizer, split="train")
+    first, second = loaded.prompts
+    assert (loaded.num_rows, loaded.num_too_long) == (2, 0)
+    assert (first.id, second.id) == ("train:1", "train:3")  # lines of the file
+    assert first.token_ids == tuple(tokenizer.encode("1+1=")) and len(first.token_ids) == 4
+    assert tokenizer.decode(first.trace_ids) == "one and one"
+    assert (first.answer, second.answer, second.trace_ids) == ("2", "4", ())
+    assert first.row == {"level": 3}
+
+
+def test_columns_and_template_are_configurable(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", {"q": "{x}", "a": "2"})
+    config = DataConfig(
+        prompt_column="q", answer_column="a", trace_column=None, template="Q {prompt} {braces}\nA"
+    )
+    (prompt,) = load_prompts(path, config, tokenizer, split="train").prompts
+    assert prompt.text == "Q {x} {braces}\nA" == tokenizer.decode(prompt.token_ids)
+    assert prompt.trace_ids == ()
+
+
+def test_evaluation_needs_no_trace_and_is_limited(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", *[{"prompt": f"{i}", "answer": "2"} for i in range(9)])
+    assert len(load_prompts(path, DataConfig(eval_rows=4), tokenizer, split="eval").prompts) == 4
+    assert len(load_prompts(path, DataConfig(eval_rows=0), tokenizer, split="eval").prompts) == 9
+    with pytest.raises(ValueError, match=r"line 1: no column 'trace'; the row has 'prompt', 'answer'"):
+        load_prompts(path, DataConfig(), tokenizer, split="train")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": ', "not JSON"),
+        ([1], "wanted a JSON object, got list"),
+        ({"question": "x", "answer": "2"}, "no column 'prompt'; the row has 'question', 'answer'"),
+        ({}, "the row has none"),
+        (good(prompt=3), "column 'prompt': wanted text, got int"),
+        (good(prompt=" \n"), "column 'prompt': empty prompt"),
+        (good(answer=["2"]), "column 'answer': wanted text or a number, got list"),
+        (good(answer=True), "column 'answer': wanted text or a number, got bool"),
+        (good(trace=5), "column 'trace': wanted text, got int"),
+    ],
+)
+def test_malformed_row_is_named(
+    row: Any, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / "d.jsonl", good(), row, good())
+    with pytest.raises(ValueError) as caught:
+        load_prompts(path, DataConfig(), tokenizer, split="train")
+    assert f"{path}: 1 malformed rows\n  line 2: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_malformed_rows_are_collected_up_to_five(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", good(), *["bad"] * 9)
+    with pytest.raises(ValueError, match=r"5 malformed rows \(stopped there\)") as caught:
+        load_prompts(path, DataConfig(), tokenizer, split="train")
+    assert [f"line {n}:" in str(caught.value) for n in range(1, 8)] == [False] + [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [("just 3", "no #### before"), ("so it is\n#### ", "nothing after ####")]
+)
+def test_gsm8k_without_final_answer_is_named(
+    answer: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / "d.jsonl", {"question": "x", "answer": answer})
+    with pytest.raises(ValueError, match=f"line 1: column 'answer': {message}"):
+        load_prompts(path, DataConfig(format="gsm8k"), tokenizer, split="train")
+
+
+def test_missing_and_empty_files_name_the_key(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    missing = str(tmp_path / "no.jsonl")
+    for split, key in (("train", "data.path"), ("eval", "data.eval_path")):
+        with pytest.raises(ValueError, match=f"{key}: wanted a file.*no.jsonl"):
+            load_prompts(missing, DataConfig(), tokenizer, split=split)
+    with pytest.raises(ValueError, match=r"data\.path: .* has no rows"):
+        load_prompts(write(tmp_path / "d.jsonl"), DataConfig(), tokenizer, split="train")
+
+
+def test_long_prompts_are_counted_never_cut(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", *[good(prompt="x" * n) for n in (3, 9, 10, 11, 40)])
+    loaded = load_prompts(path, DataConfig(max_prompt_tokens=10), tokenizer, split="train")
+    assert [len(prompt.token_ids) for prompt in loaded.prompts] == [3, 9, 10]
+    assert (loaded.num_too_long, loaded.num_rows) == (2, 5)
+    assert [prompt.id for prompt in loaded.prompts] == ["train:1", "train:2", "train:3"]
+    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: wanted at least 3 .*got 2"):
+        load_prompts(path, DataConfig(max_prompt_tokens=2), tokenizer, split="train")
+
+
+def test_chat_template_is_applied_once(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(ASCII)
+    path = write(tmp_path / "d.jsonl", good())
+    with pytest.raises(ValueError, match=r"data\.chat: wanted a tokenizer with a chat template"):
+        load_prompts(path, DataConfig(chat=True), tokenizer, split="train")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = DataConfig(chat=True, system_prompt="Be brief.", template="Solve: {prompt}")
+    (prompt,) = load_prompts(path, config, tokenizer, split="train").prompts
+    assert prompt.text == "[system]Be brief.<eos>[user]Solve: 1+1=<eos>[assistant]"
+    assert prompt.token_ids == tuple(tokenizer.encode(prompt.text, add_special_tokens=False))
+    assert prompt.token_ids.count(tokenizer.eos_token_id) == 2  # special tokens are single ids
+
+
+def test_tokenizer_that_ends_prompts_is_refused(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(ASCII)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    with pytest.raises(ValueError, match="ends every raw prompt"):
+        load_prompts(write(tmp_path / "d.jsonl", good()), DataConfig(), tokenizer, split="train")
+
+
+def test_leading_special_token_belongs_to_the_prompt_only(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(ASCII)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", tokenizer.unk_token_id)]
+    )
+    (prompt,) = load_prompts(
+        write(tmp_path / "d.jsonl", good()), DataConfig(), tokenizer, split="train"
+    ).prompts
+    assert prompt.token_ids[0] == tokenizer.unk_token_id
+    assert tokenizer.unk_token_id not in prompt.trace_ids
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"template": "no field"}, "data.template"),
+        ({"system_prompt": "x"}, "data.system_prompt"),
+        ({"max_prompt_tokens": 0}, "data.max_prompt_tokens"),
+        ({"eval_rows": -1}, "data.eval_rows"),
+        ({"seed": -1}, "data.seed"),
+    ],
+)
+def test_config_refuses_what_cannot_work(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        DataConfig(**values)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 7, 64])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_epoch_is_a_permutation(num_prompts: int, shuffle: bool) -> None:
+    visited = batch_indices(num_prompts, 0, 3 * num_prompts, seed=4, shuffle=shuffle)
+    epochs = [visited[e * num_prompts : (e + 1) * num_prompts] for e in range(3)]
+    assert all(sorted(epoch) == list(range(num_prompts)) for epoch in epochs)
+    if num_prompts == 64:
+        assert (epochs[0] != epochs[1]) == shuffle
+
+
+def test_order_resumes_at_any_cursor() -> None:
+    whole = batch_indices(13, 0, 60, seed=1, shuffle=True)
+    assert len(set(map(tuple, (whole[:13], whole[13:26], whole[26:39])))) == 3
+    for cursor in range(60):
+        for count in (0, 1, 5, 17):
+            assert batch_indices(13, cursor, count, seed=1, shuffle=True) == whole[cursor:][:count] or (
+                cursor + count > 60
+            )
+    assert batch_indices(13, 0, 13, seed=2, shuffle=True) != whole[:13]
+    assert batch_indices(5, 3, 6, seed=0, shuffle=False) == [3, 4, 0, 1, 2, 3]
+    assert batch_indices(5, 0, 5, seed=0, shuffle=True) == [4, 2, 3, 1, 0]
+
+
+def test_gsm8k_trace_continues_the_prompt(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"question": "How many? ", "answer": "She has 3*4=<<3*4=12>>12.\nSo $<<1000+2=1002>>1,002\n#### 1,002"}
+    path = write(tmp_path / "d.jsonl", row)
+    (prompt,) = load_prompts(path, DataConfig(format="gsm8k"), tokenizer, split="train").prompts
+    whole = tokenizer.decode(prompt.token_ids + prompt.trace_ids)
+    assert whole == "Question: How many?\nAnswer: She has 3*4=12.\nSo $1,002"
+    assert prompt.answer == "1002"
+    (chat,) = read_problems(
+        path, DataConfig(format="gsm8k", chat=True), key="", limit=0, trace_required=True
+    )
+    assert (chat.prompt, chat.trace) == ("How many?", "She has 3*4=12.\nSo $1,002")
+
+
+def test_gsm8k_file_parses_and_answers_equal_themselves(tokenizer: PreTrainedTokenizerFast) -> None:
+    if not GSM8K.is_file():
+        assert os.environ.get("CI") != "true", f"{GSM8K} is missing"
+        pytest.skip(f"{GSM8K} is missing")
+    config = DataConfig(format="gsm8k", max_prompt_tokens=4096)
+    problems = read_problems(str(GSM8K), config, key="data.path", limit=0, trace_required=True)
+    assert len(problems) == 7473
+    assert all(problem.trace and "<<" not in problem.trace for problem in problems)
+    judge = MathVerify()
+    rollout: Any = None  # "math" looks at the texts alone
+    try:
+        answers = sorted({problem.answer for problem in problems})
+        assert len(answers) > 900
+        assert all(judge(f"The answer is ${answer}$.", answer, rollout) == 1.0 for answer in answers)
+        assert all(judge(f"#### {answer}", answer, rollout) == 1.0 for answer in answers)
+        assert judge("The answer is $73$.", "72", rollout) == 0.0
+    finally:
+        judge.close()
+    limited = load_prompts(str(GSM8K), dataclasses.replace(config, eval_rows=50), tokenizer, split="eval")
+    assert limited.num_rows == 50

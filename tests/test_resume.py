@@ -1,0 +1,90 @@
+"""Killed at any moment and continued = never interrupted: metrics and weights bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import TINY, without_times
+
+from g2rpo_fast.metrics import read_metrics
+
+STEPS = 12
+
+
+def _start(directory: Path) -> subprocess.Popen[bytes]:
+    options = [
+        f"--{section}.{key.replace('_', '-')}={value}"
+        for section, keys in TINY.items()
+        for key, value in keys.items()
+        if (section, key) != ("run", "steps")
+    ]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "g2rpo_fast.cli",
+            "train",
+            "embedded",
+            f"--run.dir={directory}",
+            f"--run.steps={STEPS}",
+            "--optim.minibatches=2",
+            *options,
+        ],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def _kill_when(process: subprocess.Popen[bytes], moment) -> bool:
+    """SIGKILL at the moment; False when the process was done before it."""
+    while process.poll() is None:
+        if moment():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+    return False
+
+
+def _records(directory: Path) -> int:
+    path = directory / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_run_killed_at_random_moments_equals_the_uninterrupted(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert _start(whole).wait() == 0
+
+    rng = random.Random(0)
+    seen = {"writing": False}
+
+    def while_writing() -> bool:
+        seen["writing"] = any((broken / "checkpoints").glob("writing_0*"))
+        return seen["writing"]
+
+    assert _kill_when(_start(broken), while_writing)
+    assert seen["writing"]
+    for _ in range(2):
+        target = _records(broken) + rng.randint(1, 3)
+        deadline = [0.0]
+
+        def a_little_later(target: int = target, deadline: list[float] = deadline) -> bool:
+            if not deadline[0] and _records(broken) >= target:
+                deadline[0] = time.monotonic() + rng.random() * 0.3
+            return bool(deadline[0]) and time.monotonic() > deadline[0]
+
+        assert _kill_when(_start(broken), a_little_later)
+    assert not (broken / "model").exists()
+    assert _start(broken).wait() == 0
+
+    expected = without_times(read_metrics(whole / "metrics.jsonl"))
+    assert len(expected) == STEPS + 1
+    assert any(r.get("rollout/guidance_tokens") for r in expected)
+    assert without_times(read_metrics(broken / "metrics.jsonl")) == expected
+    for name in ("model/model.safetensors", f"checkpoints/step_{STEPS:08d}/model.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()

@@ -1,0 +1,154 @@
+"""The loop on the embedded default, made tiny: what a run leaves, and what it must never do."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny_config, without_times
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from g2rpo_fast import train
+from g2rpo_fast.assemble import assemble
+from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.train import before_training, train_step
+from g2rpo_fast.types import Rollout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    lines: list[str] = []
+    config = tiny_config(tmp_path_factory.mktemp("finished") / "run")
+    return train(config, show=lines.append), lines
+
+
+def test_train_leaves_metrics_model_and_checkpoints(finished):
+    result, lines = finished
+    records = read_metrics(result.metrics_path)
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4]
+    assert [r["step"] for r in records if "eval/accuracy" in r] == [0, 2, 4]
+    assert all(np.isfinite(r["loss"]) for r in records[1:])
+    assert records[1]["guidance/length"] == 16
+    assert records[1]["rollout/guidance_tokens"] == 4 * 2 * 16
+    assert records[1]["update/token_ratio"] > 1
+    assert {"time/rollout_s", "time/update_s", "time/step_s"} <= set(records[1])
+    assert {p.name for p in (result.directory / "checkpoints").iterdir()} >= {
+        "step_00000002",
+        "step_00000004",
+    }
+    profile = json.loads((result.directory / "guidance_profile.json").read_text())
+    assert [p["fraction"] for p in profile["points"]] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert any("accuracy by step" in line for line in lines)
+
+
+def test_train_leaves_a_model_that_plain_transformers_runs(finished):
+    result, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
+    assert model.config._attn_implementation == "sdpa"
+    prompt = tokenizer("29141777:", return_tensors="pt", add_special_tokens=False)
+    out = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert out.shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_train_same_seed_same_run_other_seed_other_run(finished, tmp_path):
+    result, _ = finished
+    first = without_times(read_metrics(result.metrics_path))
+    again = train(tiny_config(tmp_path / "again"), show=lambda line: None)
+    assert without_times(read_metrics(again.metrics_path)) == first
+    other = train(tiny_config(tmp_path / "other", run={"seed": 1, "steps": 1}), show=lambda line: None)
+    assert without_times(read_metrics(other.metrics_path))[1] != first[1]
+
+
+def test_finished_run_is_not_trained_again(finished):
+    result, _ = finished
+    before = result.metrics_path.read_text()
+    train(tiny_config(result.directory), show=lambda line: None)
+    assert result.metrics_path.read_text() == before
+
+
+class RecordingEngine:
+    """A real engine; remembers what it was asked."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.asked = []
+
+    def generate(self, requests, sampling):
+        self.asked.append(list(requests))
+        return self.engine.generate(requests, sampling)
+
+    def sync(self, version):
+        self.engine.sync(version)
+
+    def close(self):
+        self.engine.close()
+
+
+def test_evaluation_never_sees_guidance(tmp_path):
+    from dataclasses import replace
+
+    from g2rpo_fast.train import evaluation
+
+    parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
+    recorder = RecordingEngine(parts.engine)
+    parts = replace(parts, engine=recorder, judge=replace(parts.judge, engine=recorder))
+    assert evaluation(parts, parts.state)["eval/length"] > 0
+    held_out = [p.token_ids for p in parts.eval_prompts.prompts]
+    assert [r.prompt_ids for r in recorder.asked[0]] == held_out
+
+    quiet = type("Quiet", (), {"step": lambda *a: None})()
+    state = train_step(parts, parts.state, quiet)
+    traces = {p.token_ids: p.trace_ids for p in parts.prompts.prompts}
+    guided = [r.prompt_ids for r in recorder.asked[1] if r.prompt_ids not in traces]
+    assert len(guided) == 4 * 2
+    for ids in guided:  # prompt, then the first 16 tokens of its own trace, token for token
+        assert ids[-16:] == traces[ids[:-16]][:16]
+    assert state.step == 1
+
+
+def always_nan(response: str, answer: str, rollout: Rollout) -> float:
+    return float("nan") if rollout.prompt.id.endswith("7") else float(len(response) % 3)
+
+
+def test_reward_failure_names_the_prompt_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend("tests")
+    config = tiny_config(
+        tmp_path / "run",
+        reward={"functions": ["test_train:always_nan"]},
+        evaluate={"every": 0, "profile_prompts": 0},
+        run={"steps": 40},
+    )
+    with pytest.raises(RewardError, match=r"train:\d*7"):
+        train(config, show=lambda line: None)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    saved = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    assert json.loads((saved / "trainer_state.json").read_text())["step"] == records[-1]["step"]
+
+
+def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
+    parts = assemble(tiny_config(tmp_path / "run", optim={"max_bad_steps": 2}), lambda line: None)
+    weight = parts.learner.model.get_input_embeddings().weight
+    before = weight.detach().clone()
+    hook = weight.register_hook(lambda grad: grad * float("nan"))
+    quiet = type("Quiet", (), {"step": lambda *a: None})()
+    state = train_step(parts, parts.state, quiet)
+    assert torch.equal(weight, before)
+    with pytest.raises(FloatingPointError, match=r"step 2: .*prompts: train:\d+"):
+        while True:
+            state = train_step(parts, state, quiet)
+    hook.remove()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped"] > 0
+
+
+def test_profile_is_measured_before_training(tmp_path):
+    parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
+    seen = []
+    console = type(
+        "Console", (), {"profile": lambda self, *a: seen.append(a), "evaluation": lambda *a: None}
+    )()
+    before_training(parts, console)
+    points, warnings = seen[0]
+    assert [p.num for p in points] == [8] * 5
+    assert isinstance(warnings, tuple)
