@@ -1,0 +1,53 @@
+"""Settings of the data stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where prompts come from and how they become tokens."""
+
+    path: str | None = None
+    """JSON lines to train on; none = the embedded task."""
+    eval_path: str | None = None
+    """JSON lines to evaluate on; none = no evaluation (the embedded task brings its own)."""
+    format: Literal["columns", "gsm8k"] = "columns"
+    """columns: a JSON object a row with the columns below. gsm8k: `question`, `answer` with `#### final`."""
+    prompt_column: str = "prompt"
+    """Column with the problem (format columns)."""
+    answer_column: str = "answer"
+    """Column with the reference answer (format columns)."""
+    trace_column: str | None = "trace"
+    """Column with ground-truth reasoning, which guidance takes its prefixes from; none = no traces. It is
+    taken as it is: prompt + trace must read as one text, so a leading space or newline belongs to the trace.
+    Null in a row = that row cannot be guided."""
+    template: str | None = None
+    """Text around the problem; `{prompt}` stands for it. None = the problem itself
+    (gsm8k without chat: "Question: {prompt}\\nAnswer:")."""
+    chat: bool = False
+    """Send the problem through the tokenizer's chat template as a user's message."""
+    system_prompt: str | None = None
+    """System message before it (with chat)."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are left out, and counted."""
+    eval_rows: int = 256
+    """Rows of eval_path to use, from the top; 0 = all."""
+    shuffle: bool = True
+    """A new order every epoch; otherwise the order of the file."""
+    seed: int = 0
+    """Of that order."""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{prompt}" not in self.template:
+            raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
+        if self.system_prompt is not None and not self.chat:
+            raise ValueError("data.system_prompt: needs data.chat = true, got false")
+        if self.max_prompt_tokens < 1:
+            raise ValueError(f"data.max_prompt_tokens: wanted at least 1, got {self.max_prompt_tokens}")
+        if self.eval_rows < 0:
+            raise ValueError(f"data.eval_rows: wanted at least 0, got {self.eval_rows}")
+        if self.seed < 0:
+            raise ValueError(f"data.seed: wanted at least 0, got {self.seed}")
