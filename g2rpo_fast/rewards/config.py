@@ -1,0 +1,45 @@
+"""Settings of the rewards stage."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a response is worth: a weighted sum of channels."""
+
+    functions: tuple[str, ...] = ("math",)
+    """Channels: math, exact_match, format, or your own as module:function."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a channel in the sum; 1 where not given."""
+    accuracy: str | None = None
+    """Channel that counts as accuracy in evaluation and for guidance; none = the first."""
+    answer_marker: str = "####"
+    """exact_match compares what follows the last of these."""
+    format_pattern: str = r"\s*<think>.*?</think>.*\S.*"
+    """format: regular expression that the whole response must match; a dot matches newlines too."""
+
+    def __post_init__(self) -> None:
+        if not self.functions:
+            raise ValueError("reward.functions: wanted at least one, got none")
+        if len(set(self.functions)) < len(self.functions):
+            raise ValueError(f"reward.functions: wanted distinct names, got {list(self.functions)}")
+        unknown = [name for name in self.weights if name not in self.functions]
+        if unknown:
+            raise ValueError(f"reward.weights: wanted names from {list(self.functions)}, got {unknown}")
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"reward.weights.{name}: wanted a finite number, got {weight}")
+        if self.accuracy is not None and self.accuracy not in self.functions:
+            raise ValueError(f"reward.accuracy: wanted one of {list(self.functions)}, got {self.accuracy!r}")
+        if not self.answer_marker:
+            raise ValueError("reward.answer_marker: wanted a text, got an empty one")
+        try:
+            re.compile(self.format_pattern)
+        except re.error as error:
+            raise ValueError(
+                f"reward.format_pattern: wanted a regular expression, got {self.format_pattern!r} ({error})"
+            ) from error

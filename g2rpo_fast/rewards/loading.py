@@ -1,0 +1,78 @@
+"""Names in the configuration to functions, before anything is spent."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from g2rpo_fast.rewards.config import RewardConfig
+from g2rpo_fast.rewards.function import RewardFunction
+from g2rpo_fast.rewards.math_answer import MathVerify
+from g2rpo_fast.rewards.text import exact_match, format_match
+
+BUILT_IN: dict[str, Callable[[RewardConfig], RewardFunction]] = {
+    "math": lambda config: MathVerify(),
+    "exact_match": exact_match,
+    "format": format_match,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSet:
+    """K reward functions, ready to call."""
+
+    channels: tuple[str, ...]
+    """Names as in the configuration."""
+    functions: tuple[RewardFunction, ...]
+    weights: tuple[float, ...]
+    accuracy_index: int
+    """Of the channel that counts as accuracy."""
+
+    @property
+    def num_timeouts(self) -> int:
+        """Comparisons of "math" given up so far (each counted as wrong)."""
+        return sum(function.num_timeouts for function in self.functions if isinstance(function, MathVerify))
+
+
+def load_rewards(config: RewardConfig) -> RewardSet:
+    """Finds every function. Raises ValueError naming the key for what does not exist or cannot be called.
+
+    For a function of one's own the current directory is importable, after everything else.
+    """
+    accuracy = config.functions[0] if config.accuracy is None else config.accuracy
+    return RewardSet(
+        channels=config.functions,
+        functions=tuple(find_function(name, config) for name in config.functions),
+        weights=tuple(config.weights.get(name, 1.0) for name in config.functions),
+        accuracy_index=config.functions.index(accuracy),
+    )
+
+
+def find_function(name: str, config: RewardConfig) -> RewardFunction:
+    """The built-in function `name`, or `function` of `module` for "module:function"."""
+    if name in BUILT_IN:
+        return BUILT_IN[name](config)
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"reward.functions: wanted {', '.join(BUILT_IN)} or module:function, got {name!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ValueError(
+            f"reward.functions: importing {module_name!r} for {name!r} failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        found = "no such name" if function is None else type(function).__name__
+        raise ValueError(
+            f"reward.functions: wanted a function {attribute!r} in {module.__file__}, got {found}"
+        )
+    return cast(RewardFunction, function)

@@ -1,0 +1,252 @@
+"""Rewards stage: channels, user functions, errors, and the process that compares mathematics."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from g2rpo_fast.rewards import RewardConfig, RewardError, load_rewards, score
+from g2rpo_fast.rewards.math_answer import MathVerify, plain_answer
+from g2rpo_fast.types import FinishReason, Prompt, Rollout
+
+
+def rollout_of(text: str, answer: str = "72", finish: FinishReason = "stop", member: int = 0) -> Rollout:
+    ids = tuple(range(len(text)))
+    return Rollout(
+        prompt=Prompt(id="train:5", text="q", token_ids=(1,), answer=answer, row={"level": 3}),
+        group=0,
+        member=member,
+        training_prompt_ids=(1,),
+        sampling_prompt_ids=(1,),
+        response_ids=ids,
+        guidance_len=0,
+        loss_mask=np.ones(len(ids), dtype=np.bool_),
+        rollout_logp=np.zeros(len(ids), dtype=np.float32),
+        text=text,
+        finish_reason=finish,
+        weight_version=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[MathVerify]:
+    judge = MathVerify(timeout_s=2.0)
+    yield judge
+    judge.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        ("so\n#### 72", "72", 1.0),
+        ("so\n#### 1,000", "1000", 1.0),
+        ("#### $72 dollars", "72", 1.0),
+        ("#### \\$72", "72", 1.0),
+        ("#### 72\n\nQuestion: 5 apples?", "72", 1.0),
+        ("#### \\frac{1}{2}", "0.5", 1.0),
+        ("#### 5 then #### 72", "72", 1.0),
+        ("thus \\boxed{\\frac{1}{2}}", "0.5", 1.0),
+        ("no, \\boxed{3}; yes, \\boxed{72}", "72", 1.0),
+        ("\\boxed{72} beats #### 5", "72", 1.0),
+        ("\\boxed{2+x}", "x+2", 1.0),
+        ("it is 72.", "72", 1.0),
+        ("\\boxed{1/3}", "\\frac{2}{6}", 1.0),
+        ("#### 27", "72", 0.0),
+        ("72 #### 73", "72", 0.0),
+        ("\\boxed{72}, no, \\boxed{5}", "72", 0.0),
+        ("nothing", "72", 0.0),
+        ("", "72", 0.0),
+        ("\\boxed{", "72", 0.0),
+        ("\ud800", "72", 0.0),
+    ],
+)
+def test_math_equality(judge: MathVerify, response: str, answer: str, expected: float) -> None:
+    assert judge(response, answer, rollout_of(response, answer)) == expected
+
+
+def test_math_survives_pathological_answers(judge: MathVerify) -> None:
+    rollout = rollout_of("")
+    before = judge.num_timeouts
+    for response in ("\\boxed{9^{9^{9^{9}}}}", "\\boxed{(((20!)!)!)!}"):
+        start_s = time.monotonic()
+        assert judge(response, "1", rollout) == 0.0
+        assert time.monotonic() - start_s < 30
+    assert judge.num_timeouts > before
+    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout) == 1.0  # a fresh process took over
+
+
+def test_math_works_outside_the_main_thread(judge: MathVerify) -> None:
+    results: list[float] = []
+
+    def work() -> None:
+        results.append(judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")))
+        results.append(judge("\\boxed{\\frac{1}{3}}", "0.5", rollout_of("")))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [0.0] * 4 + [1.0] * 4
+
+
+def test_math_refuses_an_empty_reference(judge: MathVerify) -> None:
+    with pytest.raises(ValueError, match="cannot parse the reference answer ''"):
+        judge("72", "", rollout_of("72"))
+
+
+def test_math_process_ends_with_its_owner() -> None:
+    judge = MathVerify()
+    process = judge._process
+    assert process.poll() is None
+    del judge
+    assert process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("response", "plain"),
+    [
+        ("#### 7\nmore", "7"),
+        ("\\boxed{7}", "7"),
+        ("\\boxed{7} #### 8", "7"),
+        ("\\boxed{\\frac{1}{2}}", ""),
+        ("\\boxed{7", ""),
+        ("7", ""),
+    ],
+)
+def test_plain_answer(response: str, plain: str) -> None:
+    assert plain_answer(response) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("a#72", "stop", 1.0),
+        ("a#5#72 ", "stop", 1.0),
+        ("a#72", "length", 0.0),
+        ("a#72#", "stop", 0.0),
+        ("a#721", "stop", 0.0),
+        ("72", "stop", 0.0),
+    ],
+)
+def test_exact_match_needs_marker_and_end(text: str, finish: FinishReason, expected: float) -> None:
+    rewards = load_rewards(RewardConfig(functions=("exact_match",), answer_marker="#"))
+    assert score(rewards, [rollout_of(text, finish=finish)]).total_R.tolist() == [expected]
+
+
+def test_format_matches_the_whole_response() -> None:
+    rewards = load_rewards(RewardConfig(functions=("format",)))
+    texts = ["<think>a\nb</think>\n7", "<think>a</think>", "x<think>a</think>7", "<think>a 7"]
+    assert score(rewards, [rollout_of(text) for text in texts]).total_R.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the current directory, which is not on the path."""
+    name = "rewards_of_a_user"
+    (tmp_path / f"{name}.py").write_text(
+        "import math\n"
+        "NUMBER = 3\n"
+        "def length(response, answer, rollout):\n"
+        "    return len(response) / 10 + rollout.prompt.row['level']\n"
+        "def boolean(response, answer, rollout):\n"
+        "    return response == answer\n"
+        "def fails(response, answer, rollout):\n"
+        "    return {}[response]\n"
+        "def nan(response, answer, rollout):\n"
+        "    return math.nan\n"
+        "def text(response, answer, rollout):\n"
+        "    return '1.0'\n"
+        "def nothing(response, answer, rollout):\n"
+        "    return None\n"
+    )
+    (tmp_path / "broken_of_a_user.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_channels_are_weighted_and_summed(user_module: str) -> None:
+    length, boolean = f"{user_module}:length", f"{user_module}:boolean"
+    config = RewardConfig(functions=(length, boolean), weights={length: 0.5}, accuracy=boolean)
+    rewards = score(load_rewards(config), [rollout_of("72"), rollout_of("other")])
+    assert rewards.channels == (length, boolean)
+    np.testing.assert_allclose(rewards.reward_RK, [[3.2, 1.0], [3.5, 0.0]], rtol=1e-15)
+    np.testing.assert_allclose(rewards.total_R, [2.6, 1.75], rtol=1e-15)
+    assert rewards.weight_K.tolist() == [0.5, 1.0]
+    assert rewards.accuracy_R.tolist() == [1.0, 0.0]
+    assert rewards.reward_RK.dtype == rewards.total_R.dtype == np.float64
+
+
+def test_first_channel_is_accuracy_and_no_rollouts_are_fine(user_module: str) -> None:
+    rewards = load_rewards(RewardConfig(functions=(f"{user_module}:length", f"{user_module}:boolean")))
+    assert score(rewards, [rollout_of("72")]).accuracy_R.tolist() == [3.2]
+    assert score(rewards, []).reward_RK.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "problem", "cause"),
+    [
+        ("fails", "KeyError: '72, wrong'", KeyError),
+        ("nan", "wanted a finite number, got nan", type(None)),
+        ("text", "wanted a number, got str", type(None)),
+        ("nothing", "wanted a number, got NoneType", type(None)),
+    ],
+)
+def test_failing_reward_names_prompt_channel_member_and_text(
+    user_module: str, function: str, problem: str, cause: type
+) -> None:
+    channel = f"{user_module}:{function}"
+    rollout = rollout_of("72, wrong", member=3)
+    with pytest.raises(RewardError) as caught:
+        score(load_rewards(RewardConfig(functions=(channel,))), [rollout])
+    for part in (f"reward {channel!r}", "prompt train:5", "member 3", problem, "begins '72, wrong'"):
+        assert part in str(caught.value)
+    assert isinstance(caught.value.__cause__, cause)
+    assert caught.value.rollout is rollout
+    assert (caught.value.prompt_id, caught.value.channel) == ("train:5", channel)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("maths", "wanted math, exact_match, format or module:function, got 'maths'"),
+        (":x", "got ':x'"),
+        ("no_such_module_at_all:x", "importing 'no_such_module_at_all' .* ModuleNotFoundError"),
+        ("broken_of_a_user:x", "importing 'broken_of_a_user' .* ZeroDivisionError"),
+        (
+            "rewards_of_a_user:absent",
+            "wanted a function 'absent' in .*rewards_of_a_user.py, got no such name",
+        ),
+        ("rewards_of_a_user:NUMBER", "wanted a function 'NUMBER' in .*, got int"),
+    ],
+)
+def test_function_that_cannot_be_loaded_is_named(user_module: str, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"reward\.functions: .*{message}"):
+        load_rewards(RewardConfig(functions=(name,)))
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"functions": ()}, "functions"),
+        ({"functions": ("math", "math")}, "functions"),
+        ({"weights": {"format": 1.0}}, "weights"),
+        ({"weights": {"math": math.inf}}, "weights.math"),
+        ({"accuracy": "format"}, "accuracy"),
+        ({"answer_marker": ""}, "answer_marker"),
+        ({"format_pattern": "("}, "format_pattern"),
+    ],
+)
+def test_config_refuses_what_cannot_work(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"reward\.{key}: wanted"):
+        RewardConfig(**values)
