@@ -1,0 +1,23 @@
+"""Kernels for training on groups of sampled sequences. Knows no trainer; needs torch only."""
+
+from g2rpo_kernels.group_advantage import edge_coefficients, group_advantage
+from g2rpo_kernels.linear_logprob import linear_logprob
+from g2rpo_kernels.linear_policy_loss import linear_policy_loss
+from g2rpo_kernels.logprob import LogProb, logprob
+from g2rpo_kernels.policy_loss import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels.tree_attention import cascade_plan, tree_attention
+
+__all__ = [
+    "Edges",
+    "LogProb",
+    "Objective",
+    "PolicyLoss",
+    "cascade_plan",
+    "edge_coefficients",
+    "group_advantage",
+    "linear_logprob",
+    "linear_policy_loss",
+    "logprob",
+    "policy_loss",
+    "tree_attention",
+]

@@ -1,0 +1,121 @@
+"""Attention over prefix trees that are packed, in depth-first order, into one stream of S positions.
+
+    out_i = sum over j of softmax_j(scale * q_i . k_j) v_j,   query i sees key j iff  j <= i < END[j]
+
+END[j] is the stream position where the subtree of j's node ends: the visible keys are i's path back to its
+root, for any depth and any number of trees in the stream. The END vector is a case of FlashMask's column
+intervals (arXiv:2410.01359); cascading shared prefixes by log-sum-exp is Hydragen's (arXiv:2402.05099), here
+for trees of any depth and with a backward pass.
+
+Dimension key: S packed tree positions, H query heads, K key/value heads (H a multiple of K), E head width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from g2rpo_kernels.tree_attention.cascade import (
+    CascadePlan,
+    cascade_plan,
+    tree_attention_cascade,
+    unsupported,
+)
+from g2rpo_kernels.tree_attention.reference import tree_attention_reference
+
+__all__ = ["CascadePlan", "Impl", "cascade_plan", "tree_attention"]
+
+Impl = Literal["reference", "cascade"]
+
+
+def tree_attention(
+    q_SHE: Tensor,
+    k_SKE: Tensor,
+    v_SKE: Tensor,
+    end_S: Tensor,
+    *,
+    position_S: Tensor | None = None,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    impl: Impl | None = None,
+    plan: CascadePlan | None = None,
+) -> Tensor:
+    """Attention of S packed queries on their own paths; differentiable once in q, k and v; deterministic.
+
+    Args:
+        q_SHE: queries [S, H, E], already rotated, any strides whose last is 1.
+        k_SKE: keys [S, K, E], same dtype. Head h reads key head h // (H / K); keys are never repeated.
+        v_SKE: values [S, K, E].
+        end_S: [S] integers, see above.
+        position_S: [S] path lengths from the root, growing by one along each path; needed with `window`.
+        scale: factor on q . k, usually E ** -0.5.
+        window: query i sees key j only if position[i] - position[j] < window. None: all of its path.
+        softcap: scores become softcap * tanh(score / softcap). None: off.
+        impl: "reference": S x S scores in plain PyTorch, any dtype and device; the definition.
+            "cascade": flash calls merged by log-sum-exp, work in proportion to the visible pairs. CPU: any
+            floating dtype. CUDA: bfloat16 and float16, E <= 256 and a multiple of 8. No softcap, and a
+            window only where it hides nothing (no path is longer).
+            None: "cascade" where it can do what is asked, else "reference".
+        plan: `cascade_plan(end_S)`, to share between layers; the cascade builds its own when None.
+
+    Returns:
+        out [S, H, E] in q's dtype.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, `window` without positions, an END that describes no
+            tree (cascade), or an explicit `impl` that cannot do what is asked: it never falls back.
+    """
+    _check(q_SHE, k_SKE, v_SKE, end_S, position_S)
+    if window is not None and position_S is None:
+        raise ValueError("position_S: wanted positions because window is given, got None")
+    if impl not in (None, "reference", "cascade"):
+        raise ValueError(f"impl: wanted 'reference', 'cascade' or None, got {impl!r}")
+    if impl != "reference":
+        plan = _plan(q_SHE, end_S, plan)
+        lack = unsupported(q_SHE, window, softcap, plan)
+        if lack is None:
+            return tree_attention_cascade(q_SHE, k_SKE, v_SKE, scale=scale, plan=plan)
+        if impl == "cascade":
+            raise ValueError(f"impl='cascade': {lack}")
+    return tree_attention_reference(
+        q_SHE, k_SKE, v_SKE, end_S, position_S=position_S, scale=scale, window=window, softcap=softcap
+    )
+
+
+def _plan(q_SHE: Tensor, end_S: Tensor, plan: CascadePlan | None) -> CascadePlan:
+    if plan is None:
+        return cascade_plan(end_S)
+    if q_SHE.device != plan.device or len(q_SHE) != plan.num_rows:
+        raise ValueError(
+            f"plan: wanted one of {len(q_SHE)} rows on {q_SHE.device}, "
+            f"got one of {plan.num_rows} rows on {plan.device}"
+        )
+    return plan
+
+
+def _check(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, end_S: Tensor, position_S: Tensor | None) -> None:
+    if q_SHE.dim() != 3 or k_SKE.dim() != 3 or k_SKE.shape != v_SKE.shape:
+        raise ValueError(
+            f"q, k, v: wanted [S, H, E], [S, K, E] and [S, K, E], "
+            f"got {tuple(q_SHE.shape)}, {tuple(k_SKE.shape)} and {tuple(v_SKE.shape)}"
+        )
+    size, heads, width = q_SHE.shape
+    if k_SKE.shape[0] != size or k_SKE.shape[2] != width or heads % k_SKE.shape[1]:
+        raise ValueError(
+            f"k: wanted [{size}, a divisor of {heads}, {width}] for q {tuple(q_SHE.shape)}, "
+            f"got {tuple(k_SKE.shape)}"
+        )
+    if not q_SHE.dtype == k_SKE.dtype == v_SKE.dtype or not q_SHE.is_floating_point():
+        raise ValueError(
+            f"q, k, v: wanted one floating dtype, got {q_SHE.dtype}, {k_SKE.dtype} and {v_SKE.dtype}"
+        )
+    for name, x_S in (("end_S", end_S), ("position_S", position_S)):
+        if x_S is None:
+            continue
+        if x_S.shape != (size,) or x_S.is_floating_point() or x_S.device != q_SHE.device:
+            raise ValueError(
+                f"{name}: wanted integers [{size}] on {q_SHE.device}, "
+                f"got {x_S.dtype} {list(x_S.shape)} on {x_S.device}"
+            )

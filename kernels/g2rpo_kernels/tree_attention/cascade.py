@@ -1,0 +1,101 @@
+"""Cascade tree attention as one autograd function; the calls are in `cascade_cpu` and `cascade_cuda`.
+
+Autograd through the flash ops would be wrong: their backward ignores the gradient of the log-sum-exp that a
+merge depends on.
+
+Dimension key: S packed tree positions, H query heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from g2rpo_kernels.tree_attention.cascade_cpu import CpuPlan, backward_cpu, forward_cpu, plan_cpu
+from g2rpo_kernels.tree_attention.cascade_cuda import (
+    CudaPlan,
+    backward_cuda,
+    forward_cuda,
+    plan_cuda,
+    unsupported_cuda,
+)
+from g2rpo_kernels.tree_attention.nodes import longest_path, nodes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadePlan:
+    """The calls of one END mask on one device: built once, shared by all layers and both directions."""
+
+    num_rows: int
+    longest_path: int
+    """Rows on the longest path from a root: a window at least this wide hides nothing."""
+    device: torch.device
+    calls: CpuPlan | CudaPlan
+
+
+def cascade_plan(end_S: Tensor) -> CascadePlan:
+    """The plan for `end_S` [S] (integers), for tensors on its device. Reads END to the host.
+
+    Raises ValueError where END describes no tree, and for a device other than CPU or CUDA.
+    """
+    if end_S.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"cascade: wanted a CPU or CUDA device, got {end_S.device}")
+    nodes = nodes_of(end_S)
+    calls = plan_cpu(nodes) if end_S.device.type == "cpu" else plan_cuda(nodes, end_S.device)
+    return CascadePlan(
+        num_rows=len(end_S), longest_path=longest_path(nodes), device=end_S.device, calls=calls
+    )
+
+
+def unsupported(q_SHE: Tensor, window: int | None, softcap: float | None, plan: CascadePlan) -> str | None:
+    """What keeps the cascade from doing this (wanted, got), or None."""
+    if softcap is not None:
+        return f"wanted no softcap, got {softcap}"
+    if window is not None and window < plan.longest_path:
+        return f"wanted no window or one that hides nothing (at least {plan.longest_path}), got {window}"
+    return unsupported_cuda(q_SHE) if q_SHE.is_cuda else None
+
+
+def tree_attention_cascade(
+    q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, *, scale: float, plan: CascadePlan
+) -> Tensor:
+    """out [S, H, E] in q's dtype, for what is not `unsupported`."""
+    return _Cascade.apply(*(_rows(x) for x in (q_SHE, k_SKE, v_SKE)), scale, plan)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The flash ops want each row's numbers side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class _Cascade(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, scale: float, plan: CascadePlan
+    ) -> Tensor:
+        if isinstance(plan.calls, CudaPlan):
+            out_SHE, lse_SH = forward_cuda(q_SHE, k_SKE, v_SKE, scale, plan.calls)
+        else:
+            out_SHE, lse_SH = forward_cpu(q_SHE, k_SKE, v_SKE, scale, plan.calls)
+        out_SHE = out_SHE.to(q_SHE.dtype)
+        ctx.save_for_backward(q_SHE, k_SKE, v_SKE, out_SHE, lse_SH)
+        ctx.scale, ctx.plan = scale, plan
+        return out_SHE
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (grad_SHE,) = map(_rows, grad_outputs)
+        q_SHE, k_SKE, v_SKE, out_SHE, lse_SH = ctx.saved_tensors
+        calls = ctx.plan.calls
+        if isinstance(calls, CudaPlan):
+            grads = backward_cuda(grad_SHE, q_SHE, k_SKE, v_SKE, out_SHE, lse_SH, ctx.scale, calls)
+        else:
+            grads = backward_cpu(grad_SHE, q_SHE, k_SKE, v_SKE, out_SHE, lse_SH, ctx.scale, calls)
+        return *(grad.to(q_SHE.dtype) for grad in grads), None, None
