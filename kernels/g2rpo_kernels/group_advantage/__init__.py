@@ -1,0 +1,113 @@
+"""From rewards to advantages, and from advantages to the coefficients of shared edges.
+
+Dimension key: R rollouts, K reward channels, T trained edges, M (edge, member) pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from g2rpo_kernels.group_advantage.reference import AGGREGATIONS, edge_coefficients_reference
+
+__all__ = ["edge_coefficients", "group_advantage"]
+
+Scale = Literal["group", "none", "batch"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
+
+def group_advantage(
+    reward_RK: Tensor,
+    group_R: Tensor,
+    *,
+    channel_weight_K: Tensor | None = None,
+    scale: Scale = "group",
+    aggregation: Aggregation = "sum_then_normalize",
+    eps: float = 1e-4,
+) -> Tensor:
+    """Advantage of each rollout over its group's mean, scaled.
+
+    `scale`: `group` divides by the group's standard deviation + eps, `batch` by that of all R totals + eps,
+    `none` by nothing. `normalize_then_sum` (GDPO) standardises each channel in its group, then the weighted
+    sum over the batch; it takes scale='group' only. Standard deviations have n - 1; that of one value is 0.
+
+    Args:
+        reward_RK: [R, K] floating, finite.
+        group_R: [R] integers, any values in any order; groups may have any size. A group of one gets
+            advantage 0.
+        channel_weight_K: [K], None = ones.
+        scale, aggregation, eps: above; eps > 0.
+
+    Returns:
+        [R] float64, not differentiable. A group whose rewards are all equal gets exactly 0 from every mode
+        except `normalize_then_sum`, where the batch mean is still subtracted.
+
+    Raises:
+        ValueError: shapes that do not fit, a reward that is not finite (names the row and channel), an
+            unknown `scale` or `aggregation`, GDPO with another scale, eps not positive.
+    """
+    _check(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
+    reward_RK = reward_RK.detach().double()
+    weight_K = reward_RK.new_ones(reward_RK.shape[1]) if channel_weight_K is None else channel_weight_K
+    groups_Q, group_R = torch.unique(group_R, return_inverse=True)
+    if not len(group_R):
+        return reward_RK.new_zeros(0)
+    weight_K = weight_K.to(reward_RK)
+    return AGGREGATIONS[aggregation](reward_RK, group_R, len(groups_Q), weight_K, scale, eps)
+
+
+def edge_coefficients(
+    advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the members of each edge: (a_pos_T, a_neg_T, weight_T), exact for members of mixed sign.
+
+    a_pos = sum_m w_m max(A_m, 0), a_neg = sum_m w_m min(A_m, 0), weight = sum_m w_m.
+
+    Args:
+        advantage_M, weight_M: [M] floating, edge by edge.
+        member_ptr_T1: [T + 1] int64: edge t has the members `member_ptr_T1[t]:member_ptr_T1[t + 1]`.
+
+    Raises:
+        ValueError: lengths that do not fit.
+    """
+    num_members = int(member_ptr_T1[-1]) if len(member_ptr_T1) else -1
+    if not num_members == len(advantage_M) == len(weight_M):
+        raise ValueError(
+            "advantage_M, weight_M: wanted member_ptr_T1[-1] entries,"
+            f" got {len(advantage_M)}, {len(weight_M)} and {num_members}"
+        )
+    return edge_coefficients_reference(advantage_M, weight_M, member_ptr_T1)
+
+
+def _check(
+    reward_RK: Tensor,
+    group_R: Tensor,
+    channel_weight_K: Tensor | None,
+    scale: str,
+    aggregation: str,
+    eps: float,
+) -> None:
+    if reward_RK.dim() != 2 or list(group_R.shape) != [len(reward_RK)]:
+        raise ValueError(
+            f"reward_RK, group_R: wanted [R, K] and [R], got {list(reward_RK.shape)}, {list(group_R.shape)}"
+        )
+    if channel_weight_K is not None and list(channel_weight_K.shape) != [reward_RK.shape[1]]:
+        raise ValueError(
+            f"channel_weight_K: wanted [{reward_RK.shape[1]}], got {list(channel_weight_K.shape)}"
+        )
+    if scale not in ("group", "none", "batch"):
+        raise ValueError(f"scale: wanted 'group', 'none' or 'batch', got {scale!r}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation: wanted one of {tuple(AGGREGATIONS)}, got {aggregation!r}")
+    if aggregation == "normalize_then_sum" and scale != "group":
+        raise ValueError(f"scale: wanted 'group' with aggregation='normalize_then_sum', got {scale!r}")
+    if not eps > 0:
+        raise ValueError(f"eps: wanted > 0, got {eps}")
+    bad = (~torch.isfinite(reward_RK)).nonzero()
+    if len(bad):
+        row, channel = (int(v) for v in bad[0])
+        raise ValueError(
+            f"reward_RK: wanted finite, got {float(reward_RK[row, channel])} at row {row}, channel {channel}"
+        )

@@ -1,0 +1,51 @@
+"""Checks and dtypes that all log-probability ops share. Dimension key: T rows, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Impl = Literal["reference", "cpu"]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays; everything narrower is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def choose_impl(impl: Impl | None, values: Tensor) -> Impl:
+    """The documented default: `cpu` for CPU tensors narrower than float64, else `reference`."""
+    fast = values.device.type == "cpu" and values.dtype != torch.float64
+    chosen = impl if impl is not None else ("cpu" if fast else "reference")
+    if chosen not in ("reference", "cpu"):
+        raise ValueError(f"impl: wanted 'reference', 'cpu' or None, got {impl!r}")
+    if chosen == "cpu" and values.device.type != "cpu":
+        raise ValueError(f"impl='cpu': wanted tensors on the CPU, got {values.device}")
+    return chosen
+
+
+def check_scaling(temperature: float, softcap: float | None) -> None:
+    """Both must be positive: they divide."""
+    if not temperature > 0:
+        raise ValueError(f"temperature: wanted > 0, got {temperature}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: wanted > 0 or None, got {softcap}")
+
+
+def check_index(name: str, index_T: Tensor, size: int, length: int | None = None) -> None:
+    """`index_T` is one-dimensional, integer, of `length`, and inside [0, size).
+
+    The range is checked on the CPU only: elsewhere it would stall the device, and indexing reports it anyway.
+    """
+    if index_T.dim() != 1 or index_T.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name}: wanted a vector of int64 or int32, got {list(index_T.shape)} {index_T.dtype}"
+        )
+    if length is not None and len(index_T) != length:
+        raise ValueError(f"{name}: wanted {length} entries, got {len(index_T)}")
+    if index_T.device.type == "cpu" and len(index_T):
+        low, high = (int(v) for v in torch.aminmax(index_T))
+        if low < 0 or high >= size:
+            raise ValueError(f"{name}: wanted values in [0, {size}), got {low}..{high}")

@@ -1,0 +1,123 @@
+"""Row arithmetic of the CPU paths: statistics of a block of logits, and d loss / d logits over it, in place.
+
+Blocks are a few rows, about 1 MiB, so every pass after the first stays in the cache. With z centred on its
+row maximum, every term of s = sum exp(z) and of H = log s - sum(exp(z) z) / s has one sign: nothing cancels.
+For upstream gradients c = dL/dlogp, e = dL/dH and g = dL/dlse,
+
+    dL/dz_v = c (1[v = target] - p_v) - e p_v (log p_v + H) + g p_v
+
+and the target's own column is computed apart, through expm1(logp): 1 - p would cancel for confident rows.
+
+Dimension key: C rows of a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE_BYTES = 1 << 20
+FLOOR = -1e4
+"""exp(FLOOR) is 0 in float32 and float64, and 0 * FLOOR is 0 where 0 * -inf is NaN."""
+
+
+class RowStats(NamedTuple):
+    """lse = max + log_sum; apart, they lose nothing to a shift of the logits."""
+
+    logp_C: Tensor
+    entropy_C: Tensor
+    max_C: Tensor
+    log_sum_C: Tensor
+
+    def rows(self, rows: slice | Tensor) -> RowStats:
+        return RowStats(*(value_C[rows] for value_C in self))
+
+
+class RowGradients(NamedTuple):
+    """What arrives from above for each row; None = zero for all."""
+
+    c_C: Tensor
+    e_C: Tensor | None = None
+    g_C: Tensor | None = None
+
+    def rows(self, rows: slice | Tensor) -> RowGradients:
+        e_C, g_C = (None if value_C is None else value_C[rows] for value_C in self[1:])
+        return RowGradients(self.c_C[rows], e_C, g_C)
+
+
+def empty_stats(num_rows: int, dtype: torch.dtype) -> RowStats:
+    return RowStats(*torch.empty((4, num_rows), dtype=dtype).unbind(0))
+
+
+def tiles(num_rows: int, row_bytes: int) -> list[slice]:
+    """Consecutive blocks of rows that fit the cache."""
+    step = max(1, TILE_BYTES // row_bytes)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tensor:
+    """Raw logits to effective logits, in place."""
+    if softcap is not None:
+        z_CV.div_(softcap).tanh_().mul_(softcap)
+    if temperature != 1.0:
+        z_CV.div_(temperature)
+    return z_CV
+
+
+def centre_(z_CV: Tensor, max_C: Tensor) -> Tensor:
+    """Effective logits to logits below their row maximum, in place; -inf becomes FLOOR."""
+    return z_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
+
+
+def centre_stats_(z_CV: Tensor, target_C: Tensor) -> RowStats:
+    """Statistics of a block of effective logits, which it leaves centred."""
+    max_C = z_CV.amax(-1)
+    target_logit_C = z_CV.gather(1, target_C[:, None]).squeeze(1)
+    centre_(z_CV, max_C)
+    exp_CV = z_CV.exp()
+    sum_C = exp_CV.sum(-1)
+    log_sum_C = sum_C.log()
+    mean_C = exp_CV.mul_(z_CV).sum(-1).div_(sum_C)
+    return RowStats(target_logit_C - max_C - log_sum_C, log_sum_C - mean_C, max_C, log_sum_C)
+
+
+def dlogits_(
+    z_CV: Tensor,
+    target_C: Tensor,
+    stats: RowStats,
+    upstream: RowGradients,
+    temperature: float,
+    softcap: float | None,
+) -> Tensor:
+    """Centred logits to d loss / d raw logits, in place."""
+    slope_CV = None
+    if softcap is not None:
+        slope_CV = 1 - ((z_CV + stats.max_C[:, None]) * (temperature / softcap)).square_()
+    scale_C, at_target_C, e_C = _row_factors(stats, upstream, temperature)
+    z_CV.sub_(stats.log_sum_C[:, None])
+    if e_C is None:
+        z_CV.exp_().mul_(scale_C[:, None])
+    else:
+        p_CV = z_CV.exp()
+        z_CV.mul_(-e_C[:, None]).add_(scale_C[:, None]).mul_(p_CV)
+    z_CV.scatter_(1, target_C[:, None], at_target_C[:, None])
+    return z_CV if slope_CV is None else z_CV.mul_(slope_CV)
+
+
+def _row_factors(
+    stats: RowStats, upstream: RowGradients, temperature: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """k, the target's column and e of dz_v = p_v (k - e log p_v), all divided by the temperature."""
+    logp_C = stats.logp_C.clamp(min=FLOOR)
+    c_C = upstream.c_C / temperature
+    scale_C, at_target_C = -c_C, -c_C * torch.expm1(logp_C)
+    if upstream.g_C is not None:
+        g_C = upstream.g_C / temperature
+        scale_C, at_target_C = scale_C + g_C, at_target_C + g_C * logp_C.exp()
+    if upstream.e_C is None:
+        return scale_C, at_target_C, None
+    e_C = upstream.e_C / temperature
+    at_target_C = at_target_C - e_C * logp_C.exp() * (logp_C + stats.entropy_C)
+    return scale_C - e_C * stats.entropy_C, at_target_C, e_C

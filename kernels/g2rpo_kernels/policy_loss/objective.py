@@ -1,0 +1,110 @@
+"""The loss as a function of per-edge log-probabilities and entropies.
+
+    loss = sum_T [ -(a_pos plus(r) + a_neg minus(r)) importance + kl_coef w kl - entropy_coef w H ]
+
+Token ratios: r_t = exp(logp_t - old_logp_t). Sequence ratios: the surrogate is summed over (edge, member)
+pairs, with the member row's s = exp(mean over the row's weighted tokens of logp - old_logp) in place of r.
+The truncated importance weight multiplies the surrogate only; KL and entropy stand outside it (TRL's order).
+
+Edges are neutralised before any exp: where all coefficients are zero, log-probabilities are replaced by 0.
+
+Dimension key: T trained edges, M (edge, member) pairs, B rows (sequences).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.policy_loss.surrogates import KLS, MAX_LOG_RATIO, SURROGATES, Surrogate, ratio_of
+
+
+class Terms(NamedTuple):
+    """The surrogate's arguments, per edge (token ratios) or per (edge, member) pair (sequence ratios)."""
+
+    log_ratio: Tensor
+    logp: Tensor
+    a_pos: Tensor
+    a_neg: Tensor
+    importance: Tensor | None
+
+
+def active_edges(edges: Edges) -> Tensor:
+    """[T] bool: edges that can contribute."""
+    return (edges.a_pos_T != 0) | (edges.a_neg_T != 0) | (edges.weight_T != 0)
+
+
+def log_importance(logp_T: Tensor, edges: Edges) -> Tensor:
+    """[T] log(old policy / engine), detached and clamped; 0 where the engine sampled nothing."""
+    assert edges.rollout_logp_T is not None
+    old_logp_T = logp_T.detach() if edges.old_logp_T is None else edges.old_logp_T
+    log_weight_T = (old_logp_T - edges.rollout_logp_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_weight_T.masked_fill(edges.rollout_logp_T.isnan() | ~active_edges(edges), 0.0)
+
+
+def surrogate_terms(logp_T: Tensor, edges: Edges, objective: Objective) -> Terms:
+    """Arguments of the surrogate at `logp_T`; differentiable."""
+    active_T = active_edges(edges)
+    safe_T = torch.where(active_T, logp_T, 0.0)
+    old_T = safe_T.detach() if edges.old_logp_T is None else torch.where(active_T, edges.old_logp_T, 0.0)
+    importance_T = None
+    if objective.importance_cap is not None:
+        importance_T = log_importance(logp_T, edges).exp().clamp(max=objective.importance_cap)
+    if objective.ratio == "token":
+        return Terms(safe_T - old_T, safe_T, edges.a_pos_T, edges.a_neg_T, importance_T)
+    return _sequence_terms(safe_T, safe_T - old_T, importance_T, edges)
+
+
+def _sequence_terms(logp_T: Tensor, log_ratio_T: Tensor, importance_T: Tensor | None, edges: Edges) -> Terms:
+    ptr_T1, row_M = edges.member_ptr_T1, edges.member_row_M
+    advantage_M, weight_M = edges.member_advantage_M, edges.member_weight_M
+    assert ptr_T1 is not None
+    assert row_M is not None
+    assert advantage_M is not None
+    assert weight_M is not None
+    edge_M = torch.repeat_interleave(ptr_T1.diff())
+    counted_M = (weight_M != 0).to(logp_T.dtype)
+    zeros_B = logp_T.new_zeros(edges.num_rows)
+    count_B = zeros_B.index_add(0, row_M, counted_M)
+    mean_B = zeros_B.index_add(0, row_M, log_ratio_T[edge_M] * counted_M) / count_B.clamp(min=1)
+    return Terms(
+        mean_B[row_M],
+        logp_T[edge_M],
+        weight_M * advantage_M.clamp(min=0),
+        weight_M * advantage_M.clamp(max=0),
+        None if importance_T is None else importance_T[edge_M],
+    )
+
+
+def evaluate(terms: Terms, objective: Objective) -> Surrogate:
+    return SURROGATES[objective.surrogate](ratio_of(terms.log_ratio), terms.logp, objective)
+
+
+def surrogate_loss(logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim: minus the advantage-weighted surrogate."""
+    terms = surrogate_terms(logp_T, edges, objective)
+    surrogate = evaluate(terms, objective)
+    value = terms.a_pos * surrogate.plus + terms.a_neg * surrogate.minus
+    return -(value if terms.importance is None else value * terms.importance).sum()
+
+
+def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim: KL penalty minus entropy bonus; each edge on its own."""
+    active_T = active_edges(edges)
+    loss = logp_T.new_zeros(())
+    if objective.kl_coef:
+        assert edges.ref_logp_T is not None
+        log_ratio_T = torch.where(active_T, logp_T, 0.0) - torch.where(active_T, edges.ref_logp_T, 0.0)
+        loss = loss + objective.kl_coef * (edges.weight_T * KLS[objective.kl](log_ratio_T)).sum()
+    if objective.entropy_coef:
+        safe_T = torch.where(active_T, entropy_T, 0.0)
+        loss = loss - objective.entropy_coef * (edges.weight_T * safe_T).sum()
+    return loss
+
+
+def objective_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim loss, differentiable with respect to `logp_T` and `entropy_T`. `edges` in their dtype."""
+    return surrogate_loss(logp_T, edges, objective) + penalty_loss(logp_T, entropy_T, edges, objective)

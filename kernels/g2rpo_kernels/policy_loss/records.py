@@ -1,0 +1,142 @@
+"""What a policy loss is made of: the objective's settings, the edges' numbers, the result.
+
+Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "plus one".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+SurrogateName = Literal["clip", "cispo", "sapo", "reinforce"]
+RatioName = Literal["token", "sequence"]
+KlName = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Which loss. Settings that a surrogate does not use are ignored by it."""
+
+    surrogate: SurrogateName = "clip"
+    clip_low: float = 0.2
+    """Ratios are clipped from below at 1 - clip_low (cispo: at 0 when that is negative)."""
+    clip_high: float = 0.2
+    """Ratios are clipped from above at 1 + clip_high."""
+    dual_clip: float | None = None
+    """Clip: most that a ratio counts where the advantage is negative (arXiv 1912.09729); above 1."""
+    sapo_tau_pos: float = 1.0
+    sapo_tau_neg: float = 1.05
+    ratio: RatioName = "token"
+    """`sequence`: exp of the mean log-ratio over a row's trained tokens (GSPO, arXiv 2507.18071)."""
+    kl: KlName = "k3"
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+    """Truncated importance weights min(exp(old_logp - rollout_logp), cap); None = none."""
+
+    def __post_init__(self) -> None:
+        choices = {
+            "surrogate": ("clip", "cispo", "sapo", "reinforce"),
+            "ratio": ("token", "sequence"),
+            "kl": ("k1", "k2", "k3"),
+        }
+        for name, wanted in choices.items():
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"{name}: wanted one of {wanted}, got {getattr(self, name)!r}")
+        for name in ("clip_low", "clip_high", "kl_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: wanted >= 0, got {getattr(self, name)}")
+        for name in ("sapo_tau_pos", "sapo_tau_neg"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: wanted > 0, got {getattr(self, name)}")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip: wanted > 1 or None, got {self.dual_clip}")
+        if self.importance_cap is not None and not self.importance_cap > 0:
+            raise ValueError(f"importance_cap: wanted > 0 or None, got {self.importance_cap}")
+
+
+class Edges(NamedTuple):
+    """Per-edge constants of the loss: sums over the edge's members, taken once for the whole step.
+
+    Two members with advantages 1 and -2 and weights 0.1 share an edge: a_pos 0.1, a_neg -0.2, weight 0.2.
+    An edge with a_pos = a_neg = weight = 0 contributes nothing, whatever its log-probabilities (NaN
+    included).
+    """
+
+    a_pos_T: Tensor
+    """sum over members of weight * max(advantage, 0)."""
+    a_neg_T: Tensor
+    """sum over members of weight * min(advantage, 0)."""
+    weight_T: Tensor
+    """sum over members of weight: multiplies KL and entropy."""
+    old_logp_T: Tensor | None = None
+    """Under the policy before this batch's first step; None = on-policy: exp(logp - logp.detach())."""
+    ref_logp_T: Tensor | None = None
+    rollout_logp_T: Tensor | None = None
+    """Reported by the engine; NaN = not sampled (importance weight 1)."""
+    member_ptr_T1: Tensor | None = None
+    """[T + 1] int64, CSR of members per edge. This and the four below: sequence ratios only."""
+    member_row_M: Tensor | None = None
+    """[M] int64 in [0, num_rows), the row (sequence) of each member."""
+    member_advantage_M: Tensor | None = None
+    member_weight_M: Tensor | None = None
+    num_rows: int = 0
+
+    def cast(self, dtype: torch.dtype, device: torch.device) -> Edges:
+        """Floating tensors in `dtype`, all on `device`."""
+        moved = {
+            name: value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        return self._replace(**moved)
+
+    def rows(self, rows: slice) -> Edges:
+        """A run of edges, without the members."""
+        cut = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in PER_EDGE}
+        return Edges(**cut)  # pyright: ignore[reportArgumentType]
+
+
+PER_EDGE = ("a_pos_T", "a_neg_T", "weight_T", "old_logp_T", "ref_logp_T", "rollout_logp_T")
+
+
+class PolicyLoss(NamedTuple):
+    """Loss (differentiable, 0-dim) and what was seen on the way."""
+
+    loss: Tensor
+    logp_T: Tensor
+    """Detached."""
+    entropy_T: Tensor
+    """Detached."""
+    stats: dict[str, tuple[Tensor, Tensor]]
+    """name -> (sum, count), 0-dim and detached: add over micro-batches and ranks, divide once."""
+
+
+def checked_edges(edges: Edges, objective: Objective, num_edges: int) -> None:
+    """Raise ValueError where `edges` does not fit `objective` or `num_edges`."""
+    for name, value in zip(PER_EDGE, edges, strict=False):
+        if isinstance(value, Tensor) and list(value.shape) != [num_edges]:
+            raise ValueError(f"edges.{name}: wanted [{num_edges}], got {list(value.shape)}")
+    if objective.kl_coef and edges.ref_logp_T is None:
+        raise ValueError(f"edges.ref_logp_T: wanted with kl_coef={objective.kl_coef}, got None")
+    if objective.importance_cap is not None and edges.rollout_logp_T is None:
+        raise ValueError(
+            f"edges.rollout_logp_T: wanted with importance_cap={objective.importance_cap}, got None"
+        )
+    if objective.ratio == "sequence":
+        _check_members(edges, num_edges)
+
+
+def _check_members(edges: Edges, num_edges: int) -> None:
+    members = (edges.member_ptr_T1, edges.member_row_M, edges.member_advantage_M, edges.member_weight_M)
+    if any(value is None for value in members):
+        raise ValueError("edges.member_*: wanted with ratio='sequence', got None")
+    ptr_T1, row_M, advantage_M, weight_M = (value for value in members if value is not None)
+    if list(ptr_T1.shape) != [num_edges + 1]:
+        raise ValueError(f"edges.member_ptr_T1: wanted [{num_edges + 1}], got {list(ptr_T1.shape)}")
+    sizes = (len(row_M), len(advantage_M), len(weight_M))
+    if len(set(sizes)) != 1:
+        raise ValueError(f"edges.member_row_M, _advantage_M, _weight_M: wanted one length, got {sizes}")
