@@ -1,4 +1,4 @@
-"""Guidance controllers against their definitions: released cycle, published formula, windowed form, schedules."""
+"""Guidance controllers against their definitions: released cycle, published formula, windowed, schedules."""
 
 from __future__ import annotations
 

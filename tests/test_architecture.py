@@ -1,0 +1,204 @@
+"""The shape of the code: import layers, sizes of files and functions, and the few habits that are banned."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+STAGES = {
+    "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
+}  # fmt: skip
+LAYERS: list[set[str]] = [
+    {"types"},
+    {"metrics", "distributed"},
+    STAGES,
+    {"evaluate", "report", "learner", "step_metrics"},
+    {"config"},
+    {"run_directory"},
+    {"assemble"},
+    {"console"},
+    {"train"},
+    {"cli"},
+]
+"""Lowest first. A module imports only from layers below its own, so stages never see each other."""
+
+MAX_FILE_LINES = {"g2rpo_fast": 400, "kernels": 400, "csrc": 400, "benchmarks": 400, "tests": 500}
+MAX_FUNCTION_LINES = 60
+MAX_KERNEL_LINES = 120
+READS_ENVIRONMENT = {"g2rpo_fast/cli.py", "g2rpo_fast/distributed.py"}
+
+
+def parsed(*folders: str) -> dict[str, ast.Module]:
+    """Path relative to the repository -> syntax tree, of every Python file in the folders."""
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert paths
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in paths}
+
+
+def imports_of(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import; `from a import b` counts as `a.b`, so that submodules show."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def layer_of(unit: str) -> int:
+    found = [level for level, units in enumerate(LAYERS) if unit in units]
+    assert found, f"g2rpo_fast.{unit} has no layer: give it one in LAYERS"
+    return found[0]
+
+
+def layer_violations(path: str, tree: ast.Module) -> Iterator[str]:
+    """Imports, anywhere in a file of the trainer, of a unit (module or stage package) not below its own."""
+    unit = path.split("/")[1].removesuffix(".py")
+    for line, name in imports_of(ast.walk(tree)):
+        package, imported, *_ = [*name.split("."), ""]
+        if package != "g2rpo_fast" or imported in {unit, "_C"}:
+            continue
+        if layer_of(imported) >= layer_of(unit):
+            yield f"{path}:{line} imports {name}"
+
+
+def test_trainer_imports_only_lower_layers():
+    files = parsed("g2rpo_fast")
+    del files["g2rpo_fast/__init__.py"]
+    assert [wrong for path, tree in files.items() for wrong in layer_violations(path, tree)] == []
+
+
+def test_layer_check_sees_a_stage_that_imports_another():
+    source = """
+from g2rpo_fast import types, rollout
+import g2rpo_fast.tree.twin
+def f():
+    from g2rpo_fast.model.tree import hidden
+"""
+    assert list(layer_violations("g2rpo_fast/tree/bad.py", ast.parse(source))) == [
+        "g2rpo_fast/tree/bad.py:2 imports g2rpo_fast.rollout",
+        "g2rpo_fast/tree/bad.py:5 imports g2rpo_fast.model.tree.hidden",
+    ]
+
+
+def test_kernels_know_nothing_of_the_trainer_and_import_triton_only_in_its_own_files():
+    wrong = []
+    for path, tree in parsed("kernels").items():
+        everywhere = {name.split(".")[0] for _, name in imports_of(ast.walk(tree))}
+        at_import = {name.split(".")[0] for _, name in imports_of(tree.body)}
+        allowed = {"torch", "numpy", "g2rpo_kernels"} | sys.stdlib_module_names
+        if path.rsplit("/", 1)[1].startswith("triton"):
+            allowed |= {"triton"}
+        wrong += [f"{path} imports {name}" for name in at_import - allowed | everywhere & {"g2rpo_fast"}]
+    assert wrong == []
+
+
+def test_kernels_import_without_triton():
+    code = "import sys; sys.modules['triton'] = None; import g2rpo_kernels; print(g2rpo_kernels.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "kernels", capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "g2rpo_kernels", done.stderr
+
+
+def test_no_package_is_named_kernels():
+    """A top-level `kernels/__init__.py` would shadow the package of that name."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_files_stay_short():
+    sizes = {
+        path.relative_to(ROOT).as_posix(): (len(path.read_text().splitlines()), limit)
+        for folder, limit in MAX_FILE_LINES.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".cpp", ".h", ".cu"}
+    }
+    assert len(sizes) > 20
+    assert {name: lines for name, (lines, limit) in sizes.items() if lines > limit} == {}
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def code_lines(function: Function) -> int:
+    """Lines of a function, signature included, docstring not."""
+    assert function.end_lineno
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        docstring = function.body[0]
+        assert docstring.end_lineno
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+def limit_of(function: Function) -> int:
+    jitted = any(ast.unparse(decorator).startswith("triton.") for decorator in function.decorator_list)
+    return MAX_KERNEL_LINES if jitted else MAX_FUNCTION_LINES
+
+
+def test_functions_stay_short():
+    long = {
+        f"{path}:{node.lineno} {node.name}": code_lines(node)
+        for path, tree in parsed("g2rpo_fast", "kernels", "benchmarks", "tests").items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function) and code_lines(node) > limit_of(node)
+    }
+    assert long == {}
+
+
+def habits(path: str, tree: ast.Module) -> Iterator[str]:
+    """Broad `except` that does not raise, `hasattr`, `global`, the environment read outside its two files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "BaseException"
+            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            if caught in {"Exception", "BaseException"} and not raises:
+                yield f"{path}:{node.lineno} catches {caught} and does not raise"
+        elif isinstance(node, ast.Global):
+            yield f"{path}:{node.lineno} global"
+        elif isinstance(node, ast.Name) and node.id == "hasattr":
+            yield f"{path}:{node.lineno} hasattr"
+        elif (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node) in {"os.environ", "os.getenv"}
+            and path not in READS_ENVIRONMENT
+        ):
+            yield f"{path}:{node.lineno} reads the environment"
+
+
+def test_no_broad_except_no_probing_no_globals():
+    files = parsed("g2rpo_fast", "kernels")
+    assert [wrong for path, tree in files.items() for wrong in habits(path, tree)] == []
+    assert [path for path in files if path.endswith("/utils.py")] == []
+
+
+def test_habit_check_sees_each_habit():
+    source = """
+import os
+def f(x):
+    global y
+    try:
+        return hasattr(x, "y") or os.environ
+    except:
+        pass
+    try:
+        return x.y
+    except Exception as error:
+        raise ValueError from error
+"""
+    got = sorted(wrong.split(" ", 1)[1] for wrong in habits("bad.py", ast.parse(source)))
+    assert got == ["catches BaseException and does not raise", "global", "hasattr", "reads the environment"]
+
+
+def test_tests_use_no_mocks():
+    assert [
+        f"{path}:{line} imports {name}"
+        for path, tree in parsed("tests").items()
+        for line, name in imports_of(ast.walk(tree))
+        if "mock" in name.split(".")
+    ] == []
