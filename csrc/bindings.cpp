@@ -34,25 +34,29 @@ void check(const Array<int32_t>& ids, const Array<int64_t>& ptr, const Array<boo
 }
 
 template <class T>
-py::array_t<T> to_numpy(g2rpo::Buffer<T>& buffer) {
-    T* data = buffer.data.release();
-    const py::capsule owner(data, [](void* pointer) { delete[] static_cast<T*>(pointer); });
-    return py::array_t<T>(buffer.size, data, owner);
+py::array_t<T> to_numpy(const g2rpo::Slice<T>& slice, const py::capsule& owner) {
+    return py::array_t<T>(slice.size, slice.data, owner);
 }
 
-py::dict to_fields(g2rpo::Plan& plan) {
+py::dict to_fields(const g2rpo::Plan& plan, const py::capsule& owner) {
     py::dict fields;
-    fields["token_S"] = to_numpy(plan.token);
-    fields["position_S"] = to_numpy(plan.position);
-    fields["end_S"] = to_numpy(plan.end);
-    fields["source_T"] = to_numpy(plan.source);
-    fields["target_T"] = to_numpy(plan.target);
-    fields["member_ptr_T1"] = to_numpy(plan.member_ptr);
-    fields["member_M"] = to_numpy(plan.member);
-    fields["row_B"] = to_numpy(plan.row);
-    fields["last_B"] = to_numpy(plan.last);
+    fields["token_S"] = to_numpy(plan.token, owner);
+    fields["position_S"] = to_numpy(plan.position, owner);
+    fields["end_S"] = to_numpy(plan.end, owner);
+    fields["source_T"] = to_numpy(plan.source, owner);
+    fields["target_T"] = to_numpy(plan.target, owner);
+    fields["member_ptr_T1"] = to_numpy(plan.member_ptr, owner);
+    fields["member_M"] = to_numpy(plan.member, owner);
+    fields["row_B"] = to_numpy(plan.row, owner);
+    fields["last_B"] = to_numpy(plan.last, owner);
     fields["unshared_tokens"] = plan.unshared_tokens;
     return fields;
+}
+
+// Keeps the memory for as long as any array of any plan lives.
+py::capsule own(const g2rpo::Memory& memory) {
+    using Owner = std::shared_ptr<std::byte>;
+    return py::capsule(new Owner(memory.bytes), [](void* owner) { delete static_cast<Owner*>(owner); });
 }
 
 py::list plan_trees(const Array<int32_t>& ids, const Array<int64_t>& ptr, const Array<bool>& trained,
@@ -62,13 +66,14 @@ py::list plan_trees(const Array<int32_t>& ids, const Array<int64_t>& ptr, const 
     const g2rpo::Sequences sequences{ids.data(), ptr.data(), reinterpret_cast<const uint8_t*>(trained.data()),
                                      group.data(), static_cast<int32_t>(group.size())};
     const int64_t budget = token_budget.value_or(std::numeric_limits<int64_t>::max());
-    std::vector<g2rpo::Plan> plans;
+    g2rpo::Plans plans;
     {
         const py::gil_scoped_release release;
         plans = g2rpo::plan_trees(sequences, budget, min_saved, whole);
     }
+    const py::capsule owner = own(plans.memory);
     py::list all;
-    for (g2rpo::Plan& plan : plans) all.append(to_fields(plan));
+    for (const g2rpo::Plan& plan : plans.plans) all.append(to_fields(plan, owner));
     return all;
 }
 

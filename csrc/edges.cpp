@@ -55,7 +55,7 @@ void write_run(const Sequences& sequences, int32_t index, int32_t length, int32_
         const auto count = static_cast<int32_t>(off - on);
         const int64_t edge = plan.source.size;
         const int64_t member = plan.member.size;
-        std::copy_n(sequences.ids + index + from, count, plan.target.data.get() + edge);
+        std::copy_n(sequences.ids + index + from, count, plan.target.data + edge);
         for (int32_t i = 0; i < count; ++i) {
             plan.source.data[edge + i] = source + from + i;
             plan.member_ptr.data[edge + i + 1] = member + i + 1;

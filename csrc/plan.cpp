@@ -79,10 +79,10 @@ std::vector<int32_t> node_ends(const Tree& tree, const std::vector<int32_t>& sta
 }
 
 void write_node(const int32_t* ids, const Node& node, int32_t start, int32_t end, Plan& plan) {
-    std::copy_n(ids + node.first, node.length, plan.token.data.get() + start);
-    int32_t* position = plan.position.data.get() + start;
+    std::copy_n(ids + node.first, node.length, plan.token.data + start);
+    int32_t* position = plan.position.data + start;
     for (int32_t i = 0; i < node.length; ++i) position[i] = node.depth + i;
-    std::fill_n(plan.end.data.get() + start, node.length, end);
+    std::fill_n(plan.end.data + start, node.length, end);
 }
 
 void write_tree(const Sequences& sequences, const Tree& tree, Plan& plan) {
@@ -102,43 +102,54 @@ void write_tree(const Sequences& sequences, const Tree& tree, Plan& plan) {
     write_edges(sequences, tree, starts, plan);
 }
 
-Plan make_plan(const Sequences& sequences, const std::vector<Tree>& parts, const std::vector<int32_t>& bin) {
-    int64_t num_positions = 0, max_members = 0, num_rows = 0;
+struct Capacity {
+    int64_t positions = 0, members = 0, rows = 0;
+};
+
+Capacity measure(const std::vector<Tree>& parts, const std::vector<int32_t>& bin) {
+    Capacity need;
     for (const int32_t part : bin) {
-        num_positions += parts[part].size;
-        num_rows += static_cast<int64_t>(parts[part].rows.size());
-        for (const Row& row : parts[part].rows) max_members += row.num_trained;
+        need.positions += parts[part].size;
+        need.rows += static_cast<int64_t>(parts[part].rows.size());
+        for (const Row& row : parts[part].rows) need.members += row.num_trained;
     }
-    Plan plan(num_positions, max_members, num_rows);
-    for (const int32_t part : bin) write_tree(sequences, parts[part], plan);
+    return need;
+}
+
+size_t plan_bytes(const Capacity& need) {
+    return 3 * slice_bytes<int32_t>(need.positions) + 2 * slice_bytes<int32_t>(need.members) +
+           slice_bytes<int64_t>(need.members + 1) + slice_bytes<int64_t>(need.members) +
+           2 * slice_bytes<int32_t>(need.rows);
+}
+
+Plan take_plan(Memory& memory, const Capacity& need) {
+    Plan plan;
+    for (auto* slice : {&plan.token, &plan.position, &plan.end})
+        *slice = take_slice<int32_t>(memory, need.positions);
+    for (auto* slice : {&plan.source, &plan.target}) *slice = take_slice<int32_t>(memory, need.members);
+    plan.member_ptr = take_slice<int64_t>(memory, need.members + 1);
+    plan.member = take_slice<int64_t>(memory, need.members);
+    for (auto* slice : {&plan.row, &plan.last}) *slice = take_slice<int32_t>(memory, need.rows);
+    plan.member_ptr.append(0);
     return plan;
 }
 
 }  // namespace
 
-Plan::Plan(int64_t num_positions, int64_t max_members, int64_t num_rows)
-    : token(num_positions),
-      position(num_positions),
-      end(num_positions),
-      source(max_members),
-      target(max_members),
-      member_ptr(max_members + 1),
-      member(max_members),
-      row(num_rows),
-      last(num_rows) {
-    member_ptr.append(0);
-}
-
-std::vector<Plan> plan_trees(const Sequences& sequences, int64_t token_budget, int64_t min_saved,
-                             bool whole) {
+Plans plan_trees(const Sequences& sequences, int64_t token_budget, int64_t min_saved, bool whole) {
     const std::vector<Tree> parts = build_parts(sequences, token_budget, min_saved, whole);
     std::vector<int64_t> sizes;
     for (const Tree& part : parts) sizes.push_back(part.size);
-    std::vector<Plan> plans;
-    for (const std::vector<int32_t>& bin : first_fit(sizes, token_budget)) {
-        plans.push_back(make_plan(sequences, parts, bin));
+    const std::vector<std::vector<int32_t>> bins = first_fit(sizes, token_budget);
+    size_t bytes = 0;
+    for (const std::vector<int32_t>& bin : bins) bytes += plan_bytes(measure(parts, bin));
+    Plans all{allocate(bytes), {}};
+    for (const std::vector<int32_t>& bin : bins) {
+        Plan plan = take_plan(all.memory, measure(parts, bin));
+        for (const int32_t part : bin) write_tree(sequences, parts[part], plan);
+        all.plans.push_back(plan);
     }
-    return plans;
+    return all;
 }
 
 }  // namespace g2rpo
