@@ -6,7 +6,7 @@ Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "pl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         choices = {
-            "surrogate": ("clip", "cispo", "sapo", "reinforce"),
-            "ratio": ("token", "sequence"),
-            "kl": ("k1", "k2", "k3"),
+            "surrogate": get_args(SurrogateName),
+            "ratio": get_args(RatioName),
+            "kl": get_args(KlName),
         }
         for name, wanted in choices.items():
             if getattr(self, name) not in wanted:
