@@ -1,0 +1,248 @@
+"""The `local` engine: batched sampling in this process, on the trainer's own weights.
+
+Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then decode
+side by side, attending to their family's one copy of its keys and to their own tokens behind it.
+Rows that have ended leave the batch once they are a quarter of it.
+
+Dimension key: B rows being decoded, D width, V vocabulary, T steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from g2rpo_fast.rollout.cache import Cache
+from g2rpo_fast.rollout.decoder import FunctionalDecoder, recognised
+from g2rpo_fast.rollout.families import Batch, plan_batches
+from g2rpo_fast.rollout.hooked_decoder import HookedDecoder
+from g2rpo_fast.rollout.prefill import Decode, Head, Prefill, PrefillFunction
+from g2rpo_fast.rollout.progress import Progress
+from g2rpo_fast.rollout.sampling import Draws, draw
+from g2rpo_fast.rollout.shared_prefix import Family, SharedPrefix
+from g2rpo_fast.types import Completion, Longs, Request, Sampling
+
+BLOCK = 4
+"""Steps between two looks at which rows have ended."""
+KEEP_SHARE = 0.75
+"""Rows that have ended are dropped when at most this share of the batch is alive."""
+
+Decoder = FunctionalDecoder | HookedDecoder
+
+
+class LocalEngine:
+    """Implements `types.Engine` over a causal language model of transformers.
+
+    Args:
+        model: its parameters are read at every `generate`; nothing is copied in between.
+        prefill: encodes distinct prefixes with the same model.
+        head: the LM head.
+        decode: token ids to text, special tokens left out; for stop strings.
+        max_rows: most rows decoded at once.
+        compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
+        backbone: the module whose forward gives hidden states; default `model.model`.
+
+    Attributes:
+        decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        prefill: PrefillFunction,
+        head: Head,
+        decode: Decode,
+        max_rows: int = 512,
+        compute_dtype: torch.dtype | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows: wanted at least 1, got {max_rows}")
+        self._model: Any = model
+        self._prefill, self._head, self._decode = prefill, head, decode
+        self._max_rows = max_rows
+        self._dtype = compute_dtype or model.dtype
+        self._backbone: nn.Module = self._model.model if backbone is None else backbone
+        self._config = model.config.get_text_config()
+        self._version = 0
+        self.decoder_name: Literal["functional", "hooked"] = "functional" if recognised(model) else "hooked"
+
+    def sync(self, version: int) -> None:
+        """Records the version: the weights are the trainer's own."""
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    @torch.inference_mode()
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order; a request's result does not depend on the others.
+
+        Raises:
+            ValueError: an empty prompt, a token id outside the vocabulary, a negative `max_tokens`, or more
+                tokens than the model has positions for; the request is named.
+        """
+        vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        _check(requests, vocabulary, self._config.max_position_embeddings)
+        empty = Completion(
+            token_ids=(), logp=np.zeros(0, np.float32), finish_reason="length", weight_version=self._version
+        )
+        answers = [empty] * len(requests)
+        asked = [i for i, request in enumerate(requests) if request.max_tokens > 0]
+        if not asked:
+            return answers
+        was_training = self._model.training
+        if was_training:
+            self._model.eval()
+        decoder = self._decoder([requests[i] for i in asked])
+        for batch in plan_batches([requests[i].prompt_ids for i in asked], self._max_rows):
+            prefixes = [prefix for family in batch.families for prefix in family]
+            prefill = self._prefill(prefixes)
+            for wave in batch.waves:
+                rows = [asked[i] for i in wave]
+                progress = Progress([requests[i] for i in rows], sampling, self._decode)
+                self._decode_wave(decoder, batch, prefill, [requests[i] for i in rows], sampling, progress)
+                for place, i in enumerate(rows):
+                    answers[i] = progress.completion(place, i, self._version)
+        if was_training:
+            self._model.train()
+        return answers
+
+    def _decode_wave(
+        self,
+        decoder: Decoder,
+        batch: Batch,
+        prefill: Prefill,
+        requests: list[Request],
+        sampling: Sampling,
+        progress: Progress,
+    ) -> None:
+        """Decodes the rows of one wave to their ends; `progress` holds the outcome."""
+        hidden_SD = prefill.hidden_SD
+        last_B = _last_positions(batch, prefill, requests)
+        logits_dtype = torch.promote_types(hidden_SD.dtype, torch.float32)
+        draws = Draws([r.seed for r in requests], device=hidden_SD.device, dtype=logits_dtype)
+        cache = self._cache(decoder, batch, prefill, requests, last_B)
+        hidden_BD = hidden_SD.index_select(0, torch.from_numpy(last_B).to(hidden_SD.device))
+        head = _LogitsHead(self._head, self._dtype)
+        while True:
+            block: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for _ in range(min(BLOCK, progress.steps_left)):
+                if block:
+                    cache.advance()
+                    hidden_BD = decoder.step(block[-1][0][:, 0], cache)
+                block.append(draw(head.logits(hidden_BD), draws.next(), sampling))
+            progress.add(*(_to_host(part) for part in zip(*block)))
+            alive = progress.alive_B
+            if not len(alive):
+                return
+            token_B = block[-1][0][:, 0]
+            if len(alive) <= KEEP_SHARE * cache.num_rows:
+                for rows in (progress, draws, cache):
+                    rows.keep(alive)
+                token_B = token_B.index_select(0, torch.from_numpy(alive).to(token_B.device))
+            cache.advance()
+            hidden_BD = decoder.step(token_B, cache)
+
+    def _cache(
+        self, decoder: Decoder, batch: Batch, prefill: Prefill, requests: list[Request], last_B: Longs
+    ) -> Cache:
+        """The wave's KV cache: a copy of the prefill's keys for each family that has rows."""
+        family_of = {prefix: i for i, family in enumerate(batch.families) for prefix in family}
+        family_B = np.array([family_of[r.prompt_ids] for r in requests])
+        families = [
+            Family.of(prefill, rows, last_B[rows])
+            for rows in (np.flatnonzero(family_B == i) for i in np.unique(family_B))
+        ]
+        k_SKE = prefill.keys[0][0]
+        num_kv, width = k_SKE.shape[1:]
+        dtype = self._dtype
+        if k_SKE.device.type == "cpu":
+            dtype = torch.promote_types(dtype, torch.float32)
+        prefix = SharedPrefix(
+            prefill,
+            families,
+            num_q_per_kv=self._config.num_attention_heads // num_kv,
+            dtype=dtype,
+            key_order_E=decoder.key_order_E,
+        )
+        return Cache(
+            prefix,
+            torch.tensor([len(r.prompt_ids) for r in requests], device=k_SKE.device),
+            num_layers=len(prefill.keys),
+            num_kv=num_kv,
+            width=width,
+            num_positions=_num_positions(requests),
+            dtype=dtype,
+        )
+
+    def _decoder(self, requests: list[Request]) -> Decoder:
+        if self.decoder_name == "functional":
+            return FunctionalDecoder(self._model, num_positions=_num_positions(requests), dtype=self._dtype)
+        return HookedDecoder(self._backbone, num_layers=self._config.num_hidden_layers, dtype=self._dtype)
+
+
+class _LogitsHead:
+    """The LM head, its weight in the compute dtype, its output at least float32."""
+
+    def __init__(self, head: Head, dtype: torch.dtype) -> None:
+        self._weight_VD = head.weight_VD.to(dtype)
+        self._bias_V, self._softcap = head.bias_V, head.softcap
+        self._dtype = dtype
+
+    def logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
+        """[B, V] float32 or more, whatever the operands."""
+        hidden_BD = hidden_BD.to(self._dtype)
+        if self._dtype not in (torch.bfloat16, torch.float16):
+            logits_BV = F.linear(hidden_BD, self._weight_VD)
+        elif hidden_BD.is_cuda:
+            logits_BV = torch.mm(hidden_BD, self._weight_VD.t(), out_dtype=torch.float32)
+        else:
+            logits_BV = F.linear(hidden_BD.float(), self._weight_VD.float())
+        if self._bias_V is not None:
+            logits_BV = logits_BV + self._bias_V
+        return logits_BV if self._softcap is None else torch.tanh(logits_BV / self._softcap) * self._softcap
+
+
+def _to_host(parts: tuple[torch.Tensor, ...]) -> np.ndarray:
+    """T columns [B, 1] as one array [T, B]."""
+    return torch.stack(parts)[..., 0].cpu().numpy()
+
+
+def _num_positions(requests: list[Request]) -> int:
+    """RoPE positions that decoding may touch: a row that has ended goes on until it leaves the batch."""
+    return max(len(r.prompt_ids) for r in requests) + max(r.max_tokens for r in requests)
+
+
+def _last_positions(batch: Batch, prefill: Prefill, requests: list[Request]) -> Longs:
+    """The stream position of each request's last prompt token."""
+    prefixes = [prefix for family in batch.families for prefix in family]
+    last_of = dict(zip(prefixes, prefill.last_B.tolist(), strict=True))
+    return np.array([last_of[r.prompt_ids] for r in requests], dtype=np.int64)
+
+
+def _check(requests: list[Request], vocabulary: int, num_positions: int) -> None:
+    checked: set[tuple[int, ...]] = set()
+    for i, request in enumerate(requests):
+        prompt = request.prompt_ids
+        if request.max_tokens < 0:
+            raise ValueError(f"request {i}: wanted max_tokens of at least 0, got {request.max_tokens}")
+        if len(prompt) + request.max_tokens > num_positions:
+            raise ValueError(
+                f"request {i}: wanted prompt and max_tokens within the model's {num_positions} positions, "
+                f"got {len(prompt)} + {request.max_tokens}"
+            )
+        if prompt in checked:
+            continue
+        checked.add(prompt)
+        if not prompt:
+            raise ValueError(f"request {i}: wanted a prompt of at least one token, got none")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            bad = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise ValueError(f"request {i}: wanted token ids in [0, {vocabulary}), got {bad}")

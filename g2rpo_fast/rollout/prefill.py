@@ -1,0 +1,50 @@
+"""What the local engine is given: the encoded prefixes, the LM head, and a way to decode token ids.
+
+Dimension key: S stream positions, B prefixes, D width, V vocabulary, K KV heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from g2rpo_fast.types import Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Distinct prefixes, encoded as one prefix tree: each shared token once.
+
+    Position j is on the path that ends at position i iff `j <= i < end_S[j]`.
+    """
+
+    position_S: Ints
+    """Path length from the root; 0 where a tree starts."""
+    end_S: Ints
+    last_B: Ints
+    """For each prefix, the stream position of its last token."""
+    keys: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    """For each layer (k_SKE, v_SKE): after RoPE, KV heads not repeated."""
+    hidden_SD: torch.Tensor
+    """What the LM head reads (after the final norm)."""
+
+
+PrefillFunction = Callable[[list[tuple[int, ...]]], Prefill]
+"""Encodes distinct, non-empty prefixes, with the weights of the moment."""
+
+
+class Head(Protocol):
+    """logits = softcap(hidden @ weight^T + bias)."""
+
+    @property
+    def weight_VD(self) -> torch.Tensor: ...
+    @property
+    def bias_V(self) -> torch.Tensor | None: ...
+    @property
+    def softcap(self) -> float | None: ...
+
+
+Decode = Callable[[Sequence[int]], str]

@@ -1,0 +1,111 @@
+"""What the rows of a wave have sampled so far, on the host, and which of them are done.
+
+Tokens arrive in blocks of a few steps, so that the device is not asked after every one. A row's later tokens
+of a block are discarded once it has ended: where it ends does not depend on the blocks.
+
+Dimension key: R rows of the wave, T steps of one block, B rows still in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from g2rpo_fast.rollout.prefill import Decode
+from g2rpo_fast.types import Completion, FinishReason, Floats, Longs, Request, Sampling
+
+STOP_MARGIN = 8
+"""Tokens decoded before the earliest place where a stop string can begin."""
+
+
+class Progress:
+    """Tokens and log-probabilities of a wave, row by row."""
+
+    def __init__(self, requests: Sequence[Request], sampling: Sampling, decode: Decode) -> None:
+        self._limit_R = np.array([request.max_tokens for request in requests])
+        self._stop_ids = np.array(sampling.stop_token_ids, dtype=np.int64)
+        self._stop_strings = sampling.stop_strings
+        self._decode = decode
+        num_steps = int(self._limit_R.max())
+        self._token_RT = np.zeros((len(requests), num_steps), dtype=np.int64)
+        self._logp_RT = np.zeros((len(requests), num_steps), dtype=np.float32)
+        self._length_R = np.zeros(len(requests), dtype=np.int64)
+        self._stopped_R = np.zeros(len(requests), dtype=np.bool_)
+        self._ended_R = np.zeros(len(requests), dtype=np.bool_)
+        self.batch_B: Longs = np.arange(len(requests))
+        """Which row of the wave each row of the batch is."""
+        self.step = 0
+
+    @property
+    def alive_B(self) -> Longs:
+        """Rows of the batch that have not ended."""
+        return np.flatnonzero(~self._ended_R[self.batch_B])
+
+    @property
+    def steps_left(self) -> int:
+        """Most tokens that a row may still sample."""
+        return int(self._limit_R[~self._ended_R].max(initial=self.step)) - self.step
+
+    def keep(self, rows: Longs) -> None:
+        """The batch now has these of its rows only."""
+        self.batch_B = self.batch_B[rows]
+
+    def add(self, token_TB: Longs, logp_TB: Floats) -> None:
+        """Takes in the next steps of every row of the batch, at most `steps_left` of them."""
+        steps = slice(self.step, self.step + len(token_TB))
+        self._token_RT[self.batch_B, steps] = token_TB.T
+        self._logp_RT[self.batch_B, steps] = logp_TB.T
+        alive = self.alive_B
+        rows, token_BT = self.batch_B[alive], token_TB[:, alive].T
+        last = self.step + len(token_TB)
+        stop_B = np.full(len(rows), last + 1)  # length with the stop token; beyond the block: none
+        if self._stop_ids.size:
+            hit_BT = np.isin(token_BT, self._stop_ids)
+            stop_B = np.where(hit_BT.any(1), self.step + hit_BT.argmax(1) + 1, stop_B)
+        if self._stop_strings:
+            texts = [self._text_stop(row, self.step, min(last, int(self._limit_R[row]))) for row in rows]
+            stop_B = np.minimum(stop_B, [last + 1 if length is None else length for length in texts])
+        end_B = np.minimum(stop_B, self._limit_R[rows])
+        ended = end_B <= last
+        self._length_R[rows] = np.minimum(end_B, last)
+        self._ended_R[rows] = ended
+        self._stopped_R[rows] = ended & (stop_B <= end_B)
+        self.step = last
+
+    def _text_stop(self, row: int, seen: int, last: int) -> int | None:
+        """The row's length with the first token after `seen` that completes a stop string, if one does.
+
+        Decodes only the last tokens: a token that shows at all is at least one byte of text.
+        """
+        num_bytes = max(len(text.encode()) for text in self._stop_strings)
+        first = max(0, seen - num_bytes - STOP_MARGIN)
+        tokens: list[int] = self._token_RT[row, first:last].tolist()
+        if not self._contains_stop(tokens):
+            return None
+        return next(
+            length for length in range(seen + 1, last + 1) if self._contains_stop(tokens[: length - first])
+        )
+
+    def _contains_stop(self, tokens: list[int]) -> bool:
+        text = self._decode(tokens)
+        return any(stop in text for stop in self._stop_strings)
+
+    def completion(self, row: int, request: int, weight_version: int) -> Completion:
+        """What a row of the wave has sampled; `request` names it in errors.
+
+        Raises:
+            ValueError: a log-probability is not a number: the model's logits were NaN or infinite.
+        """
+        length = self._length_R[row]
+        logp = self._logp_RT[row, :length].copy()
+        if not np.isfinite(logp).all():
+            step = int(np.flatnonzero(~np.isfinite(logp))[0])
+            raise ValueError(f"request {request}: wanted finite logits, got NaN or infinity at token {step}")
+        reason: FinishReason = "stop" if self._stopped_R[row] else "length"
+        return Completion(
+            token_ids=tuple(self._token_RT[row, :length].tolist()),
+            logp=logp,
+            finish_reason=reason,
+            weight_version=weight_version,
+        )
