@@ -1,0 +1,23 @@
+"""The policy: a Hugging Face causal language model whose attention runs over packed prefix trees."""
+
+from g2rpo_fast.model.config import ModelConfig, compute_context, compute_dtype
+from g2rpo_fast.model.forward import TreeContext, TreeOutput, tree_hidden
+from g2rpo_fast.model.head import Head, head_of
+from g2rpo_fast.model.hook import ATTENTION, Attend, register_attention
+from g2rpo_fast.model.load import load_model, load_tokenizer
+
+__all__ = [
+    "ATTENTION",
+    "Attend",
+    "Head",
+    "ModelConfig",
+    "TreeContext",
+    "TreeOutput",
+    "compute_context",
+    "compute_dtype",
+    "head_of",
+    "load_model",
+    "load_tokenizer",
+    "register_attention",
+    "tree_hidden",
+]

@@ -1,0 +1,40 @@
+"""What a user can choose about the model, and the precision it computes in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+AttentionChoice = Literal["auto", "reference", "cascade"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy."""
+
+    path: str | None = None
+    """Directory or hub id of a causal language model; None = the embedded default model."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision; weights and optimiser are always float32. auto = bfloat16 on CUDA, else float32."""
+    gradient_checkpointing: bool = False
+    """Keep one activation per layer and recompute the rest in the backward pass."""
+    attention: AttentionChoice = "auto"
+    """Tree attention: reference (quadratic memory), cascade (flash calls); auto = cascade where it can."""
+
+
+def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:
+    """What `config.precision` means on the model's device: the dtype of its matrix products."""
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if model.device.type == "cuda" else "float32"
+    return torch.bfloat16 if wanted == "bfloat16" else model.dtype
+
+
+def compute_context(model: PreTrainedModel, config: ModelConfig) -> AbstractContextManager[object]:
+    """Autocast to `compute_dtype`, around forwards of `model`."""
+    dtype = compute_dtype(model, config)
+    return nullcontext() if dtype == model.dtype else torch.autocast(model.device.type, dtype)
