@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     STAGES,
     {"evaluate", "report", "learner", "step_metrics"},
     {"config"},
-    {"run_directory"},
+    {"run_directory", "engine"},
     {"assemble"},
     {"console"},
     {"train"},
