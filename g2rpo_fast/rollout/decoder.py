@@ -1,12 +1,16 @@
 """One decoding step of a Llama-shaped model, as plain functions on Hugging Face's own parameters.
 
-    x += W_o attention(RoPE(norm(W_q n(x))), RoPE(norm(W_k n(x))), W_v n(x));   x += W_down (silu(W_gate n(x)) * W_up n(x))
+    x += W_o attention(RoPE(norm(W_q n(x))), RoPE(norm(W_k n(x))), W_v n(x))
+    x += W_down (silu(W_gate n(x)) * W_up n(x)),        n(x) = w x / sqrt(mean(x^2) + eps)
 
-n = RMS norm. A step of a small model is bound by the number of operations, not by their size: so the products
-that read the same input are one product, and the rows of W_q and W_k are reordered so that the two halves that
-RoPE rotates lie side by side and the rotation is one complex product.
+A step of a small model is bound by the number of operations as much as by their size. So
+- products that read the same input are one product, and take the norm's weight w into their own;
+- x has one coordinate more, of value sqrt(D eps): its norm is then D^(1/2) times the divisor of n(x);
+- the rows of W_q and W_k are in an order in which the two halves that RoPE rotates are neighbours: one complex
+  product rotates them; and each KV head has its queries, key and value side by side: no copies before a bmm.
 
-Dimension key: B rows, D width, H / K query / KV heads, E head width, C = E / 2 complex numbers.
+Dimension key: B rows, D width, K KV heads, Q query heads per KV head, E head width, C = E / 2 complex numbers,
+Z all components that a KV head's projections have: (Q + 2) E.
 """
 
 from __future__ import annotations
@@ -40,19 +44,20 @@ SHAPES = {
 }
 MOVING_ROPE = ("dynamic", "longrope")
 """RoPE types whose frequencies depend on the longest sequence of a batch."""
+PADDING = 16
+"""Coordinates by which the residual stream is longer: one that counts, and zeros for alignment."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's weights in the compute dtype, [out, in] as in nn.Linear; norms in the parameters' own."""
+    """One layer's weights in the compute dtype, [out, in] as in nn.Linear."""
 
-    attention_norm_D: torch.Tensor
     qkv: torch.Tensor
+    """Its rows are (KV head, Q queries then key then value, E)."""
     qkv_bias: torch.Tensor | None
     qk_norm: torch.Tensor | None
-    """[H + K, E], RoPE pairs side by side."""
+    """[Q + 1, E], in the parameters' dtype."""
     out: torch.Tensor
-    mlp_norm_D: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
     window: int | None
@@ -91,50 +96,59 @@ class FunctionalDecoder:
         backbone: Any = model.model
         attention = backbone.layers[0].self_attn
         width, device = attention.head_dim, attention.q_proj.weight.device
-        self._dtype, self._width = dtype, width
-        self._num_heads = attention.q_proj.out_features // width
+        self._dtype, self._width, self._scale = dtype, width, attention.scaling
         self._num_kv = attention.k_proj.out_features // width
-        self._scale = attention.scaling
         self._eps = backbone.norm.variance_epsilon
         self._embedding = backbone.embed_tokens.weight
-        self._norm_D = backbone.norm.weight
+        self._root = self._embedding.shape[1] ** 0.5
+        self._norm_D = backbone.norm.weight * self._root
         self.key_order_E: torch.Tensor = torch.arange(width, device=device).view(2, -1).t().reshape(-1)
         """Where this decoder's key components lie in those of the model."""
         shape = SHAPES[model.config.model_type]
         self._layers = [self._fused(layer, shape) for layer in backbone.layers]
         position_N = torch.arange(num_positions, device=device).unsqueeze(0)
         like = torch.empty(1, dtype=torch.promote_types(dtype, torch.float32), device=device)
-        cos_NE, sin_NE = (x[0] for x in backbone.rotary_emb(like, position_N))
-        half = width // 2
-        self._rotation_N1C = torch.complex(cos_NE[:, :half], sin_NE[:, :half]).unsqueeze(1)
+        cos_NE, sin_NE = (x[0, :, : width // 2] for x in backbone.rotary_emb(like, position_N))
+        self._rotation_N11C = torch.complex(cos_NE, sin_NE)[:, None, None]
+        self._residual = self._embedding.new_empty(0)
 
     def step(self, token_B: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Encodes one token per row; hidden states [B, D] after the final norm."""
-        x_BD = self._embedding.index_select(0, token_B)
-        rotation_B1C = self._rotation_N1C.index_select(0, cache.position_B)
+        whole, x_BD = self._embedded(token_B)
+        rotation_B11C = self._rotation_N11C.index_select(0, cache.position_B)
         for layer_id, layer in enumerate(self._layers):
-            q_BHE, k_BKE, v_BKE = self._qkv(layer, self._normed(x_BD, layer.attention_norm_D), rotation_B1C)
-            mixed_BD = cache.attend(layer_id, q_BHE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
+            qkv_BKZ = F.linear(self._normed(whole, x_BD), layer.qkv, layer.qkv_bias)
+            q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BKZ, rotation_B11C)
+            mixed_BD = cache.attend(layer_id, q_BKQE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
             self._add_product(x_BD, mixed_BD, layer.out)
-            gate_up = F.linear(self._normed(x_BD, layer.mlp_norm_D), layer.gate_up)
-            gate, up = gate_up.chunk(2, -1)
+            gate, up = F.linear(self._normed(whole, x_BD), layer.gate_up).chunk(2, -1)
             self._add_product(x_BD, F.silu(gate).mul_(up), layer.down)
-        return F.rms_norm(x_BD, self._norm_D.shape, self._norm_D, self._eps)
+        return _over_norm(whole, x_BD).mul_(self._norm_D)
 
-    def _normed(self, x_BD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_BD, weight_D.shape, weight_D, self._eps).to(self._dtype)
+    def _embedded(self, token_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream with its constant coordinate, and without it."""
+        num_rows, width = len(token_B), self._embedding.shape[1]
+        if len(self._residual) != num_rows:
+            self._residual = self._embedding.new_zeros(num_rows, width + PADDING)
+            self._residual[:, width] = self._root * self._eps**0.5
+        x_BD = self._residual[:, :width]
+        x_BD.copy_(self._embedding.index_select(0, token_B))
+        return self._residual, x_BD
 
-    def _qkv(
-        self, layer: Layer, x_BD: torch.Tensor, rotation_B1C: torch.Tensor
+    def _normed(self, whole: torch.Tensor, x_BD: torch.Tensor) -> torch.Tensor:
+        return _over_norm(whole, x_BD).to(self._dtype)
+
+    def _rotated(
+        self, layer: Layer, qkv_BZ: torch.Tensor, rotation_B11C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        qkv_BXE = F.linear(x_BD, layer.qkv, layer.qkv_bias).view(len(x_BD), -1, self._width)
-        qk_BXE, v_BKE = qkv_BXE.split((self._num_heads + self._num_kv, self._num_kv), 1)
+        qkv_BKXE = qkv_BZ.view(len(qkv_BZ), self._num_kv, -1, self._width)
+        qk_BKXE, v_BKE = qkv_BKXE[:, :, :-1], qkv_BKXE[:, :, -1]
         if layer.qk_norm is not None:
-            qk_BXE = F.rms_norm(qk_BXE, (self._width,), None, self._eps) * layer.qk_norm
-        pairs = qk_BXE.to(self._rotation_N1C.real.dtype).unflatten(2, (-1, 2))
-        turned_BXE = torch.view_as_real(torch.view_as_complex(pairs) * rotation_B1C).flatten(2)
-        q_BHE, k_BKE = turned_BXE.split((self._num_heads, self._num_kv), 1)
-        return q_BHE, k_BKE, v_BKE
+            qk_BKXE = F.rms_norm(qk_BKXE, (self._width,), None, self._eps) * layer.qk_norm
+        pairs = qk_BKXE.to(rotation_B11C.real.dtype).unflatten(3, (-1, 2))
+        torch.view_as_complex(pairs).mul_(rotation_B11C)
+        qk_BKXE = pairs.flatten(3)
+        return qk_BKXE[:, :, :-1], qk_BKXE[:, :, -1], v_BKE
 
     def _add_product(self, x_BD: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
         """x += y weight^T in place."""
@@ -146,26 +160,29 @@ class FunctionalDecoder:
     def _fused(self, layer: Any, shape: Shape) -> Layer:
         attention = layer.self_attn
         q, k, v, out, gate, up, down = _linears(layer)
-        bias = None
-        if q.bias is not None:
-            bias = torch.cat([self._paired(q.bias), self._paired(k.bias), v.bias]).to(self._dtype)
         norm = None
         if shape.qk_norm:
-            heads = [attention.q_norm.weight] * self._num_heads + [attention.k_norm.weight] * self._num_kv
-            norm = torch.stack(heads).index_select(1, self.key_order_E)
+            num_q = q.out_features // k.out_features
+            norms = torch.stack([attention.q_norm.weight] * num_q + [attention.k_norm.weight])
+            norm = norms.index_select(1, self.key_order_E)
+        attention_norm_D = layer.input_layernorm.weight * self._root
+        mlp_norm_D = layer.post_attention_layernorm.weight * self._root
         return Layer(
-            attention_norm_D=layer.input_layernorm.weight,
-            qkv=torch.cat([self._paired(q.weight), self._paired(k.weight), v.weight]).to(self._dtype),
-            qkv_bias=bias,
+            qkv=(self._by_head(q.weight, k.weight, v.weight) * attention_norm_D).to(self._dtype),
+            qkv_bias=None if q.bias is None else self._by_head(q.bias, k.bias, v.bias).to(self._dtype),
             qk_norm=norm,
             out=out.weight.to(self._dtype),
-            mlp_norm_D=layer.post_attention_layernorm.weight,
-            gate_up=torch.cat([gate.weight, up.weight]).to(self._dtype),
+            gate_up=(torch.cat([gate.weight, up.weight]) * mlp_norm_D).to(self._dtype),
             down=down.weight.to(self._dtype),
             window=shape.window(attention),
         )
 
-    def _paired(self, weight: torch.Tensor) -> torch.Tensor:
-        """Reorders the rows of each head of a projection (or its bias) to lie in RoPE's pairs."""
-        heads = weight.unflatten(0, (-1, self._width))
-        return heads.index_select(1, self.key_order_E).flatten(0, 1)
+    def _by_head(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Rows of the three projections (or their biases) per KV head; queries and keys in RoPE's pairs."""
+        q_KXE, k_KXE, v_KXE = (x.unflatten(0, (self._num_kv, -1, self._width)) for x in (q, k, v))
+        qk_KXE = torch.cat([q_KXE, k_KXE], 1).index_select(2, self.key_order_E)
+        return torch.cat([qk_KXE, v_KXE], 1).flatten(0, 2)
+
+
+def _over_norm(whole: torch.Tensor, x_BD: torch.Tensor) -> torch.Tensor:
+    return x_BD / torch.linalg.vector_norm(whole, dim=-1, keepdim=True)

@@ -67,7 +67,7 @@ class _Hook:
         self.num_calls += 1
         out_BX = self._cache.attend(
             module.layer_idx,
-            q_BH1E[:, :, 0],
+            q_BH1E[:, :, 0].unflatten(1, (k_BK1E.shape[1], -1)),
             k_BK1E[:, :, 0],
             v_BK1E[:, :, 0],
             scale=scaling,

@@ -1,7 +1,7 @@
 """The `local` engine: batched sampling in this process, on the trainer's own weights.
 
-Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then decode
-side by side, attending to their family's one copy of its keys and to their own tokens behind it.
+Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then
+decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
 Rows that have ended leave the batch once they are a quarter of it.
 
 Dimension key: B rows being decoded, D width, V vocabulary, T steps.

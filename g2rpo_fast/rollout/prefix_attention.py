@@ -2,7 +2,7 @@
 
     out = softmax(scale q k^T) v,   lse = log sum exp(scale q k^T)      (natural logarithm)
 
-Per family all queries of all its rows that read one KV head are one matrix, so the family's keys are read once.
+All queries of a family's rows that read one KV head are one matrix, so the family's keys are read once.
 With softcap c the scores are c tanh(scale q k^T / c).
 
 Dimension key: F families of one call, M queries of a family (rows x query heads per KV head), L keys,
@@ -40,7 +40,7 @@ def explicit(
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same on any device; a query that sees no key gets output 0 and lse -inf."""
-    score_FKML = scores(q_FKME.flatten(0, 1), k_FKLE.flatten(0, 1), scale, softcap)
+    score_FKML = scores(q_FKME.flatten(0, 1), k_FKLE.flatten(0, 1).transpose(1, 2), scale, softcap)
     score_FKML = score_FKML.unflatten(0, q_FKME.shape[:2])
     if hidden_F1ML is not None:
         score_FKML += hidden_F1ML
@@ -50,9 +50,8 @@ def explicit(
     return out_FKME.transpose(1, 2), lse_FKM.transpose(1, 2)
 
 
-def scores(q_XME: torch.Tensor, k_XLE: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+def scores(q_XME: torch.Tensor, k_XEL: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
     """scale q k^T with softcap, [X, M, L], at least float32 whatever the operands are."""
-    k_XEL = k_XLE.transpose(1, 2)
     if q_XME.dtype in (torch.bfloat16, torch.float16):
         score_XML = torch.bmm(q_XME, k_XEL, out_dtype=torch.float32).mul_(scale)
     else:

@@ -71,7 +71,7 @@ class Draws:
     """
 
     def __init__(self, seeds: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> None:
-        self._keys = [divmod(seed % 2**128, 2**64)[::-1] for seed in seeds]
+        self._keys = [(seed % 2**64, seed // 2**64 % 2**64) for seed in seeds]
         self._philox = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._philox)
         self._device, self._dtype = device, dtype

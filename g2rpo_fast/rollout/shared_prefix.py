@@ -9,6 +9,7 @@ S stream positions, K KV heads, E head width; Q query heads per KV head, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from g2rpo_fast.types import Bools, Longs
 KEY_TILE = 16
 """Keys are padded to a multiple of it: the CPU's vector softmax is several times slower on ragged ends."""
 CALL_COST = 4096
-"""What one more attention call costs, in (row, key) pairs: decides between padding families and calling twice."""
+"""What one more attention call costs, in (row, key) pairs: calls are split where padding costs more."""
 
 
 def path_of(prefill: Prefill, last: int) -> Longs:
@@ -59,7 +60,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call: families `first` to `stop` of a stack, queries `start` onwards of the padded ones."""
+    """One attention call: families `first` to `stop` of a stack, from the `start`-th padded query on."""
 
     stack: Stack
     first: int
@@ -102,16 +103,16 @@ class SharedPrefix:
     def attend(
         self,
         layer: int,
-        q_BHE: torch.Tensor,
+        q_XQE: torch.Tensor,
         *,
         scale: float,
         softcap: float | None,
         window: int | None,
         position_B: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out_BHE flattened to [B * H, E], lse [B * H]) over each row's own prefix."""
-        width = q_BHE.shape[-1]
-        q_XE = q_BHE.reshape(-1, width).index_select(0, self._query_X)
+        """Attention over each row's own prefix: out [B * H, E] and lse [B * H], X = (row, KV head)."""
+        width = q_XQE.shape[-1]
+        q_XE = q_XQE.index_select(0, self._query_X).view(-1, width)
         outs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for call in self._calls:
             k_FKLE, v_FKLE = call.stack.kv[layer]
@@ -133,10 +134,10 @@ class SharedPrefix:
 
     def _windowed(self, call: Call, window: int, position_B: torch.Tensor) -> torch.Tensor:
         """The call's mask without keys at a distance of `window` or more along the path."""
-        size = (call.stop - call.first) * self._num_kv * call.num_rows * self._num_q
-        query_X = self._query_X[call.start : call.start + size]
-        row_FKM = (query_X // (self._num_kv * self._num_q)).view(call.stop - call.first, self._num_kv, -1)
-        position_FM = position_B[row_FKM[:, 0]]
+        start = call.start // self._num_q
+        shape = (call.stop - call.first, self._num_kv, call.num_rows)
+        row_FKN = self._query_X[start : start + math.prod(shape)].view(shape) // self._num_kv
+        position_FM = position_B[row_FKN[:, 0]].repeat_interleave(self._num_q, 1)
         path_FL = call.stack.path_FL[call.first : call.stop]
         near_FML = position_FM.unsqueeze(2) - path_FL.unsqueeze(1) < window
         hidden_F1ML = torch.zeros_like(near_FML, dtype=self._score_dtype)
@@ -190,9 +191,9 @@ class SharedPrefix:
                 row_FN = np.stack([np.resize(f.rows, num_rows) for f in families])
                 hidden = self._hidden(families, num_rows, stack.kv[0][0].shape[2])
                 self._calls.append(Call(stack, first, stop, num_rows, start, hidden))
-                query.append(_query_index(row_FN, self._num_kv, self._num_q))
+                query.append(_query_index(row_FN, self._num_kv))
                 answer += _answer_index(families, num_rows, start, self._num_kv, self._num_q)
-                start += len(query[-1])
+                start += len(query[-1]) * self._num_q
         heads = self._num_kv * self._num_q
         out_BH = np.empty((sum(len(rows) for rows, _ in answer), heads), dtype=np.int64)
         for rows, index in answer:
@@ -239,11 +240,9 @@ def _call_ranges(counts: list[int], length: int) -> list[tuple[int, int]]:
     return [(i, i + 1) for i in range(len(counts))]
 
 
-def _query_index(row_FN: Longs, num_kv: int, num_q: int) -> Longs:
-    """For each padded (family, KV head, row, Q) its index among the (row, KV head, Q) of the batch."""
-    kv_K11 = np.arange(num_kv)[:, None, None]
-    index_FKNQ = (row_FN[:, None, :, None] * num_kv + kv_K11) * num_q + np.arange(num_q)
-    return index_FKNQ.reshape(-1)
+def _query_index(row_FN: Longs, num_kv: int) -> Longs:
+    """For each padded (family, KV head, row) its index among the (row, KV head) of the batch."""
+    return (row_FN[:, None] * num_kv + np.arange(num_kv)[:, None]).reshape(-1)
 
 
 def _answer_index(
