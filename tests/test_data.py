@@ -31,7 +31,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write(path: Path, *rows: Any) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    """Texts and bytes are written as they are."""
+    lines = [row if isinstance(row, str | bytes) else json.dumps(row) for row in rows]
+    path.write_bytes(b"".join((x.encode() if isinstance(x, str) else x) + b"\n" for x in lines))
     return str(path)
 
 
@@ -74,6 +76,8 @@ def test_evaluation_needs_no_trace_and_is_limited(tmp_path: Path, tokenizer: Pre
     ("row", "message"),
     [
         ('{"prompt": ', "not JSON"),
+        (b'{"prompt": "\xff"}', "not UTF-8"),
+        (good(prompt="x\ud800"), "column 'prompt': half a surrogate pair"),
         ([1], "wanted a JSON object, got list"),
         ({"question": "x", "answer": "2"}, "no column 'prompt'; the row has 'question', 'answer'"),
         ({}, "the row has none"),

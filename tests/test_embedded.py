@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from g2rpo_fast.data import DataConfig, load_prompts
-from g2rpo_fast.embedded import EmbeddedConfig, EmbeddedPaths, prepare, recommended
+from g2rpo_fast.embedded import EmbeddedConfig, EmbeddedPaths, prepare
 from g2rpo_fast.embedded.model import build_model
-from g2rpo_fast.embedded.recommend import LONGEST_RESPONSE, LONGEST_TRACE
-from g2rpo_fast.embedded.task import ALPHABET, draw_digits, draw_rows, response_text, selection_sort_row
+from g2rpo_fast.embedded.task import (
+    ALPHABET,
+    ANSWER_MARKER,
+    draw_digits,
+    draw_rows,
+    response_text,
+    selection_sort_row,
+)
 from g2rpo_fast.embedded.tokenizer import EOS_ID, PAD_ID, UNKNOWN, build_tokenizer
 from g2rpo_fast.embedded.warm_start import IGNORED, collate, warm_start
 from g2rpo_fast.rewards import RewardConfig, load_rewards, score
@@ -43,8 +49,8 @@ def test_row_of_the_documented_example() -> None:
         "trace": "1>2941777;1>294777;2>94777;4>9777;7>977;7>97;7>9",
         "answer": "11247779",
     }
-    assert len(row["trace"]) == LONGEST_TRACE
-    assert len(response_text(row)) + 1 == LONGEST_RESPONSE
+    assert len(row["trace"]) == 48
+    assert len(response_text(row)) == 57
 
 
 @given(st.text("0123456789", min_size=2, max_size=10))
@@ -95,10 +101,8 @@ def rollout_of(row: dict[str, str], text: str, finish: FinishReason = "stop") ->
     )
 
 
-def test_recommended_reward_accepts_gold_and_rejects_corruptions() -> None:
-    values = recommended()["reward"]
-    config = RewardConfig(functions=tuple(values["functions"]), answer_marker=values["answer_marker"])
-    rewards = load_rewards(config)
+def test_verifier_accepts_gold_and_rejects_corruptions() -> None:
+    rewards = load_rewards(RewardConfig(functions=("exact_match",), answer_marker=ANSWER_MARKER))
     rng = np.random.default_rng(0)
     for row in draw_rows(rng, (6, 7, 8), 50):
         gold = response_text(row)

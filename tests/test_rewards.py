@@ -74,12 +74,12 @@ def test_math_equality(judge: MathVerify, response: str, answer: str, expected: 
 
 def test_math_survives_pathological_answers(judge: MathVerify) -> None:
     rollout = rollout_of("")
-    before = judge.num_timeouts
+    before = judge.num_abandoned
     for response in ("\\boxed{9^{9^{9^{9}}}}", "\\boxed{(((20!)!)!)!}"):
         start_s = time.monotonic()
         assert judge(response, "1", rollout) == 0.0
         assert time.monotonic() - start_s < 30
-    assert judge.num_timeouts > before
+    assert judge.num_abandoned > before
     assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout) == 1.0  # a fresh process took over
 
 
@@ -101,6 +101,15 @@ def test_math_works_outside_the_main_thread(judge: MathVerify) -> None:
 def test_math_refuses_an_empty_reference(judge: MathVerify) -> None:
     with pytest.raises(ValueError, match="cannot parse the reference answer ''"):
         judge("72", "", rollout_of("72"))
+
+
+def test_math_process_killed_from_outside_is_replaced(judge: MathVerify) -> None:
+    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")) == 1.0
+    judge._process.kill()
+    judge._process.wait()
+    before = judge.num_abandoned
+    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")) == 1.0
+    assert judge.num_abandoned == before
 
 
 def test_math_process_ends_with_its_owner() -> None:

@@ -41,7 +41,7 @@ def read_problems(
     parse = FORMATS[config.format]
     problems: list[Problem] = []
     errors: list[str] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line, text in enumerate(file, start=1):
             if (limit and len(problems) == limit) or len(errors) == MAX_REPORTED:
                 break
@@ -59,9 +59,11 @@ def read_problems(
     return problems
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -79,6 +81,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     value = _column(row, name)
     if not isinstance(value, str):
         raise ValueError(f"column {name!r}: wanted text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"column {name!r}: half a surrogate pair, which no tokenizer can read") from error
     return value
 
 

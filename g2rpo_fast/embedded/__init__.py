@@ -1,6 +1,5 @@
 """The embedded default: a task, a tokenizer and a tiny model that need no download."""
 
 from g2rpo_fast.embedded.prepare import EmbeddedConfig, EmbeddedPaths, prepare
-from g2rpo_fast.embedded.recommend import recommended
 
-__all__ = ["EmbeddedConfig", "EmbeddedPaths", "prepare", "recommended"]
+__all__ = ["EmbeddedConfig", "EmbeddedPaths", "prepare"]

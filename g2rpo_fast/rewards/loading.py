@@ -33,9 +33,9 @@ class RewardSet:
     """Of the channel that counts as accuracy."""
 
     @property
-    def num_timeouts(self) -> int:
-        """Comparisons of "math" given up so far (each counted as wrong)."""
-        return sum(function.num_timeouts for function in self.functions if isinstance(function, MathVerify))
+    def num_abandoned(self) -> int:
+        """Comparisons of "math" abandoned so far, each counted as wrong."""
+        return sum(function.num_abandoned for function in self.functions if isinstance(function, MathVerify))
 
 
 def load_rewards(config: RewardConfig) -> RewardSet:

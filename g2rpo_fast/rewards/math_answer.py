@@ -25,12 +25,13 @@ class MathVerify:
     """The reward "math": 1.0 when the response's final answer equals the reference answer, else 0.0.
 
     The final answer is the last \\boxed{...}, else what follows the last "####", else what math-verify finds.
-    A comparison that exceeds `timeout_s` counts as wrong and in `num_timeouts`. Usable from any thread.
+    A comparison that exceeds `timeout_s`, or that twice ends its process, is abandoned: it counts as wrong, and
+    in `num_abandoned`. Usable from any thread.
     """
 
     def __init__(self, timeout_s: float = 5.0) -> None:
         self.timeout_s = timeout_s
-        self.num_timeouts = 0
+        self.num_abandoned = 0
         self._lock = threading.Lock()
         self._start()
 
@@ -48,30 +49,43 @@ class MathVerify:
         self._stop()
 
     def _compare(self, response: str, answer: str) -> Any:
-        self._await_start()
+        request = json.dumps({"answer": answer, "response": response}).encode() + b"\n"
+        for _ in range(2):  # a process that died may have been killed by others: it gets a second chance
+            try:
+                return self._ask(request)
+            except TimeoutError:
+                self._restart()
+                break
+            except (BrokenPipeError, EOFError):
+                self._restart()
+        self.num_abandoned += 1
+        return False
+
+    def _ask(self, request: bytes) -> Any:
+        if not self._ready:
+            self._await_start()
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"answer": answer, "response": response}).encode() + b"\n")
-            self._process.stdin.flush()
-            return self._read(self.timeout_s)
-        except (TimeoutError, BrokenPipeError, EOFError):  # too slow, or killed for its memory
-            self.num_timeouts += 1
-            self._stop()
-            self._start()
-            return False
+        self._process.stdin.write(request)
+        self._process.stdin.flush()
+        return self._read(self.timeout_s)
+
+    def _restart(self) -> None:
+        self._stop()
+        self._start()
 
     def _start(self) -> None:
-        """-P: this file's folder must not be on the child's path."""
+        """-P: this file's folder must not be on the child's path. A session of its own: Ctrl-C is ours."""
         program = Path(__file__).with_name("math_worker.py")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self._stop = weakref.finalize(self, _end, self._process)
         self._ready = False
 
     def _await_start(self) -> None:
-        if self._ready:
-            return
         try:
             started = self._read(START_TIMEOUT_S) == "ready"
         except (TimeoutError, EOFError) as error:

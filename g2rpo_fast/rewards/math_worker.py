@@ -1,7 +1,8 @@
 """Program of the process in which `MathVerify` compares answers. Never imported by the trainer.
 
 Reads one JSON object {"answer", "response"} a line, writes one JSON reply a line: true, false, or
-{"error": text}. SymPy works on what a model wrote, so memory is bounded here and time by the parent.
+{"error": text}. SymPy works on what a model wrote, so memory is bounded here, and time by the parent; an
+alarm that nothing handles ends the process even without a parent.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 
 from math_verify import parse, verify
 
 MEMORY_BYTES = 4 << 30
+ORPHAN_LIMIT_S = 60
 
 
 def final_answer(response: str) -> str:
@@ -73,7 +76,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not look like a reply
     replies.write('"ready"\n')
     for line in sys.stdin:
+        signal.alarm(ORPHAN_LIMIT_S)
         replies.write(json.dumps(reply(line)) + "\n")
+        signal.alarm(0)
 
 
 if __name__ == "__main__":
