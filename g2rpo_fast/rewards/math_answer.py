@@ -25,8 +25,8 @@ class MathVerify:
     """The reward "math": 1.0 when the response's final answer equals the reference answer, else 0.0.
 
     The final answer is the last \\boxed{...}, else what follows the last "####", else what math-verify finds.
-    A comparison that exceeds `timeout_s`, or that twice ends its process, is abandoned: it counts as wrong, and
-    in `num_abandoned`. Usable from any thread.
+    A comparison that exceeds `timeout_s`, or that twice ends its process, is abandoned: it counts as wrong,
+    and in `num_abandoned`. Usable from any thread.
     """
 
     def __init__(self, timeout_s: float = 5.0) -> None:
