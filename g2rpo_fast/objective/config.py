@@ -18,7 +18,7 @@ class ObjectiveConfig:
     """Defaults: GRPO with token ratios, clipped symmetrically, without KL or entropy term."""
 
     surrogate: Literal["clip", "cispo", "sapo", "reinforce"] = "clip"
-    """What is maximised: clip (PPO, GRPO), cispo (clipped coefficient times log-probability), sapo (soft gate),
+    """What is maximised: clip (PPO, GRPO), cispo (clipped factor times log-probability), sapo (soft gate),
     reinforce (log-probability)."""
     clip_low: float = 0.2
     """Ratios are clipped from below at 1 - clip_low (clip, cispo)."""
@@ -41,7 +41,7 @@ class ObjectiveConfig:
     importance_cap: float | None = None
     """Correct for the engine's numerics: truncated importance weights min(policy / engine, this)."""
     aggregation: AggregationName = "sequence_mean"
-    """Mean of each sequence, then over sequences (GRPO); over all tokens (DAPO); by a constant (Dr. GRPO)."""
+    """Mean of each sequence, then of all (GRPO); over all tokens (DAPO); by a constant (Dr. GRPO)."""
     constant_length: int | None = None
     """Tokens per sequence that `constant` divides by; unset = the rollout's maximum."""
     advantage_scale: Literal["group", "none", "batch"] = "group"

@@ -54,11 +54,6 @@ class Linear:
         hidden_SD, head_VD = self.hidden_SD.to(self.dtype), self.head_VD.to(self.dtype)
         return replace(self, hidden_SD=hidden_SD, head_VD=head_VD, bias_V=bias_V)
 
-    def source(self, chunk: slice) -> Tensor:
-        if self.source_T is not None:
-            return self.source_T[chunk]
-        return torch.arange(chunk.start, chunk.stop, device=self.target_T.device)
-
     def rows(self, chunk: slice) -> Tensor:
         """[C, D] hidden states that the chunk's rows predict from."""
         if self.source_T is None:
@@ -212,9 +207,18 @@ class GradientSums:
         if self.bias_V is not None:
             self.bias_V.add_(dz_AV.sum(0))
         if self.hidden_SD is not None:
-            source_C = self._linear.source(chunk)
+            self._add_hidden(self.hidden_SD, chunk, active_A, dz_AV)
+
+    def _add_hidden(self, sum_SD: Tensor, chunk: slice, active_A: Tensor | None, dz_AV: Tensor) -> None:
+        linear = self._linear
+        if linear.source_T is not None:
+            source_C = linear.source_T[chunk]
             source_A = source_C if active_A is None else source_C[active_A]
-            self.hidden_SD.index_add_(0, source_A, dz_AV @ self._linear.head_VD)
+            sum_SD.index_add_(0, source_A, dz_AV @ linear.head_VD)
+        elif active_A is not None:
+            sum_SD[chunk][active_A] = dz_AV @ linear.head_VD
+        else:
+            torch.mm(dz_AV, linear.head_VD, out=sum_SD[chunk])
 
     def cast(self, linear: Linear) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """In the dtypes of the original `linear`'s tensors."""

@@ -23,9 +23,14 @@ from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, Linear, chunked_stats
 from g2rpo_kernels.logprob.rows import RowGradients, empty_stats
-from g2rpo_kernels.policy_loss.objective import objective_loss, penalty_loss, surrogate_loss
+from g2rpo_kernels.policy_loss.objective import (
+    evaluate_surrogate,
+    objective_loss,
+    penalty_loss,
+    surrogate_loss,
+)
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
-from g2rpo_kernels.policy_loss.stats import policy_stats
+from g2rpo_kernels.policy_loss.reference import loss_of
 
 
 class _Handed(Function):
@@ -49,7 +54,11 @@ class _Handed(Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_policy_loss: backward ran already; its gradients were handed over")
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if value is None else value.mul_(grad_loss) for value in gradients), None, None
+        if float(grad_loss) != 1.0:  # Multiplying by exactly 1 would only cost a pass over d head.
+            for value in gradients:
+                if value is not None:
+                    value.mul_(grad_loss)
+        return *gradients, None, None
 
 
 def linear_policy_loss_cpu(
@@ -65,12 +74,8 @@ def linear_policy_loss_cpu(
         else:
             stats = chunked_stats(linear, chunk_bytes)
             logp_T, entropy_T, gradients = stats.logp_C, stats.entropy_C, [None] * 3
-        loss = objective_loss(logp_T, entropy_T, edges, objective)
-        metrics = policy_stats(logp_T, entropy_T, edges, objective)
-    if any(needs):
-        loss = _Handed.apply(*tensors, loss, gradients)
-    assert isinstance(loss, Tensor)
-    return PolicyLoss(loss, logp_T, entropy_T, metrics)
+        out = loss_of(logp_T, entropy_T, edges, objective)
+    return out._replace(loss=_Handed.apply(*tensors, out.loss, gradients)) if any(needs) else out
 
 
 def _one_pass(
@@ -115,5 +120,5 @@ def _tied_coefficient(given: Linear, edges: Edges, objective: Objective, chunk_b
         logp_T = chunked_stats(given, chunk_bytes).logp_C
     with torch.enable_grad():
         logp_T = logp_T.detach().requires_grad_()
-        loss = surrogate_loss(logp_T, edges, objective)
+        loss = surrogate_loss(*evaluate_surrogate(logp_T, edges, objective))
     return torch.autograd.grad(loss, logp_T)[0]

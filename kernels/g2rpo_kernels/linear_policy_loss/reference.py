@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from g2rpo_kernels.linear_logprob.chunks import Linear
 from g2rpo_kernels.linear_logprob.reference import linear_logprob_reference
-from g2rpo_kernels.policy_loss import loss_of
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
+from g2rpo_kernels.policy_loss.reference import loss_of
 
 
 def linear_policy_loss_reference(

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from g2rpo_kernels.logprob import logprob
 from g2rpo_kernels.logprob.checks import Impl
-from g2rpo_kernels.policy_loss.objective import objective_loss
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges
-from g2rpo_kernels.policy_loss.stats import policy_stats
+from g2rpo_kernels.policy_loss.reference import loss_of
 
 __all__ = ["Edges", "Objective", "PolicyLoss", "policy_loss"]
 
@@ -55,11 +54,3 @@ def policy_loss(
     checked_edges(edges, objective, len(target_T))
     logp_T, entropy_T, _ = logprob(logits_TV, target_T, temperature=temperature, softcap=softcap, impl=impl)
     return loss_of(logp_T, entropy_T, edges, objective)
-
-
-def loss_of(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> PolicyLoss:
-    """The loss of log-probabilities that are already there; differentiable with respect to both vectors."""
-    edges = edges.cast(logp_T.dtype, logp_T.device)
-    loss = objective_loss(logp_T, entropy_T, edges, objective)
-    logp_T, entropy_T = logp_T.detach(), entropy_T.detach()
-    return PolicyLoss(loss, logp_T, entropy_T, policy_stats(logp_T, entropy_T, edges, objective))

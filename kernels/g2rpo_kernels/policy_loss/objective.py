@@ -79,22 +79,24 @@ def _sequence_terms(logp_T: Tensor, log_ratio_T: Tensor, importance_T: Tensor | 
     )
 
 
-def evaluate(terms: Terms, objective: Objective) -> Surrogate:
-    return SURROGATES[objective.surrogate](ratio_of(terms.log_ratio), terms.logp, objective)
-
-
-def surrogate_loss(logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
-    """0-dim: minus the advantage-weighted surrogate."""
+def evaluate_surrogate(logp_T: Tensor, edges: Edges, objective: Objective) -> tuple[Terms, Surrogate]:
+    """The surrogate's arguments and its values at `logp_T`; differentiable."""
     terms = surrogate_terms(logp_T, edges, objective)
-    surrogate = evaluate(terms, objective)
+    return terms, SURROGATES[objective.surrogate](ratio_of(terms.log_ratio), terms.logp, objective)
+
+
+def surrogate_loss(terms: Terms, surrogate: Surrogate) -> Tensor:
+    """0-dim: minus the advantage-weighted surrogate."""
     value = terms.a_pos * surrogate.plus + terms.a_neg * surrogate.minus
     return -(value if terms.importance is None else value * terms.importance).sum()
 
 
 def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
     """0-dim: KL penalty minus entropy bonus; each edge on its own."""
-    active_T = active_edges(edges)
     loss = logp_T.new_zeros(())
+    if not (objective.kl_coef or objective.entropy_coef):
+        return loss
+    active_T = active_edges(edges)
     if objective.kl_coef:
         assert edges.ref_logp_T is not None
         log_ratio_T = torch.where(active_T, logp_T, 0.0) - torch.where(active_T, edges.ref_logp_T, 0.0)
@@ -107,4 +109,5 @@ def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Obj
 
 def objective_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
     """0-dim loss, differentiable with respect to `logp_T` and `entropy_T`. `edges` in their dtype."""
-    return surrogate_loss(logp_T, edges, objective) + penalty_loss(logp_T, entropy_T, edges, objective)
+    surrogate = surrogate_loss(*evaluate_surrogate(logp_T, edges, objective))
+    return surrogate + penalty_loss(logp_T, entropy_T, edges, objective)

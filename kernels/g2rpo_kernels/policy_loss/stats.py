@@ -11,19 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.policy_loss.objective import active_edges, evaluate, log_importance, surrogate_terms
+from g2rpo_kernels.policy_loss.objective import Terms, active_edges, log_importance
 from g2rpo_kernels.policy_loss.records import Edges, Objective
-from g2rpo_kernels.policy_loss.surrogates import KLS, ratio_of
+from g2rpo_kernels.policy_loss.surrogates import KLS, Surrogate, ratio_of
 
 Stats = dict[str, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def policy_stats(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Stats:
+def policy_stats(
+    logp_T: Tensor,
+    entropy_T: Tensor,
+    terms: Terms,
+    surrogate: Surrogate,
+    edges: Edges,
+    objective: Objective,
+) -> Stats:
     """See `policy_loss` for the names. Tensors are 0-dim, in the dtype of `logp_T`."""
     active_T = active_edges(edges)
     stats = {"entropy": _mean(entropy_T, active_T), "logp": _mean(logp_T, active_T)}
-    stats |= _ratio_stats(logp_T, edges, objective)
+    stats |= _ratio_stats(terms, surrogate)
     if edges.ref_logp_T is not None:
         stats["kl"] = _mean(KLS[objective.kl](logp_T - edges.ref_logp_T), active_T)
     if edges.rollout_logp_T is not None:
@@ -31,9 +38,7 @@ def policy_stats(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Obj
     return stats
 
 
-def _ratio_stats(logp_T: Tensor, edges: Edges, objective: Objective) -> Stats:
-    terms = surrogate_terms(logp_T, edges, objective)
-    surrogate = evaluate(terms, objective)
+def _ratio_stats(terms: Terms, surrogate: Surrogate) -> Stats:
     used = (terms.a_pos != 0) | (terms.a_neg != 0)
     stats = {
         "ratio": _mean(ratio_of(terms.log_ratio), used),
@@ -43,7 +48,7 @@ def _ratio_stats(logp_T: Tensor, edges: Edges, objective: Objective) -> Stats:
         clipped = ((terms.a_pos != 0) & surrogate.clipped_plus) | (
             (terms.a_neg != 0) & surrogate.clipped_minus
         )
-        stats["clipped"] = _mean(clipped.to(logp_T.dtype), used)
+        stats["clipped"] = _mean(clipped.to(terms.logp.dtype), used)
     return stats
 
 
