@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint
 from g2rpo_fast.config import Config
 from g2rpo_fast.data import PromptSet, load_prompts
 from g2rpo_fast.embedded import prepare
+from g2rpo_fast.engine import local_engine, sampling_of
 from g2rpo_fast.evaluate import Judge
 from g2rpo_fast.guidance import GuidanceState, initial_state
 from g2rpo_fast.learner import Learner
@@ -26,7 +27,6 @@ from g2rpo_fast.metrics import MetricsLog
 from g2rpo_fast.model import head_of, load_model, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import load_rewards, score
-from g2rpo_fast.rollout import LocalEngine, Prefill
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.types import Engine, Sampling
 
@@ -84,10 +84,9 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     tokenizer = load_tokenizer(paths[0])
     prompts = load_prompts(paths[1], config.data, tokenizer, split="train")
     eval_prompts = load_prompts(paths[2], config.data, tokenizer, split="eval") if paths[2] else None
-    _check_lengths(config, prompts, eval_prompts, show)
-
     device = torch.device(_device(config.run.device))
     model = load_model(paths[0], config.model, device)
+    _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
     optimizer = make_optimizer(model, config.optim)
     state = TrainState(guidance=initial_state(config.guidance))
     checkpoint = latest_checkpoint(directory / "checkpoints")
@@ -128,36 +127,6 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     )
 
 
-def sampling_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """Training's sampling distribution; the tokenizer's end token stops."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("model.path: wanted a tokenizer with an end-of-sequence token, got none")
-    rollout = config.rollout
-    return Sampling(
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        stop_token_ids=(tokenizer.eos_token_id,),
-        stop_strings=rollout.stop_strings,
-    )
-
-
-def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> LocalEngine:
-    """The in-process engine on the trainer's own weights; its prefill is the training tree's forward."""
-
-    @torch.no_grad()
-    def prefill(prefixes: list[tuple[int, ...]]) -> Prefill:
-        return prefill_tree(model, prefixes, config)
-
-    return LocalEngine(
-        model,
-        prefill=prefill,
-        head=head_of(model),
-        decode=partial(tokenizer.decode, skip_special_tokens=True),
-        config=config.rollout,
-    )
-
-
 def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:
     """Model directory, training file, evaluation file."""
     if config.model.path is not None and config.data.path is not None:
@@ -170,3 +139,15 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_lengths(config: Config, prompts: PromptSet, held_out: PromptSet | None, positions: int) -> None:
+    """No sequence may outgrow the model."""
+    both = (*prompts.prompts, *(held_out.prompts if held_out else ()))
+    longest = max(both, key=lambda prompt: len(prompt.token_ids))
+    wanted = positions - len(longest.token_ids)
+    if config.rollout.max_tokens > wanted:
+        raise ValueError(
+            f"rollout.max_tokens: wanted at most {wanted} (the model has {positions} positions, prompt "
+            f"{longest.id} takes {len(longest.token_ids)}), got {config.rollout.max_tokens}"
+        )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import tyro
+from transformers.utils import logging as transformers_logging
 
 from g2rpo_fast.config import EMBEDDED, Config, load_config, preset_names
 from g2rpo_fast.rewards import RewardError
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] != "train":
         print(f"g2rpo-fast: unknown command {words[0]!r}\n{_USAGE}", file=sys.stderr)
         return 2
+    transformers_logging.disable_progress_bar()
     try:
         config = read_arguments(words[1:])
         train(config)
@@ -51,3 +53,7 @@ def read_arguments(words: Sequence[str]) -> Config:
         prog="g2rpo-fast train [CONFIG]",
         description=f"Train; values start from {source}.",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,11 @@ from g2rpo_fast.assemble import Parts
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 
-_HEADER = "    step   eval | accuracy  guided alone |  l  length | no signal  ratio |  tok/s   s/step  (roll upd)   left"
+_HEADER = (
+    "    step   eval | accuracy  guided alone |  l  length | no signal  ratio |"
+    "  tok/s   s/step  (roll upd)   left"
+)
+_MARKERS = ("hd", "·", "+", "x")
 
 
 class Console:
@@ -92,7 +96,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: s
     plotext.theme("clear")
     plotext.plot_size(90, 18)
     plotext.title(title)
-    for name, points in curves.items():
+    for (name, points), marker in zip(curves.items(), _MARKERS, strict=False):
         if points:
-            plotext.plot([x for x, _ in points], [y for _, y in points], label=name)
-    return plotext.build()
+            plotext.plot([x for x, _ in points], [y for _, y in points], label=name, marker=marker)
+    return plotext.uncolorize(plotext.build())

@@ -70,6 +70,7 @@ class Learner:
         plans = [micro.plan for step in steps for micro in step]
         num_positions = sum(len(p.token_S) for p in plans)
         return {
+            "loss": 0.0,
             **means.values(),
             "optim/grad_norm": norm,
             "optim/skipped": skipped,
@@ -103,7 +104,7 @@ class Learner:
     def _logp(self, model: PreTrainedModel, micro: MicroBatch) -> torch.Tensor:
         head = head_of(model)
         with compute_context(model, self.compute):
-            hidden_SD = tree_hidden(model, micro.plan).hidden_SD
+            hidden_SD = tree_hidden(model, micro.plan, attention=self.compute.attention).hidden_SD
         return linear_logprob(
             hidden_SD,
             head.weight_VD,
@@ -120,7 +121,7 @@ class Learner:
         """Adds this micro-batch's gradient, `share` of its step; returns its log-probabilities."""
         head = head_of(self.model)
         with compute_context(self.model, self.compute):
-            hidden_SD = tree_hidden(self.model, micro.plan).hidden_SD
+            hidden_SD = tree_hidden(self.model, micro.plan, attention=self.compute.attention).hidden_SD
         batch = micro.batch
         out = linear_policy_loss(
             hidden_SD,
@@ -146,3 +147,7 @@ class Learner:
         means.add("loss", out.loss.detach(), share)
         means.add_all(out.stats, prefix="update/")
         return out.logp_T
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

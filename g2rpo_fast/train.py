@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from g2rpo_kernels import group_advantage
 
 from g2rpo_fast.assemble import Parts, TrainState, assemble
 from g2rpo_fast.checkpoint import prune_checkpoints, save_checkpoint
@@ -20,6 +19,7 @@ from g2rpo_fast.data import batch_indices
 from g2rpo_fast.evaluate import evaluate, guidance_profile
 from g2rpo_fast.guidance import advance, controller_accuracy, guided_lengths, judge_profile
 from g2rpo_fast.metrics import Phases
+from g2rpo_fast.objective import advantages_of
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
 from g2rpo_fast.rewards import RewardError
@@ -68,7 +68,8 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
             rollouts = roll_out(parts, state, prompts)
         with phases("reward"):
             rewards = parts.judge.score(rollouts)
-    advantage_R = advantages(config, rollouts, rewards)
+    group_R = np.asarray([r.group for r in rollouts], np.int32)
+    advantage_R = advantages_of(config.objective, rewards.reward_RK, group_R, rewards.weight_K)
     lr = learning_rate(config.optim, state.step, config.run.steps)
     with phases("update"):
         stats = parts.learner.update(train_batches(config, rollouts, advantage_R), lr=lr)
@@ -131,19 +132,6 @@ def roll_out(parts: Parts, state: TrainState, prompts: Sequence[Prompt]) -> list
         step=state.step + 1,
         decode=parts.judge.decode,
         guidance_in_loss=config.guidance.in_loss,
-    )
-
-
-def advantages(config: Config, rollouts: Sequence[Rollout], rewards: Rewards) -> Doubles:
-    """One advantage per rollout; guided and unguided members share their group's baseline."""
-    objective = config.objective
-    return group_advantage(
-        rewards.reward_RK,
-        np.asarray([r.group for r in rollouts]),
-        channel_weight_K=rewards.weight_K,
-        scale=objective.advantage_scale,
-        aggregate=objective.advantage_aggregation,
-        eps=objective.advantage_eps,
     )
 
 
@@ -227,7 +215,8 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
     model_dir = parts.directory / "model"
     temporary = parts.directory / "writing_model"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_pretrained(parts.learner.model, parts.tokenizer, temporary)
+    parts.learner.model.save_pretrained(temporary)
+    parts.tokenizer.save_pretrained(temporary)
     shutil.rmtree(model_dir, ignore_errors=True)
     temporary.rename(model_dir)
     parts.log.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.config import Config, config_from_dict, load_config
+from g2rpo_fast.types import Rollout
 
 TINY = {
     "run": {"steps": 4, "prompts_per_step": 4, "threads": 1},
@@ -16,7 +17,13 @@ TINY = {
     "guidance": {"length_init": 16, "length_max": 24, "reserve": 8},
     "evaluate": {"every": 2, "profile_prompts": 4, "profile_samples": 2},
     "checkpoint": {"every": 2},
+    "reward": {"functions": ["runs:wobble"]},
 }
+
+
+def wobble(response: str, answer: str, rollout: Rollout) -> float:
+    """Something for an untrained model to be rewarded for: groups are rarely all equal."""
+    return len(response) % 3 / 2
 
 
 def tiny_config(directory: Path, **sections: dict[str, Any]) -> Config:

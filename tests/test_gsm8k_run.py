@@ -67,7 +67,7 @@ def test_gsm8k_trains_evaluates_checkpoints_and_resumes(model_dir, tmp_path, cap
     assert [r["step"] for r in resumed] == [0, 1, 2, 3, 4]
     assert resumed[:3] == records
     for record in resumed[1:]:
-        assert record["rollout/guidance_tokens"] == 3 * 2 * 40
+        assert 0 < record["rollout/guidance_tokens"] <= 3 * 2 * 40
         assert record["rollout/guided/share"] == 0.5
         assert np.isfinite(record["loss"])
         assert {"reward/math", "reward/format"} <= set(record)

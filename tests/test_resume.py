@@ -18,7 +18,7 @@ STEPS = 12
 
 def _start(directory: Path) -> subprocess.Popen[bytes]:
     options = [
-        f"--{section}.{key.replace('_', '-')}={value}"
+        f"--{section}.{key.replace('_', '-')}={value if isinstance(value, int) else value[0]}"
         for section, keys in TINY.items()
         for key, value in keys.items()
         if (section, key) != ("run", "steps")
@@ -36,6 +36,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
             *options,
         ],
         stdout=subprocess.DEVNULL,
+        cwd=Path(__file__).parent,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from g2rpo_fast.objective.weights import token_weights
 
+from g2rpo_fast.objective.weights import token_weights
 from g2rpo_fast.types import Bools, Doubles, Floats, Ints, Rollout, Sequences
 
 
