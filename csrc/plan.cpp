@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cassert>
 #include <unordered_map>
 #include <utility>
 
@@ -124,12 +125,15 @@ size_t plan_bytes(const Capacity& need) {
 
 Plan take_plan(Memory& memory, const Capacity& need) {
     Plan plan;
-    for (auto* slice : {&plan.token, &plan.position, &plan.end})
-        *slice = take_slice<int32_t>(memory, need.positions);
-    for (auto* slice : {&plan.source, &plan.target}) *slice = take_slice<int32_t>(memory, need.members);
+    plan.token = take_slice<int32_t>(memory, need.positions);
+    plan.position = take_slice<int32_t>(memory, need.positions);
+    plan.end = take_slice<int32_t>(memory, need.positions);
+    plan.source = take_slice<int32_t>(memory, need.members);
+    plan.target = take_slice<int32_t>(memory, need.members);
     plan.member_ptr = take_slice<int64_t>(memory, need.members + 1);
     plan.member = take_slice<int64_t>(memory, need.members);
-    for (auto* slice : {&plan.row, &plan.last}) *slice = take_slice<int32_t>(memory, need.rows);
+    plan.row = take_slice<int32_t>(memory, need.rows);
+    plan.last = take_slice<int32_t>(memory, need.rows);
     plan.member_ptr.append(0);
     return plan;
 }
@@ -149,6 +153,7 @@ Plans plan_trees(const Sequences& sequences, int64_t token_budget, int64_t min_s
         for (const int32_t part : bin) write_tree(sequences, parts[part], plan);
         all.plans.push_back(plan);
     }
+    assert(all.memory.used == bytes);
     return all;
 }
 
