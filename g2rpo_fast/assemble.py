@@ -19,16 +19,16 @@ from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint
 from g2rpo_fast.config import Config
 from g2rpo_fast.data import PromptSet, load_prompts
 from g2rpo_fast.embedded import prepare
-from g2rpo_fast.engine import local_engine, sampling_of
+from g2rpo_fast.engine import local_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
 from g2rpo_fast.guidance import GuidanceState, initial_state
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import MetricsLog
-from g2rpo_fast.model import head_of, load_model, load_tokenizer
+from g2rpo_fast.model import load_model, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import load_rewards, score
 from g2rpo_fast.run_directory import open_directory
-from g2rpo_fast.types import Engine, Sampling
+from g2rpo_fast.types import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     tokenizer = load_tokenizer(paths[0])
     prompts = load_prompts(paths[1], config.data, tokenizer, split="train")
     eval_prompts = load_prompts(paths[2], config.data, tokenizer, split="eval") if paths[2] else None
-    device = torch.device(_device(config.run.device))
+    device = _device(config.run.device)
     model = load_model(paths[0], config.model, device)
     _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
     optimizer = make_optimizer(model, config.optim)
@@ -117,7 +117,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
             engine=engine,
             sampling=sampling_of(config, tokenizer),
             max_tokens=config.rollout.max_tokens,
-            decode=partial(tokenizer.decode, skip_special_tokens=True),
+            decode=text_decoder(tokenizer),
             score=partial(score, rewards),
             seed=config.run.seed,
         ),

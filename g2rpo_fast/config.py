@@ -46,7 +46,7 @@ class RunConfig:
     threads: int | None = None
     """CPU threads of torch. None = the cores this process may use, less those that are busy."""
     device: str = "auto"
-    """"auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
+    """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("prompts_per_step", 1)):
@@ -80,6 +80,8 @@ class Config:
                 f"{missing}.path: wanted a path because {given}.path is given, got None "
                 f"(the embedded default makes both its model and its data; leave out both or neither)"
             )
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout.temperature: wanted above 0 (greedy groups teach nothing), got 0")
         if self.guidance.enabled and self.rollout.max_tokens <= self.guidance.reserve:
             raise ValueError(
                 f"rollout.max_tokens: wanted more than guidance.reserve = {self.guidance.reserve}, "
@@ -111,7 +113,8 @@ def load_config(source: str | Path) -> Config:
         text = path.read_text()
     else:
         raise ValueError(
-            f"CONFIG: wanted a TOML file or one of the presets {', '.join(preset_names())}, got {str(source)!r}"
+            f"CONFIG: wanted a TOML file or one of the presets {', '.join(preset_names())}, "
+            f"got {str(source)!r}"
         )
     try:
         values = tomllib.loads(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.config import Config
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.rollout import LocalEngine, Prefill
+from g2rpo_fast.rollout.prefill import Decode
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sampling, Sequences
 
@@ -21,7 +23,7 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
         model,
         prefill=partial(prefill_tree, model, config.model),
         head=head_of(model),
-        decode=partial(tokenizer.decode, skip_special_tokens=True),
+        decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
         compute_dtype=compute_dtype(model, config.model),
         backbone=model.get_decoder(),
@@ -52,12 +54,24 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
     )
 
 
+def text_decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """Token ids to text, special tokens left out."""
+
+    def decode(ids: Iterable[int]) -> str:
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    return decode
+
+
 def sampling_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sampling:
     """Training's sampling distribution; the tokenizer's end token stops.
 
     Raises:
         ValueError: the tokenizer has no end token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("model.path: wanted a tokenizer with an end-of-sequence token, got none")
-    return config.rollout.sampling((tokenizer.eos_token_id,))
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError(f"model.path: wanted a tokenizer with one end-of-sequence token, got {end}")
+    return config.rollout.sampling((end,))

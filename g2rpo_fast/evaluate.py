@@ -90,7 +90,7 @@ def guidance_profile(
         lengths = [
             [min(round(fraction * len(p.trace_ids)), longest)] * config.profile_samples for p in traced
         ]
-        _, rewards = judge.run(traced, lengths, step=index)
+        _, rewards = judge.run(traced, lengths, step=-1 - index)
         points.append(
             ProfilePoint(
                 fraction=fraction, success=float(rewards.accuracy_R.mean()), num=len(rewards.accuracy_R)

@@ -13,8 +13,8 @@ from g2rpo_fast.types import Bools, Doubles, Rewards, Rollout
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: Doubles) -> dict[str, float]:
     """Means over rollouts; NaN where a split is empty.
 
-    "zero_signal" is the share of groups whose advantages are all zero: they teach nothing this step. "nll" is
-    the mean -log p of the sampled tokens under the sampling distribution, an unbiased estimate of its entropy.
+    "zero_signal" is the share of groups whose advantages are all zero: they teach nothing this step. "nll"
+    is the mean -log p of the sampled tokens under the sampling distribution: an estimate of its entropy.
     """
     guided_R = np.asarray([r.guided for r in rollouts])
     everyone = np.ones(len(rollouts), dtype=np.bool_)

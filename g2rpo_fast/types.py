@@ -76,7 +76,7 @@ class Completion:
     token_ids: tuple[int, ...]
     """Sampled tokens, the stop token included."""
     logp: Floats
-    """Log-probability (nats) of each sampled token under the sampling distribution (temperature, top-p, top-k)."""
+    """Log-probability (nats) of each sampled token, temperature, top-p and top-k applied."""
     finish_reason: FinishReason
     weight_version: int
 
@@ -179,4 +179,4 @@ class TreePlan:
     last_B: Ints
     """For each of them, the stream position of its last encoded token; -1 when none is encoded."""
     unshared_tokens: int
-    """Tokens that the same rows would have encoded without sharing: `unshared_tokens / S` is what the tree saves."""
+    """Tokens that the same rows would have encoded without sharing; over S, what the tree saves."""

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import TINY, without_times
 
 from g2rpo_fast.metrics import read_metrics
+from runs import TINY, without_times
 
 STEPS = 12
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from runs import tiny_config, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from g2rpo_fast import train
@@ -14,6 +13,7 @@ from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import before_training, train_step
 from g2rpo_fast.types import Rollout
+from runs import tiny_config, without_times
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""The update against the textbook: padded rows, plain transformers, the objective written out, SGD steps.
+
+SGD with rate 1 and no clipping turns weights into gradients: what the update moved is what is compared.
+"""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from g2rpo_fast.embedded.model import build_model
+from g2rpo_fast.learner import Learner
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.load import select_tree_attention
+from g2rpo_fast.objective import ObjectiveConfig
+from g2rpo_fast.objective.batch import make_batch, split_groups
+from g2rpo_fast.optim import OptimConfig
+from g2rpo_fast.tree import TreeConfig
+from g2rpo_fast.types import Prompt, Rollout
+
+TEMPERATURE = 0.8
+PLAIN = ObjectiveConfig()
+
+
+def rollouts(seed: int = 0) -> list[Rollout]:
+    """Groups of 4, 3 and 5; the first two members of each start from one trace, cut differently."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for group, size in enumerate((4, 3, 5)):
+        prompt_ids = tuple(rng.integers(3, 14, 5 + group).tolist())
+        trace = tuple(rng.integers(3, 14, 6).tolist())
+        prompt = Prompt(id=f"t:{group}", text="", token_ids=prompt_ids, answer="", trace_ids=trace)
+        for member in range(size):
+            guidance = (6, 3)[member] if member < 2 else 0
+            sampled = tuple(rng.integers(3, 14, rng.integers(1, 9)).tolist())
+            length = guidance + len(sampled)
+            logp = np.full(length, np.nan, np.float32)
+            logp[guidance:] = rng.normal(-2, 0.5, len(sampled))
+            made.append(
+                Rollout(
+                    prompt=prompt, group=group, member=member, training_prompt_ids=prompt_ids,
+                    sampling_prompt_ids=prompt_ids, response_ids=trace[:guidance] + sampled,
+                    guidance_len=guidance, loss_mask=np.ones(length, np.bool_), rollout_logp=logp, text="",
+                    finish_reason="stop", weight_version=0,
+                )
+            )  # fmt: skip
+    return made
+
+
+def advantages(count: int = 12) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal(count)
+
+
+def base_model():
+    model = build_model(vocab_size=34, seed=3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    return model
+
+
+def learner(
+    objective: ObjectiveConfig = PLAIN, *, optim: OptimConfig | None = None, budget: int = 8192
+) -> Learner:
+    model, reference = base_model(), base_model()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.mul_(0.9)
+    for m in (model, reference):
+        select_tree_attention(m)
+    return Learner(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        reference=reference.requires_grad_(False) if objective.kl_coef else None,
+        objective=objective,
+        optim=optim or OptimConfig(max_grad_norm=1e9),
+        tree=TreeConfig(token_budget=budget),
+        compute=ModelConfig(),
+        temperature=TEMPERATURE,
+    )
+
+
+def batches(made: list[Rollout], advantage_R: np.ndarray, objective: ObjectiveConfig, minibatches: int = 1):
+    return [
+        make_batch(
+            made, indices, advantage_R, aggregation=objective.aggregation, constant_length=20,
+            keep_all=bool(objective.kl_coef or objective.entropy_coef),
+        )
+        for indices in split_groups(made, minibatches)
+    ]  # fmt: skip
+
+
+def padded(model, made: list[Rollout]):
+    """(logp_RL, entropy_RL, mask_RL, rollout_logp_RL) of the responses, every row by itself."""
+    width = max(len(r.training_prompt_ids) + len(r.response_ids) for r in made)
+    ids = torch.zeros(len(made), width, dtype=torch.long)
+    mask = torch.zeros(len(made), width, dtype=torch.bool)
+    attention = torch.zeros(len(made), width, dtype=torch.long)
+    engine = torch.zeros(len(made), width)
+    for row, r in enumerate(made):
+        start, end = len(r.training_prompt_ids), len(r.training_prompt_ids) + len(r.response_ids)
+        ids[row, :end] = torch.tensor(r.training_prompt_ids + r.response_ids)
+        attention[row, :end] = 1
+        mask[row, start:end] = True
+        engine[row, start:end] = torch.from_numpy(r.rollout_logp)
+    logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1] / TEMPERATURE
+    every = logits.log_softmax(-1)
+    entropy = -(every.exp() * every).sum(-1)
+    return every.gather(-1, ids[:, 1:, None])[..., 0], entropy, mask[:, 1:], engine[:, 1:]
+
+
+def textbook_step(model, made, advantage, old, reference, objective: ObjectiveConfig) -> float:
+    """One SGD step on the padded batch; returns the loss."""
+    logp, entropy, mask, _ = padded(model, made)
+    ratio = torch.exp(logp - old)
+    a = torch.tensor(advantage, dtype=torch.float32)[:, None]
+    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+    per_token = -torch.minimum(ratio * a, clipped * a) - objective.entropy_coef * entropy
+    if objective.kl_coef:
+        with torch.no_grad():
+            ref = padded(reference, made)[0]
+        per_token = per_token + objective.kl_coef * (torch.exp(ref - logp) - (ref - logp) - 1)
+    if objective.aggregation == "sequence_mean":
+        loss = ((per_token * mask).sum(1) / mask.sum(1)).mean()
+    else:
+        loss = (per_token * mask).sum() / mask.sum()
+    loss.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.sub_(p.grad)
+            p.grad = None
+    return float(loss.detach())
+
+
+def assert_same_weights(got, wanted, start, *, rounding: float = 2e-4) -> None:
+    """Equal up to float32 rounding, relative to the largest change of each parameter."""
+    for (name, a), b, s in zip(got.named_parameters(), wanted.parameters(), start.parameters(), strict=True):
+        moved = float((b - s).abs().max())
+        assert moved > 0, name
+        assert float((a - b).abs().max()) < rounding * moved, name
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        PLAIN,
+        ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
+        ObjectiveConfig(kl_coef=0.1, entropy_coef=0.05),
+    ],
+    ids=["grpo", "dapo", "kl-entropy"],
+)
+@pytest.mark.parametrize("budget", [8192, 40])
+def test_update_equals_the_textbook(objective, budget):
+    made, advantage = rollouts(), advantages()
+    ours = learner(objective, budget=budget)
+    plain, start = base_model(), base_model()
+    reference = copy.deepcopy(ours.reference)
+    if reference is not None:
+        reference.set_attn_implementation("sdpa")
+    stats = ours.update(batches(made, advantage, objective), lr=1.0)
+    with torch.no_grad():
+        old = padded(plain, made)[0]
+    loss = textbook_step(plain, made, advantage, old, reference, objective)
+    assert stats["loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+    assert stats["update/micro_batches"] == (1 if budget == 8192 else 3)
+    assert stats["update/token_ratio"] > 1.2
+    assert_same_weights(ours.model, plain, start)
+
+
+def test_second_pass_keeps_the_first_passs_log_probabilities():
+    made, advantage = rollouts(), 0.05 * advantages()
+    optim = OptimConfig(max_grad_norm=1e9, updates_per_batch=2)
+    ours, plain, start = learner(optim=optim), base_model(), base_model()
+    stats = ours.update(batches(made, advantage, PLAIN), lr=1.0)
+    with torch.no_grad():
+        old = padded(plain, made)[0]
+    for _ in range(2):
+        textbook_step(plain, made, advantage, old, None, PLAIN)
+    assert stats["update/approx_kl"] > 0
+    assert_same_weights(ours.model, plain, start)
+
+
+def test_minibatches_compare_with_the_weights_that_sampled():
+    made, advantage = rollouts(), 0.05 * advantages()
+    optim = OptimConfig(max_grad_norm=1e9, minibatches=3)
+    ours, plain, start = learner(optim=optim), base_model(), base_model()
+    ours.update(batches(made, advantage, PLAIN, minibatches=3), lr=1.0)
+    parts = split_groups(made, 3)
+    assert [len(part) for part in parts] == [4, 3, 5]
+    with torch.no_grad():
+        olds = [padded(plain, [made[i] for i in part])[0] for part in parts]
+    for part, old in zip(parts, olds, strict=True):
+        textbook_step(plain, [made[i] for i in part], advantage[part], old, None, PLAIN)
+    assert_same_weights(ours.model, plain, start)
+
+
+def test_rows_without_advantage_cost_nothing_and_change_nothing():
+    made, advantage = rollouts(), advantages()
+    advantage[[0, 1, 2, 3, 5, 8]] = 0.0
+    few, every = learner(), learner()
+    stats = few.update(batches(made, advantage, PLAIN), lr=1.0)
+    kept = batches(made, advantage, PLAIN)[0].rollout_R.tolist()
+    assert kept == [4, 6, 7, 9, 10, 11]
+    full = make_batch(
+        made, range(12), advantage, aggregation="sequence_mean", constant_length=20, keep_all=True
+    )
+    all_stats = every.update([full], lr=1.0)
+    assert stats["update/positions"] < 0.7 * all_stats["update/positions"]
+    assert_same_weights(few.model, every.model, base_model())
+
+
+def test_a_batch_without_any_advantage_leaves_the_weights():
+    ours, start = learner(), base_model()
+    stats = ours.update(batches(rollouts(), np.zeros(12), PLAIN), lr=1.0)
+    assert (stats["loss"], stats["update/positions"], stats["optim/grad_norm"]) == (0.0, 0, 0.0)
+    for got, wanted in zip(ours.model.parameters(), start.parameters(), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_masked_guidance_carries_no_loss():
+    made = [replace(r, loss_mask=np.arange(len(r.response_ids)) >= r.guidance_len) for r in rollouts()]
+    batch = batches(made, advantages(), PLAIN)[0]
+    assert int(batch.sequences.trained_N.sum()) == sum(r.sampled_len for r in made)
+    ours, plain, start = learner(), base_model(), base_model()
+    ours.update([batch], lr=1.0)
+    logp, _, mask, engine = padded(plain, made)
+    mask = mask & ~engine.isnan()
+    a = torch.tensor(advantages(), dtype=torch.float32)[:, None]
+    loss = -((torch.exp(logp - logp.detach()) * a * mask).sum(1) / mask.sum(1)).mean()
+    loss.backward()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.sub_(p.grad)
+    assert_same_weights(ours.model, plain, start)
