@@ -19,11 +19,10 @@ from g2rpo_kernels.logprob.checks import accumulation_dtype, check_index, check_
 from g2rpo_kernels.logprob.rows import (
     RowGradients,
     RowStats,
-    centre_,
-    centre_stats_,
     dlogits_,
-    effective_,
     empty_stats,
+    row_stats,
+    squash_,
     tiles,
 )
 
@@ -119,37 +118,27 @@ class ChunkBuffer:
         self._linear = linear
 
     def logits(self, chunk: slice, x_CD: Tensor) -> Tensor:
-        """[C, V] raw logits without bias, in the buffer."""
-        z_CV = self._buffer_CV[: chunk.stop - chunk.start]
-        return torch.mm(x_CD, self._linear.head_VD.T, out=z_CV)
-
-    def centred_stats(self, chunk: slice, x_CD: Tensor, out: RowStats) -> Tensor:
-        """[C, V] centred logits, in the buffer; statistics go to the chunk's rows `out`."""
-        z_CV = self.logits(chunk, x_CD)
-        target_C = self._linear.target_T[chunk]
+        """[C, V] held logits (see `squash_`) of the chunk, in the buffer."""
+        linear = self._linear
+        z_CV = torch.mm(x_CD, linear.head_VD.T, out=self._buffer_CV[: chunk.stop - chunk.start])
         for tile in tiles(len(z_CV), self.row_bytes):
-            stats = centre_stats_(self._effective(z_CV[tile]), target_C[tile])
+            if linear.bias_V is not None:
+                z_CV[tile].add_(linear.bias_V)
+            squash_(z_CV[tile], linear.softcap)
+        return z_CV
+
+    def write_stats(self, z_CV: Tensor, chunk: slice, out: RowStats) -> None:
+        """Statistics of the chunk's logits, to its rows `out`."""
+        linear, target_C = self._linear, self._linear.target_T[chunk]
+        for tile in tiles(len(z_CV), self.row_bytes):
+            stats = row_stats(z_CV[tile], target_C[tile], linear.temperature, linear.softcap)
             for out_C, value_C in zip(out.rows(tile), stats, strict=True):
                 out_C.copy_(value_C)
-        return z_CV
-
-    def centred(self, chunk: slice, x_CD: Tensor, stats: RowStats) -> Tensor:
-        """[C, V] centred logits, in the buffer, of a chunk whose statistics are known."""
-        z_CV = self.logits(chunk, x_CD)
-        for tile in tiles(len(z_CV), self.row_bytes):
-            centre_(self._effective(z_CV[tile]), stats.max_C[tile])
-        return z_CV
-
-    def _effective(self, z_CV: Tensor) -> Tensor:
-        linear = self._linear
-        if linear.bias_V is not None:
-            z_CV.add_(linear.bias_V)
-        return effective_(z_CV, linear.temperature, linear.softcap)
 
     def dlogits(
         self, z_CV: Tensor, chunk: slice, active_A: Tensor | None, stats: RowStats, upstream: RowGradients
     ) -> Tensor:
-        """[A, V] d logits of the rows `active_A` (None = all C) of a centred chunk.
+        """[A, V] d logits of the rows `active_A` (None = all C) of a chunk's logits.
 
         They are written over the front of the chunk: never ahead of a row still to be read.
         """
@@ -175,7 +164,8 @@ def chunked_stats(given: Linear, chunk_bytes: int) -> RowStats:
     linear = given.accumulating()
     buffer, stats = ChunkBuffer(linear, chunk_bytes), empty_stats(linear.num_rows, linear.dtype)
     for chunk in buffer.chunks:
-        buffer.centred_stats(chunk, linear.rows(chunk), stats.rows(chunk))
+        z_CV = buffer.logits(chunk, linear.rows(chunk))
+        buffer.write_stats(z_CV, chunk, stats.rows(chunk))
     return stats
 
 
@@ -197,7 +187,7 @@ class GradientSums:
         stats: RowStats,
         upstream: RowGradients,
     ) -> None:
-        """The gradient products of one centred chunk, rows without gradient left out. Destroys `z_CV`."""
+        """The gradient products of one chunk, rows without gradient left out. Destroys `z_CV`."""
         active_A = _active_rows(upstream)
         if active_A is not None and not len(active_A):
             return

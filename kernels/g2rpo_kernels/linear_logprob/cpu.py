@@ -56,7 +56,7 @@ class _LinearLogProb(Function):
         buffer, sums = ChunkBuffer(linear, ctx.chunk_bytes), GradientSums(linear, *ctx.needs_input_grad[:3])
         for chunk in buffer.chunks:
             x_CD, row = linear.rows(chunk), stats.rows(chunk)
-            z_CV = buffer.centred(chunk, x_CD, row)
+            z_CV = buffer.logits(chunk, x_CD)
             sums.add(buffer, chunk, x_CD, z_CV, row, upstream.rows(chunk))
         return *sums.cast(given), None, None
 

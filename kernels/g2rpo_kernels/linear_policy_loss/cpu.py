@@ -88,7 +88,8 @@ def _one_pass(
     buffer, sums = ChunkBuffer(linear, chunk_bytes), GradientSums(linear, *needs)
     for chunk in buffer.chunks:
         x_CD, row = linear.rows(chunk), stats.rows(chunk)
-        z_CV = buffer.centred_stats(chunk, x_CD, row)
+        z_CV = buffer.logits(chunk, x_CD)
+        buffer.write_stats(z_CV, chunk, row)
         tied_C = None if tied_T is None else tied_T[chunk]
         upstream = _coefficients(row.logp_C, row.entropy_C, edges.rows(chunk), objective, tied_C)
         sums.add(buffer, chunk, x_CD, z_CV, row, upstream)

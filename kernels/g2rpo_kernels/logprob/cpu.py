@@ -18,11 +18,10 @@ from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.rows import (
     RowGradients,
     RowStats,
-    centre_,
-    centre_stats_,
     dlogits_,
-    effective_,
     empty_stats,
+    row_stats,
+    squash_,
     tiles,
 )
 
@@ -34,8 +33,9 @@ class _LogProb(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         stats = empty_stats(len(target_T), accumulation_dtype(logits_TV.dtype))
         for tile in _tiles(logits_TV):
-            z_CV = effective_(_copy(logits_TV, tile), temperature, softcap)
-            for out_C, value_C in zip(stats.rows(tile), centre_stats_(z_CV, target_T[tile]), strict=True):
+            held_CV = squash_(_copy(logits_TV, tile), softcap)
+            values = row_stats(held_CV, target_T[tile], temperature, softcap)
+            for out_C, value_C in zip(stats.rows(tile), values, strict=True):
                 out_C.copy_(value_C)
         ctx.save_for_backward(logits_TV, target_T, *stats)
         ctx.scaling = (temperature, softcap)
@@ -53,8 +53,8 @@ class _LogProb(Function):
         dlogits_TV = torch.empty_like(logits_TV)
         for tile in _tiles(logits_TV):
             row = stats.rows(tile)
-            z_CV = centre_(effective_(_copy(logits_TV, tile), *ctx.scaling), row.max_C)
-            dlogits_TV[tile] = dlogits_(z_CV, target_T[tile], row, upstream.rows(tile), *ctx.scaling)
+            held_CV = squash_(_copy(logits_TV, tile), ctx.scaling[1])
+            dlogits_TV[tile] = dlogits_(held_CV, target_T[tile], row, upstream.rows(tile), *ctx.scaling)
         return dlogits_TV, None, None, None
 
 

@@ -57,30 +57,32 @@ def tiles(num_rows: int, row_bytes: int) -> list[slice]:
     return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
-def effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tensor:
-    """Raw logits to effective logits, in place."""
-    if softcap is not None:
-        z_CV.div_(softcap).tanh_().mul_(softcap)
-    if temperature != 1.0:
-        z_CV.div_(temperature)
-    return z_CV
+def squash_(z_CV: Tensor, softcap: float | None) -> Tensor:
+    """Raw logits to "held" logits, in place: with a softcap tanh(z / softcap), of which the slope is exact."""
+    return z_CV if softcap is None else z_CV.div_(softcap).tanh_()
 
 
-def centre_(z_CV: Tensor, max_C: Tensor) -> Tensor:
-    """Effective logits to logits below their row maximum, in place; -inf becomes FLOOR."""
-    return z_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
+def _effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tensor:
+    """Held logits to effective logits, in place."""
+    divisor = temperature if softcap is None else temperature / softcap
+    return z_CV if divisor == 1.0 else z_CV.div_(divisor)
 
 
-def centre_stats_(z_CV: Tensor, target_C: Tensor) -> RowStats:
-    """Statistics of a block of effective logits, which it leaves centred."""
-    max_C = z_CV.amax(-1)
-    target_logit_C = z_CV.gather(1, target_C[:, None]).squeeze(1)
-    centre_(z_CV, max_C)
-    exp_CV = z_CV.exp()
-    sum_C = exp_CV.sum(-1)
-    log_sum_C = sum_C.log()
-    mean_C = exp_CV.mul_(z_CV).sum(-1).div_(sum_C)
-    return RowStats(target_logit_C - max_C - log_sum_C, log_sum_C - mean_C, max_C, log_sum_C)
+def row_stats(held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None) -> RowStats:
+    """Statistics of a block of held logits, which it leaves as they are."""
+    below_CV = _effective_(held_CV.clone(), temperature, softcap)
+    max_C = below_CV.amax(-1)
+    target_CV = target_C[:, None]
+    target_logit_C = below_CV.gather(1, target_CV).squeeze(1) - max_C
+    below_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
+    exp_CV = below_CV.exp()
+    at_target_C = exp_CV.gather(1, target_CV).squeeze(1)
+    # The target is added last: where it is the maximum, and its term 1, log1p keeps the digits of the rest.
+    exp_CV.scatter_(1, target_CV, 0.0)
+    log_sum_C = torch.log1p(exp_CV.sum(-1) + (at_target_C - 1))
+    moment_C = exp_CV.mul_(below_CV).sum(-1) + at_target_C * target_logit_C.clamp(min=FLOOR)
+    entropy_C = log_sum_C - moment_C * torch.exp(-log_sum_C)
+    return RowStats(target_logit_C - log_sum_C, entropy_C, max_C, log_sum_C)
 
 
 def dlogits_(
@@ -91,12 +93,11 @@ def dlogits_(
     temperature: float,
     softcap: float | None,
 ) -> Tensor:
-    """Centred logits to d loss / d raw logits, in place."""
-    slope_CV = None
-    if softcap is not None:
-        slope_CV = 1 - ((z_CV + stats.max_C[:, None]) * (temperature / softcap)).square_()
+    """Held logits to d loss / d raw logits, in place."""
+    slope_CV = None if softcap is None else 1 - z_CV.square()
     scale_C, at_target_C, e_C = _row_factors(stats, upstream, temperature)
-    z_CV.sub_(stats.log_sum_C[:, None])
+    _effective_(z_CV, temperature, softcap)
+    z_CV.sub_(stats.max_C[:, None]).clamp_(min=FLOOR).sub_(stats.log_sum_C[:, None])
     if e_C is None:
         z_CV.exp_().mul_(scale_C[:, None])
     else:
