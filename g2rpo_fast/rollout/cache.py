@@ -2,9 +2,9 @@
 
     out = (e^lse out_prefix + sum_i e^{s_i} v_i) / (e^lse + sum_i e^{s_i}),   s_i = scale q k_i
 
-with lse and out_prefix those of the prefix alone. All rows of a wave are at the same step, so their own tokens
-need no mask between rows. Slot 0 of the own tokens stands for the whole prefix: its score is set to lse and its
-value is zero, so that one softmax does the merge.
+with lse and out_prefix those of the prefix alone. All rows of a wave are at the same step, so their own
+tokens need no mask between rows. Slot 0 of the own tokens stands for the whole prefix: its score is set to
+lse and its value is zero, so that one softmax does the merge.
 
 Dimension key: B rows being decoded, L slots (padded to a tile), K KV heads, Q query heads per KV head, E head
 width. X stands for (row, KV head).

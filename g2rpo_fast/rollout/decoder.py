@@ -6,11 +6,11 @@
 A step of a small model is bound by the number of operations as much as by their size. So
 - products that read the same input are one product, and take the norm's weight w into their own;
 - x has one coordinate more, of value sqrt(D eps): its norm is then D^(1/2) times the divisor of n(x);
-- the rows of W_q and W_k are in an order in which the two halves that RoPE rotates are neighbours: one complex
-  product rotates them; and each KV head has its queries, key and value side by side: no copies before a bmm.
+- the rows of W_q and W_k are in an order in which the two halves that RoPE rotates are neighbours, so that one
+  complex product rotates them; each KV head has its queries, key and value side by side: no copies for a bmm.
 
-Dimension key: B rows, D width, K KV heads, Q query heads per KV head, E head width, C = E / 2 complex numbers,
-Z all components that a KV head's projections have: (Q + 2) E.
+Dimension key: B rows, D width, K KV heads, Q query heads per KV head, E head width, C = E / 2 complex
+numbers, Z all components of all KV heads' projections: K (Q + 2) E, X heads of one kind or all.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class FunctionalDecoder:
         whole, x_BD = self._embedded(token_B)
         rotation_B11C = self._rotation_N11C.index_select(0, cache.position_B)
         for layer_id, layer in enumerate(self._layers):
-            qkv_BKZ = F.linear(self._normed(whole, x_BD), layer.qkv, layer.qkv_bias)
-            q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BKZ, rotation_B11C)
+            qkv_BZ = F.linear(self._normed(whole, x_BD), layer.qkv, layer.qkv_bias)
+            q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BZ, rotation_B11C)
             mixed_BD = cache.attend(layer_id, q_BKQE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
             self._add_product(x_BD, mixed_BD, layer.out)
             gate, up = F.linear(self._normed(whole, x_BD), layer.gate_up).chunk(2, -1)
@@ -144,7 +144,7 @@ class FunctionalDecoder:
         qkv_BKXE = qkv_BZ.view(len(qkv_BZ), self._num_kv, -1, self._width)
         qk_BKXE, v_BKE = qkv_BKXE[:, :, :-1], qkv_BKXE[:, :, -1]
         if layer.qk_norm is not None:
-            qk_BKXE = F.rms_norm(qk_BKXE, (self._width,), None, self._eps) * layer.qk_norm
+            qk_BKXE = F.rms_norm(qk_BKXE, (self._width,), None, self._eps).mul_(layer.qk_norm)
         pairs = qk_BKXE.to(rotation_B11C.real.dtype).unflatten(3, (-1, 2))
         torch.view_as_complex(pairs).mul_(rotation_B11C)
         qk_BKXE = pairs.flatten(3)

@@ -45,7 +45,7 @@ class LocalEngine:
         decode: token ids to text, special tokens left out; for stop strings.
         max_rows: most rows decoded at once.
         compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
-        backbone: the module whose forward gives hidden states; default `model.model`.
+        backbone: the module whose forward gives hidden states; default `model.get_decoder()`.
 
     Attributes:
         decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others).
@@ -68,7 +68,7 @@ class LocalEngine:
         self._prefill, self._head, self._decode = prefill, head, decode
         self._max_rows = max_rows
         self._dtype = compute_dtype or model.dtype
-        self._backbone: nn.Module = self._model.model if backbone is None else backbone
+        self._backbone: nn.Module = self._model.get_decoder() if backbone is None else backbone
         self._config = model.config.get_text_config()
         self._version = 0
         self.decoder_name: Literal["functional", "hooked"] = "functional" if recognised(model) else "hooked"
@@ -192,19 +192,18 @@ class _LogitsHead:
     """The LM head, its weight in the compute dtype, its output at least float32."""
 
     def __init__(self, head: Head, dtype: torch.dtype) -> None:
-        self._weight_VD = head.weight_VD.to(dtype)
+        on_cpu = head.weight_VD.device.type == "cpu"
+        self._dtype = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
+        self._weight_VD = head.weight_VD.to(self._dtype)
         self._bias_V, self._softcap = head.bias_V, head.softcap
-        self._dtype = dtype
 
     def logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         """[B, V] float32 or more, whatever the operands."""
         hidden_BD = hidden_BD.to(self._dtype)
-        if self._dtype not in (torch.bfloat16, torch.float16):
-            logits_BV = F.linear(hidden_BD, self._weight_VD)
-        elif hidden_BD.is_cuda:
+        if self._dtype in (torch.bfloat16, torch.float16):
             logits_BV = torch.mm(hidden_BD, self._weight_VD.t(), out_dtype=torch.float32)
         else:
-            logits_BV = F.linear(hidden_BD.float(), self._weight_VD.float())
+            logits_BV = F.linear(hidden_BD, self._weight_VD)
         if self._bias_V is not None:
             logits_BV = logits_BV + self._bias_V
         return logits_BV if self._softcap is None else torch.tanh(logits_BV / self._softcap) * self._softcap
