@@ -58,7 +58,7 @@ def tiles(num_rows: int, row_bytes: int) -> list[slice]:
 
 
 def squash_(z_CV: Tensor, softcap: float | None) -> Tensor:
-    """Raw logits to "held" logits, in place: with a softcap tanh(z / softcap), of which the slope is exact."""
+    """Raw logits to "held" logits, in place: with a softcap tanh(z / softcap), whose slope is exact."""
     return z_CV if softcap is None else z_CV.div_(softcap).tanh_()
 
 
@@ -77,7 +77,7 @@ def row_stats(held_CV: Tensor, target_C: Tensor, temperature: float, softcap: fl
     below_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
     exp_CV = below_CV.exp()
     at_target_C = exp_CV.gather(1, target_CV).squeeze(1)
-    # The target is added last: where it is the maximum, and its term 1, log1p keeps the digits of the rest.
+    # The target is added last: where it is the maximum, its term 1, log1p keeps the digits of the rest.
     exp_CV.scatter_(1, target_CV, 0.0)
     log_sum_C = torch.log1p(exp_CV.sum(-1) + (at_target_C - 1))
     moment_C = exp_CV.mul_(below_CV).sum(-1) + at_target_C * target_logit_C.clamp(min=FLOOR)

@@ -1,0 +1,446 @@
+"""Policy losses against plain padded textbook forms in float64: TRL's formulas, written out row by row.
+
+The textbook knows B sequences of L tokens, each with its own hidden states, a mask and one advantage per
+sequence. The op sees the same as edges; shared edges are compared with the replicated form.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_policy_loss, policy_loss
+from test_logprob import LargestTensor
+from torch import Tensor
+
+B, L, V, D = 6, 5, 13, 7
+EPS = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch: B sequences of up to L trained tokens."""
+
+    hidden_BLD: Tensor
+    head_VD: Tensor
+    target_BL: Tensor
+    mask_BL: Tensor
+    advantage_B: Tensor
+    old_BL: Tensor
+    ref_BL: Tensor
+    rollout_BL: Tensor
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_batch() -> Batch:
+    hidden, head = normal(B, L, D, seed=0), normal(V, D, seed=1)
+    target = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([5, 1, 3, 5, 2, 4])
+    logp = torch.log_softmax(hidden @ head.T, -1).gather(-1, target[..., None])[..., 0]
+    rollout = logp + 0.4 * normal(B, L, seed=5)
+    rollout[0, :2] = torch.nan  # guidance: nothing was sampled
+    return Batch(
+        hidden_BLD=hidden,
+        head_VD=head,
+        target_BL=target,
+        mask_BL=torch.arange(L)[None] < lengths[:, None],
+        advantage_B=torch.tensor([1.3, -0.7, 0.4, -1.9, 0.8, -0.2], dtype=torch.float64),
+        old_BL=logp + 0.4 * normal(B, L, seed=3),
+        ref_BL=logp + 0.4 * normal(B, L, seed=4),
+        rollout_BL=rollout,
+    )
+
+
+def normalised(per_token_BL: Tensor, mask_BL: Tensor, aggregation: str) -> Tensor:
+    """TRL's loss_type grpo, dapo and dr_grpo."""
+    masked = torch.where(mask_BL, per_token_BL, 0.0)
+    if aggregation == "grpo":
+        return (masked.sum(1) / mask_BL.sum(1)).mean()
+    if aggregation == "dapo":
+        return masked.sum() / mask_BL.sum()
+    return masked.sum() / (B * L)
+
+
+def textbook(
+    batch: Batch, hidden: Tensor, head: Tensor, o: Objective, aggregation: str, on_policy: bool
+) -> Tensor:
+    """The published formulas, with a stop-gradient ratio when on-policy."""
+    mask, advantage = batch.mask_BL, batch.advantage_B[:, None]
+    logp_BLV = torch.log_softmax(hidden @ head.T, -1)
+    logp = logp_BLV.gather(-1, batch.target_BL[..., None])[..., 0]
+    entropy = -(logp_BLV.exp() * logp_BLV).sum(-1)
+    old = logp.detach() if on_policy else batch.old_BL
+    log_ratio = logp - old
+    if o.ratio == "sequence":
+        log_ratio = (torch.where(mask, log_ratio, 0.0).sum(1) / mask.sum(1))[:, None].expand(B, L)
+    ratio = log_ratio.exp()
+    if o.surrogate == "clip":
+        unclipped = (
+            ratio
+            if o.dual_clip is None
+            else torch.minimum(ratio, torch.tensor(o.dual_clip, dtype=torch.float64))
+        )
+        clipped = ratio.clamp(1 - o.clip_low, 1 + o.clip_high)
+        loss = -torch.minimum(unclipped * advantage, clipped * advantage)
+    elif o.surrogate == "cispo":
+        loss = -ratio.clamp(1 - o.clip_low, 1 + o.clip_high).detach() * advantage * logp
+    elif o.surrogate == "sapo":
+        tau = torch.full_like(advantage, o.sapo_tau_neg).masked_fill(advantage > 0, o.sapo_tau_pos)
+        loss = -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * advantage
+    else:
+        loss = -advantage * logp
+    if o.importance_cap is not None:
+        weight = (old - batch.rollout_BL).exp().clamp(max=o.importance_cap).detach()
+        loss = loss * torch.where(batch.rollout_BL.isnan(), 1.0, weight)
+    if o.kl_coef:
+        d = logp - batch.ref_BL
+        loss = loss + o.kl_coef * {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}[o.kl]
+    return normalised(loss - o.entropy_coef * entropy, mask, aggregation)
+
+
+def weights_of(mask_BL: Tensor, aggregation: str) -> Tensor:
+    """[T] float64 weight of each trained token, rows end to end."""
+    per_row = {
+        "grpo": 1 / (B * mask_BL.sum(1, keepdim=True).double()),
+        "dapo": torch.full((B, 1), 1 / int(mask_BL.sum()), dtype=torch.float64),
+        "dr_grpo": torch.full((B, 1), 1 / (B * L), dtype=torch.float64),
+    }[aggregation]
+    return per_row.expand(B, L)[mask_BL]
+
+
+def edges_of(batch: Batch, aggregation: str, on_policy: bool) -> Edges:
+    """One member per edge: the rows end to end."""
+    mask = batch.mask_BL
+    weight = weights_of(mask, aggregation)
+    advantage = batch.advantage_B[:, None].expand(B, L)[mask]
+    return Edges(
+        a_pos_T=weight * advantage.clamp(min=0),
+        a_neg_T=weight * advantage.clamp(max=0),
+        weight_T=weight,
+        old_logp_T=None if on_policy else batch.old_BL[mask],
+        ref_logp_T=batch.ref_BL[mask],
+        rollout_logp_T=batch.rollout_BL[mask],
+        member_ptr_T1=torch.arange(len(weight) + 1),
+        member_row_M=torch.arange(B)[:, None].expand(B, L)[mask],
+        member_advantage_M=advantage,
+        member_weight_M=weight,
+        num_rows=B,
+    )
+
+
+def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = batch.hidden_BLD.clone().requires_grad_()
+    head = batch.head_VD.clone().requires_grad_()
+    loss = loss_of(hidden, head)
+    return loss.detach(), *torch.autograd.grad(3 * loss, (hidden, head))
+
+
+SURROGATES = [
+    {"surrogate": "clip"},
+    {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.28, "dual_clip": 1.5},
+    {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.3},
+    {"surrogate": "sapo"},
+    {"surrogate": "reinforce"},
+]
+PENALTIES = [
+    {},
+    {"kl": "k1", "kl_coef": 0.1},
+    {"kl": "k2", "kl_coef": 0.1, "entropy_coef": 0.02},
+    {"kl": "k3", "kl_coef": 0.1, "importance_cap": 1.2},
+    {"entropy_coef": 0.02, "importance_cap": 1.2},
+]
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_policy_losses_equal_the_padded_textbook(surrogate: dict, ratio: str, on_policy: bool) -> None:
+    batch = make_batch()
+    target = batch.target_BL[batch.mask_BL]
+    for penalty, aggregation in itertools.product(PENALTIES, ("grpo", "dapo", "dr_grpo")):
+        o = Objective(**surrogate, ratio=ratio, **penalty)
+        edges = edges_of(batch, aggregation, on_policy)
+
+        def plain(hidden: Tensor, head: Tensor) -> Tensor:
+            return textbook(batch, hidden, head, o, aggregation, on_policy)  # noqa: B023
+
+        def logits_level(hidden: Tensor, head: Tensor) -> Tensor:
+            return policy_loss(hidden[batch.mask_BL] @ head.T, target, edges, o, impl="cpu").loss  # noqa: B023
+
+        def linear(impl: str, chunk_bytes: int):
+            def loss(hidden: Tensor, head: Tensor) -> Tensor:
+                return linear_policy_loss(
+                    hidden[batch.mask_BL],
+                    head,
+                    target,
+                    edges,  # noqa: B023
+                    o,  # noqa: B023
+                    chunk_bytes=chunk_bytes,
+                    impl=impl,
+                ).loss
+
+            return loss
+
+        want = value_and_gradients(batch, plain)
+        assert want[2].abs().max() > 1e-3
+        for op in (logits_level, linear("reference", 1), linear("cpu", 1 << 30), linear("cpu", 3 * V * 8)):
+            for got, true in zip(value_and_gradients(batch, op), want, strict=True):
+                torch.testing.assert_close(got, true, **EPS)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_on_policy_loss_is_minus_the_weighted_advantage(ratio: str, impl: str) -> None:
+    """r = 1: the loss is -sum w A, whatever the model; the gradient is that of REINFORCE."""
+    batch = make_batch()
+    edges = edges_of(batch, "grpo", on_policy=True)
+    for surrogate, value in (("clip", 0.05), ("sapo", 0.05476190476190476)):
+        out = linear_policy_loss(
+            batch.hidden_BLD[batch.mask_BL],
+            batch.head_VD,
+            batch.target_BL[batch.mask_BL],
+            edges,
+            Objective(surrogate=surrogate, ratio=ratio),
+            impl=impl,
+        )
+        # advantages 1.3 - 0.7 + 0.4 - 1.9 + 0.8 - 0.2 = -0.3 over 6 rows; sapo: 2/tau by sign.
+        expected = value if surrogate == "clip" else -(2.5 * 2 - 2.8 * 2 / 1.05) / 6
+        assert float(out.loss) == pytest.approx(expected, abs=1e-14)
+        ratio_sum, count = out.stats["ratio"]
+        assert float(ratio_sum) == float(count) == 20
+
+
+def test_clip_values_by_hand() -> None:
+    """An edge at r = 1.5, A = 2 and one at r = 0.5, A = -1: -(1.2 * 2 - 0.8), both gradients clipped."""
+    logits = torch.log(torch.tensor([[0.6, 0.4], [0.2, 0.8]], dtype=torch.float64)).requires_grad_()
+    edges = Edges(
+        a_pos_T=torch.tensor([2.0, 0.0]),
+        a_neg_T=torch.tensor([0.0, -1.0]),
+        weight_T=torch.ones(2),
+        old_logp_T=torch.log(torch.tensor([0.4, 0.4], dtype=torch.float64)),
+    )
+    out = policy_loss(logits, torch.tensor([0, 0]), edges, Objective())
+    assert float(out.loss.detach()) == pytest.approx(-1.6, abs=1e-14)
+    out.loss.backward()
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) == 0.0
+    assert [float(x) for x in out.stats["clipped"]] == [2.0, 2.0]
+    assert float(out.stats["ratio"][0]) == pytest.approx(2.0, abs=1e-14)
+
+
+def shared_case() -> tuple[Edges, Tensor, Tensor, Tensor, Edges, Tensor]:
+    """Edges with 1 to 4 members of mixed sign, and the same with each member an edge of its own."""
+    generator = torch.Generator().manual_seed(11)
+    num_edges, num_rows = 30, 7
+    counts = torch.randint(1, 5, (num_edges,), generator=generator)
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    edge_M = torch.repeat_interleave(counts)
+    num_members = len(edge_M)
+    row_M = torch.randint(num_rows, (num_members,), generator=generator)
+    advantage_M = normal(num_members, seed=12)
+    weight_M = torch.rand(num_members, generator=generator, dtype=torch.float64)
+    assert (
+        edge_coefficients(advantage_M, weight_M, ptr)[0] * edge_coefficients(advantage_M, weight_M, ptr)[1]
+        != 0
+    ).sum() > 5
+    old, ref, rollout = (-2 + 0.5 * normal(num_edges, seed=s) for s in (13, 14, 15))
+    target = torch.randint(V, (num_edges,), generator=generator)
+    source = torch.randint(9, (num_edges,), generator=generator)
+    members = {"member_row_M": row_M, "member_advantage_M": advantage_M, "member_weight_M": weight_M}
+    logps = {"old_logp_T": old, "ref_logp_T": ref, "rollout_logp_T": rollout}
+    shared = Edges(
+        *edge_coefficients(advantage_M, weight_M, ptr),
+        **logps,
+        member_ptr_T1=ptr,
+        **members,
+        num_rows=num_rows,
+    )
+    each = torch.arange(num_members + 1)
+    replicated = Edges(
+        *edge_coefficients(advantage_M, weight_M, each),
+        **{name: value[edge_M] for name, value in logps.items()},
+        member_ptr_T1=each,
+        **members,
+        num_rows=num_rows,
+    )
+    return shared, source, target, edge_M, replicated, normal(9, D, seed=16)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
+def test_shared_edges_equal_replicated_edges(surrogate: dict, ratio: str) -> None:
+    shared, source, target, edge_M, replicated, hidden = shared_case()
+    o = Objective(**surrogate, ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
+    head = normal(V, D, seed=17)
+    results = []
+    for edges, rows in ((shared, torch.arange(len(target))), (replicated, edge_M)):
+        for impl in ("reference", "cpu"):
+            leaves = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+            out = linear_policy_loss(
+                *leaves, target[rows], edges, o, source_T=source[rows], chunk_bytes=4 * V * 8, impl=impl
+            )
+            results.append((out.loss.detach(), *torch.autograd.grad(out.loss, leaves)))
+    for other in results[1:]:
+        for got, true in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, true, **EPS)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_linear_policy_loss_cpu_float32_within_budget(ratio: str) -> None:
+    shared, source, target, _, _, hidden = shared_case()
+    o = Objective(ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
+    head = normal(V, D, seed=17)
+
+    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = hidden.float().to(dtype).requires_grad_(), head.float().to(dtype).requires_grad_()
+        out = linear_policy_loss(
+            *leaves, target, shared, o, source_T=source, chunk_bytes=4 * V * 4, impl=impl
+        )
+        return out.loss.detach(), *torch.autograd.grad(out.loss, leaves)
+
+    eager, truth = run("reference", torch.float32), run("reference", torch.float64)
+    for got, same, true in zip(run("cpu", torch.float32), eager, truth, strict=True):
+        budget = 2 * (same.double() - true).abs().max() + torch.finfo(torch.float32).eps * true.abs().max()
+        assert got.dtype == torch.float32
+        assert (got.double() - true).abs().max() <= budget
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_edges_of_zero_weight_contribute_nothing_even_from_nan(impl: str) -> None:
+    hidden, head = torch.randn(4, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    on = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    nan = torch.tensor([-2.0, torch.nan, -2.0, torch.nan])
+    edges = Edges(0.5 * on, -0.25 * on, on, nan, nan, nan)
+    o = Objective(kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0)
+    out = linear_policy_loss(hidden, head, torch.tensor([0, 1, 2, 3]), edges, o, impl=impl)
+    out.loss.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    assert torch.isfinite(out.loss)
+    assert torch.isfinite(head.grad).all()
+    assert (hidden.grad[[1, 3]] == 0).all()
+    assert (hidden.grad[[0, 2]] != 0).any()
+    assert all(torch.isfinite(total) for total, _ in out.stats.values())
+    assert float(out.stats["entropy"][1]) == 2
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo", "sapo", "reinforce"])
+def test_huge_ratios_stay_finite(surrogate: str) -> None:
+    hidden, head = torch.randn(2, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    edges = Edges(
+        torch.ones(2),
+        -torch.ones(2),
+        torch.ones(2),
+        torch.tensor([-500.0, 400.0]),
+        torch.tensor([-500.0, 400.0]),
+        torch.tensor([-900.0, 900.0]),
+    )
+    o = Objective(surrogate=surrogate, kl_coef=0.1, importance_cap=2.0)
+    out = linear_policy_loss(hidden, head, torch.tensor([0, 1]), edges, o)
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    assert head.grad is not None
+    assert torch.isfinite(head.grad).all()
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_frozen_parts_and_no_grad(impl: str) -> None:
+    batch = make_batch()
+    edges, target = edges_of(batch, "grpo", on_policy=False), batch.target_BL[batch.mask_BL]
+    rows = batch.hidden_BLD[batch.mask_BL]
+    full = rows.clone().requires_grad_(), batch.head_VD.clone().requires_grad_()
+    want = torch.autograd.grad(linear_policy_loss(*full, target, edges, Objective(), impl=impl).loss, full)
+    for moving in (0, 1):
+        leaves = [rows.clone(), batch.head_VD.clone()]
+        leaves[moving].requires_grad_()
+        loss = linear_policy_loss(*leaves, target, edges, Objective(), impl=impl).loss
+        torch.testing.assert_close(torch.autograd.grad(loss, leaves[moving])[0], want[moving], **EPS)
+    with torch.no_grad(), LargestTensor(rows, batch.head_VD) as largest:
+        loss = linear_policy_loss(*full, target, edges, Objective(), impl=impl).loss
+    assert not loss.requires_grad
+    assert largest.bytes > 0
+
+
+def test_linear_policy_loss_never_holds_the_logits() -> None:
+    num_rows, width, vocab = 200, 4, 3001
+    hidden = torch.randn(num_rows, width, requires_grad=True)
+    head = torch.randn(vocab, width, requires_grad=True)
+    target = torch.randint(vocab, (num_rows,))
+    ones = torch.ones(num_rows)
+    ones[::3] = 0  # rows to be compacted away
+    chunk_bytes = 20 * vocab * 4
+    with LargestTensor(hidden, head) as largest:
+        edges = Edges(ones, -0.5 * ones, ones)
+        o = Objective(entropy_coef=0.01)
+        linear_policy_loss(hidden, head, target, edges, o, chunk_bytes=chunk_bytes).loss.backward()
+    assert vocab * width * 4 <= largest.bytes <= chunk_bytes
+
+
+def test_cpu_gradients_are_handed_over_once() -> None:
+    hidden, head = torch.randn(3, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    edges = Edges(torch.ones(3), torch.zeros(3), torch.ones(3))
+    loss = linear_policy_loss(hidden, head, torch.tensor([0, 1, 2]), edges, Objective()).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward ran already"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_no_edges_is_a_zero_loss(ratio: str, impl: str) -> None:
+    hidden, head = torch.randn(3, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    edges = Edges(none, none, none, None, none, none, torch.zeros(1, dtype=torch.int64), ids, none, none, 0)
+    o = Objective(ratio=ratio, kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0)
+    out = linear_policy_loss(hidden, head, ids, edges, o, source_T=ids, impl=impl)
+    out.loss.backward()
+    assert float(out.loss.detach()) == 0.0
+    assert head.grad is not None
+    assert float(head.grad.abs().sum()) == 0.0
+
+
+def test_importance_stats_before_and_after_the_cap() -> None:
+    logits = torch.zeros(3, 4)
+    old = torch.full((3,), -1.0)
+    rollout = torch.tensor([-1.0, -1.0 - torch.tensor(4.0).log(), torch.nan])
+    edges = Edges(torch.ones(3), torch.zeros(3), torch.ones(3), old, None, rollout)
+    stats = policy_loss(logits, torch.tensor([0, 1, 2]), edges, Objective(importance_cap=2.0)).stats
+    values = {k: [float(x) for x in v] for k, v in stats.items() if k.startswith("importance")}
+    assert values["importance_raw"] == pytest.approx([5.0, 2.0], rel=1e-6)
+    assert values["importance"] == pytest.approx([3.0, 2.0], rel=1e-6)
+    assert values["importance_capped"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "edges", "message"),
+    [
+        ({"kl_coef": 0.1}, {}, "edges.ref_logp_T: wanted with kl_coef=0.1, got None"),
+        ({"importance_cap": 2.0}, {}, "edges.rollout_logp_T: wanted with importance_cap=2.0"),
+        ({"ratio": "sequence"}, {}, "edges.member_\\*: wanted with ratio='sequence', got None"),
+        ({}, {"weight_T": torch.ones(2)}, r"edges.weight_T: wanted \[3\], got \[2\]"),
+    ],
+)
+def test_edges_that_do_not_fit_are_refused(objective: dict, edges: dict, message: str) -> None:
+    given = Edges(torch.ones(3), torch.ones(3), torch.ones(3))._replace(**edges)
+    with pytest.raises(ValueError, match=message):
+        policy_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2]), given, Objective(**objective))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"surrogate": "ppo"}, "surrogate: wanted one of .* got 'ppo'"),
+        ({"clip_low": -0.1}, "clip_low: wanted >= 0"),
+        ({"dual_clip": 0.5}, "dual_clip: wanted > 1"),
+        ({"importance_cap": 0.0}, "importance_cap: wanted > 0"),
+        ({"sapo_tau_neg": 0.0}, "sapo_tau_neg: wanted > 0"),
+    ],
+)
+def test_objective_names_what_is_wrong(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(**fields)
