@@ -36,7 +36,7 @@ class EmbeddedConfig:
     """Prompts to train on: numbers of 6, 7 and, two thirds, 8 digits."""
     eval_rows: int = 256
     """Held-out prompts: numbers of 8 digits."""
-    warm_start_steps: int = 140
+    warm_start_steps: int = 150
     """Supervised steps that make the starting model. More make rewards less sparse."""
 
     def __post_init__(self) -> None:

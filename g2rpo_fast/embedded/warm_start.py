@@ -21,7 +21,7 @@ from g2rpo_fast.embedded.tokenizer import EOS_ID, PAD_ID
 LENGTHS = (2, 3, 4, 5) * 6 + (6, 7, 8)
 """Lengths of the numbers, uniformly: 8 is 1 in 27."""
 BATCH_ROWS = 64
-PEAK_LR = 3e-3
+PEAK_LR = 2.5e-3
 WARMUP_STEPS = 30
 FINAL_LR_FRACTION = 0.1
 IGNORED = -100
