@@ -2,10 +2,10 @@
 
 from glob import glob
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, naive_recompile
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
-ParallelCompile("G2RPO_BUILD_JOBS", needs_recompile=naive_recompile).install()
+ParallelCompile("G2RPO_BUILD_JOBS").install()
 
 setup(
     ext_modules=[

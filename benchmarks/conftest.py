@@ -26,7 +26,7 @@ def benchmark_mode(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest, benchmark_mode: bool) -> Callable[[str, dict], None]:
-    """Writes `results/NAME.json`: the figures, and how to get them again. Prints them when only smoke-testing."""
+    """Writes `results/NAME.json`: the figures and how to get them again. A smoke test only prints them."""
 
     def write(name: str, figures: dict) -> None:
         result = {

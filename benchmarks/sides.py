@@ -99,6 +99,9 @@ def embedded_files(warm_start_steps: int) -> tuple[Path, Path, Path]:
     directory = Path(tempfile.gettempdir()) / f"g2rpo-bench-{os.getuid()}-{warm_start_steps}"
     config = EmbeddedConfig(warm_start_steps=warm_start_steps)
     made = prepare(directory, config, seed=0, report=lambda line: None)
+    file = made.model_dir / "config.json"
+    longer = json.loads(file.read_text()) | {"max_position_embeddings": 2048}
+    file.write_text(json.dumps(longer))
     return made.model_dir, made.train_path, made.eval_path
 
 
@@ -275,7 +278,7 @@ def tree_update(prompt: int, steps: int) -> Figures:
     from g2rpo_fast.objective.batch import TrainBatch
     from g2rpo_fast.types import Sequences
 
-    model_dir, train_path, eval_path = embedded_files(0)
+    model_dir, train_path, _ = embedded_files(0)
     parts = _parts({"model": {"path": str(model_dir)}, "data": {"path": str(train_path)}})
     prompts, completions, advantage = _synthetic(prompt)
     rows = [np.concatenate([prompts[p], completions[p, g]]) for p in range(PROMPTS) for g in range(GROUP)]

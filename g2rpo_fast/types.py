@@ -177,6 +177,6 @@ class TreePlan:
     row_B: Ints
     """The rows (indices into `Sequences`) in this plan."""
     last_B: Ints
-    """For each of them, the stream position of its last encoded token; -1 when none is encoded."""
+    """For each of them, the stream position of its last encoded token. Rows that encode none are left out."""
     unshared_tokens: int
     """Tokens that the same rows would have encoded without sharing; over S, what the tree saves."""

@@ -1,8 +1,9 @@
 """Checkpoints that survive a kill at any moment.
 
-A checkpoint is a directory written under a temporary name, flushed to disk and renamed: it is there whole or
-not at all. It holds the model, the optimizer, every random-number generator and the trainer's own state (step,
-data cursor, guidance controller, weight version). Continued from it, a run on a CPU repeats bit for bit.
+A checkpoint is a directory written under a temporary name, flushed to disk and renamed: it is there whole
+or not at all. It holds the model, the optimizer, every random-number generator and the trainer's own state
+(step, data cursor, guidance controller, weight version). Continued from it, a run on a CPU repeats bit for
+bit.
 """
 
 from __future__ import annotations

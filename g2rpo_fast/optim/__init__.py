@@ -1,4 +1,4 @@
-"""AdamW on float32 weights, learning-rate schedules, gradient clipping, and the guard against bad gradients."""
+"""AdamW on float32 weights, learning-rate schedules, clipping, and the guard against bad gradients."""
 
 from __future__ import annotations
 
