@@ -34,15 +34,18 @@ class TreeContext:
 
     def __init__(
         self,
-        end_S: Tensor,
-        position_S: Tensor,
+        plan: TreePlan,
+        device: torch.device,
         *,
         attention: AttentionChoice = "auto",
         collect_kv: bool = False,
     ) -> None:
-        self._end_S, self._position_S = end_S, position_S
+        self._end_S = torch.from_numpy(plan.end_S).to(device)
+        self._position_S = torch.from_numpy(plan.position_S).to(device)
         self._impl: Impl | None = None if attention == "auto" else attention
-        self._plan: CascadePlan | None = None if attention == "reference" else cascade_plan(end_S)
+        self._plan: CascadePlan | None = None
+        if attention != "reference":
+            self._plan = cascade_plan(torch.from_numpy(plan.end_S), device)
         self._collect = collect_kv
         self._layers: list[int] = []
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
@@ -112,8 +115,7 @@ def tree_hidden(
     token_1S, position_1S = (
         torch.from_numpy(x).to(model.device, torch.int64)[None] for x in (plan.token_S, plan.position_S)
     )
-    end_S = torch.from_numpy(plan.end_S).to(model.device)
-    context = TreeContext(end_S, position_1S[0], attention=attention, collect_kv=collect_kv)
+    context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv)
     backbone: Any = model.get_decoder()
     output = backbone(input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context)
     context.check_layers(int(model.config.get_text_config().num_hidden_layers))

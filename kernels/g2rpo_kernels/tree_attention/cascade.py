@@ -37,18 +37,18 @@ class CascadePlan:
     calls: CpuPlan | CudaPlan
 
 
-def cascade_plan(end_S: Tensor) -> CascadePlan:
-    """The plan for `end_S` [S] (integers), for tensors on its device. Reads END to the host.
+def cascade_plan(end_S: Tensor, device: torch.device | None = None) -> CascadePlan:
+    """The plan for `end_S` [S] (integers), for tensors on `device` (None: where `end_S` is).
 
+    END is read on the host: given there, a plan for CUDA waits for nothing that is queued.
     Raises ValueError where END describes no tree, and for a device other than CPU or CUDA.
     """
-    if end_S.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"cascade: wanted a CPU or CUDA device, got {end_S.device}")
+    device = end_S.device if device is None else device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"cascade: wanted a CPU or CUDA device, got {device}")
     nodes = nodes_of(end_S)
-    calls = plan_cpu(nodes) if end_S.device.type == "cpu" else plan_cuda(nodes, end_S.device)
-    return CascadePlan(
-        num_rows=len(end_S), longest_path=longest_path(nodes), device=end_S.device, calls=calls
-    )
+    calls = plan_cpu(nodes) if device.type == "cpu" else plan_cuda(nodes, device)
+    return CascadePlan(num_rows=len(end_S), longest_path=longest_path(nodes), device=device, calls=calls)
 
 
 def unsupported(q_SHE: Tensor, window: int | None, softcap: float | None, plan: CascadePlan) -> str | None:

@@ -124,18 +124,17 @@ def backward_cuda(
     plan: CudaPlan,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v in float32, from the merged out (in q's dtype) and log-sum-exp. Deterministic."""
-    with _deterministic():
-        parts = _call_backward(
-            grad_SHE, q_SHE, k_SKE, v_SKE, out_SHE, lse_SH, plan.nodes, plan.nodes, scale, causal=True
-        )
-        dq_SHE, dk_SKE, dv_SKE = (part.float() for part in parts)
-        for depth in plan.depths:
-            grad, q, out, lse = (x.index_select(0, depth.query_Q) for x in (grad_SHE, q_SHE, out_SHE, lse_SH))
-            k, v = (x.index_select(0, depth.key_C) for x in (k_SKE, v_SKE))
-            parts = _call_backward(grad, q, k, v, out, lse, depth.query, depth.key, scale, causal=False)
-            totals = (dq_SHE, dk_SKE, dv_SKE)
-            for total, part, rows in zip(totals, parts, (depth.query_Q, depth.key_C, depth.key_C)):
-                total.index_add_(0, rows, part.float())
+    parts = _call_backward(
+        grad_SHE, q_SHE, k_SKE, v_SKE, out_SHE, lse_SH, plan.nodes, plan.nodes, scale, causal=True
+    )
+    dq_SHE, dk_SKE, dv_SKE = (part.float() for part in parts)
+    for depth in plan.depths:
+        grad, q, out, lse = (x.index_select(0, depth.query_Q) for x in (grad_SHE, q_SHE, out_SHE, lse_SH))
+        k, v = (x.index_select(0, depth.key_C) for x in (k_SKE, v_SKE))
+        parts = _call_backward(grad, q, k, v, out, lse, depth.query, depth.key, scale, causal=False)
+        totals = (dq_SHE, dk_SKE, dv_SKE)
+        for total, part, rows in zip(totals, parts, (depth.query_Q, depth.key_C, depth.key_C)):
+            total.index_add_(0, rows, part.float())  # distinct rows: one addition each, so no order to fix
     return dq_SHE, dk_SKE, dv_SKE
 
 
@@ -170,23 +169,24 @@ def _call_backward(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _flash_backward(
-        grad_out=grad.contiguous(),
-        query=q.contiguous(),
-        key=k.contiguous(),
-        value=v.contiguous(),
-        out=out.contiguous(),
-        logsumexp=lse.T.contiguous(),
-        cum_seq_q=query.begin_N1,
-        cum_seq_k=key.begin_N1,
-        max_q=query.longest,
-        max_k=key.longest,
-        dropout_p=0.0,
-        is_causal=causal,
-        rng_state=torch.zeros(2, dtype=torch.uint64, device=q.device),
-        unused=torch.empty(0, device=q.device),
-        scale=scale,
-    )
+    with _deterministic():
+        return _flash_backward(
+            grad_out=grad.contiguous(),
+            query=q.contiguous(),
+            key=k.contiguous(),
+            value=v.contiguous(),
+            out=out.contiguous(),
+            logsumexp=lse.T.contiguous(),
+            cum_seq_q=query.begin_N1,
+            cum_seq_k=key.begin_N1,
+            max_q=query.longest,
+            max_k=key.longest,
+            dropout_p=0.0,
+            is_causal=causal,
+            rng_state=torch.zeros(2, dtype=torch.uint64, device=q.device),
+            unused=torch.empty(0, device=q.device),
+            scale=scale,
+        )
 
 
 @contextmanager
