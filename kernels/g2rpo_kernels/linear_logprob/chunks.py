@@ -20,6 +20,7 @@ from g2rpo_kernels.logprob.rows import (
     RowGradients,
     RowStats,
     dlogits_,
+    dlogits_of_exp_,
     empty_stats,
     row_stats,
     squash_,
@@ -107,20 +108,27 @@ def chunks(num_rows: int, row_bytes: int, chunk_bytes: int) -> list[slice]:
 
 
 class ChunkBuffer:
-    """The chunks of a problem and the one [C, V] buffer that they take turns in."""
+    """The chunks of a problem and the one [C, V] buffer that they take turns in.
 
-    def __init__(self, linear: Linear, chunk_bytes: int) -> None:
+    With `keep_exp` (no softcap, no gradient of the entropy) statistics leave exp(z - max) there: it saves the
+    second exp.
+    """
+
+    def __init__(self, linear: Linear, chunk_bytes: int, keep_exp: bool = False) -> None:
         vocab = len(linear.head_VD)
         self.row_bytes = vocab * linear.dtype.itemsize
         self.chunks = chunks(linear.num_rows, self.row_bytes, chunk_bytes)
         largest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)
         self._buffer_CV = torch.empty((largest, vocab), dtype=linear.dtype)
         self._linear = linear
+        self._keep_exp = keep_exp
 
     def logits(self, chunk: slice, x_CD: Tensor) -> Tensor:
         """[C, V] held logits (see `squash_`) of the chunk, in the buffer."""
         linear = self._linear
         z_CV = torch.mm(x_CD, linear.head_VD.T, out=self._buffer_CV[: chunk.stop - chunk.start])
+        if linear.bias_V is None and linear.softcap is None:
+            return z_CV
         for tile in tiles(len(z_CV), self.row_bytes):
             if linear.bias_V is not None:
                 z_CV[tile].add_(linear.bias_V)
@@ -131,7 +139,9 @@ class ChunkBuffer:
         """Statistics of the chunk's logits, to its rows `out`."""
         linear, target_C = self._linear, self._linear.target_T[chunk]
         for tile in tiles(len(z_CV), self.row_bytes):
-            stats = row_stats(z_CV[tile], target_C[tile], linear.temperature, linear.softcap)
+            stats = row_stats(
+                z_CV[tile], target_C[tile], linear.temperature, linear.softcap, keep_exp=self._keep_exp
+            )
             for out_C, value_C in zip(out.rows(tile), stats, strict=True):
                 out_C.copy_(value_C)
 
@@ -146,14 +156,8 @@ class ChunkBuffer:
         num_active = len(z_CV) if active_A is None else len(active_A)
         for tile in tiles(num_active, self.row_bytes):
             rows = tile if active_A is None else active_A[tile]
-            dz_CV = dlogits_(
-                z_CV[rows],
-                target_C[rows],
-                stats.rows(rows),
-                upstream.rows(rows),
-                linear.temperature,
-                linear.softcap,
-            )
+            given = (z_CV[rows], target_C[rows], stats.rows(rows), upstream.rows(rows), linear.temperature)
+            dz_CV = dlogits_of_exp_(*given) if self._keep_exp else dlogits_(*given, linear.softcap)
             if active_A is not None:
                 z_CV[tile] = dz_CV
         return z_CV[:num_active]
@@ -174,7 +178,9 @@ class GradientSums:
 
     def __init__(self, linear: Linear, need_hidden: bool, need_head: bool, need_bias: bool) -> None:
         self._linear = linear
-        self.hidden_SD = torch.zeros_like(linear.hidden_SD) if need_hidden else None
+        # Without `source_T` every chunk writes its own rows: zeros would be one pass too many.
+        new = torch.empty_like if linear.source_T is None else torch.zeros_like
+        self.hidden_SD = new(linear.hidden_SD) if need_hidden else None
         self.head_VD = torch.zeros_like(linear.head_VD) if need_head else None
         self.bias_V = torch.zeros_like(linear.head_VD[:, 0]) if need_bias else None
 
@@ -189,8 +195,6 @@ class GradientSums:
     ) -> None:
         """The gradient products of one chunk, rows without gradient left out. Destroys `z_CV`."""
         active_A = _active_rows(upstream)
-        if active_A is not None and not len(active_A):
-            return
         dz_AV = buffer.dlogits(z_CV, chunk, active_A, stats, upstream)
         if self.head_VD is not None:
             self.head_VD.addmm_(dz_AV.T, x_CD if active_A is None else x_CD[active_A])
@@ -206,7 +210,7 @@ class GradientSums:
             source_A = source_C if active_A is None else source_C[active_A]
             sum_SD.index_add_(0, source_A, dz_AV @ linear.head_VD)
         elif active_A is not None:
-            sum_SD[chunk][active_A] = dz_AV @ linear.head_VD
+            sum_SD[chunk].zero_()[active_A] = dz_AV @ linear.head_VD
         else:
             torch.mm(dz_AV, linear.head_VD, out=sum_SD[chunk])
 

@@ -14,6 +14,7 @@ Dimension key: S positions, D width, V vocabulary, T trained edges, C rows of a 
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,15 +23,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, Linear, chunked_stats
-from g2rpo_kernels.logprob.rows import RowGradients, empty_stats
+from g2rpo_kernels.logprob.rows import RowGradients, RowStats, empty_stats
 from g2rpo_kernels.policy_loss.objective import (
     evaluate_surrogate,
-    objective_loss,
     penalty_loss,
     surrogate_loss,
 )
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
+from g2rpo_kernels.policy_loss.stats import Stats
 
 
 class _Handed(Function):
@@ -69,45 +70,67 @@ def linear_policy_loss_cpu(
     tensors = (linear.hidden_SD, linear.head_VD, linear.bias_V)
     needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
     with torch.no_grad():
-        if any(needs):
-            logp_T, entropy_T, gradients = _one_pass(linear, edges, objective, chunk_bytes, needs)
-        else:
+        if not any(needs):
             stats = chunked_stats(linear, chunk_bytes)
-            logp_T, entropy_T, gradients = stats.logp_C, stats.entropy_C, [None] * 3
-        out = loss_of(logp_T, entropy_T, edges, objective)
-    return out._replace(loss=_Handed.apply(*tensors, out.loss, gradients)) if any(needs) else out
+            return loss_of(stats.logp_C, stats.entropy_C, edges, objective)
+        tied_T = _tied_coefficient(linear, edges, objective, chunk_bytes)
+        out, gradients = _one_pass(linear, edges, objective, tied_T, chunk_bytes, needs)
+    return out._replace(loss=_Handed.apply(*tensors, out.loss, gradients))
 
 
 def _one_pass(
-    given: Linear, edges: Edges, objective: Objective, chunk_bytes: int, needs: list[bool]
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Log-probabilities, entropies and the gradients of (hidden, head, bias) that are needed."""
+    given: Linear,
+    edges: Edges,
+    objective: Objective,
+    tied_T: Tensor | None,
+    chunk_bytes: int,
+    needs: list[bool],
+) -> tuple[PolicyLoss, list[Tensor | None]]:
+    """The loss, detached, and the gradients of (hidden, head, bias) that are needed."""
     linear = given.accumulating()
-    tied_T = _tied_coefficient(given, edges, objective, chunk_bytes)
     stats = empty_stats(linear.num_rows, linear.dtype)
-    buffer, sums = ChunkBuffer(linear, chunk_bytes), GradientSums(linear, *needs)
+    keep_exp = linear.softcap is None and not objective.entropy_coef
+    buffer, sums = ChunkBuffer(linear, chunk_bytes, keep_exp), GradientSums(linear, *needs)
+    parts: list[PolicyLoss] = []
     for chunk in buffer.chunks:
         x_CD, row = linear.rows(chunk), stats.rows(chunk)
         z_CV = buffer.logits(chunk, x_CD)
         buffer.write_stats(z_CV, chunk, row)
-        tied_C = None if tied_T is None else tied_T[chunk]
-        upstream = _coefficients(row.logp_C, row.entropy_C, edges.rows(chunk), objective, tied_C)
-        sums.add(buffer, chunk, x_CD, z_CV, row, upstream)
-    return stats.logp_C, stats.entropy_C, list(sums.cast(given))
-
-
-def _coefficients(
-    logp_C: Tensor, entropy_C: Tensor, edges: Edges, objective: Objective, tied_C: Tensor | None
-) -> RowGradients:
-    """c and e of a chunk; `tied_C` is the surrogate's part of c where that is known already."""
-    with torch.enable_grad():
-        logp_C, entropy_C = logp_C.detach().requires_grad_(), entropy_C.detach().requires_grad_()
-        if tied_C is None:
-            loss = objective_loss(logp_C, entropy_C, edges, objective)
+        if tied_T is None:
+            part, upstream = _own_coefficients(row, edges.rows(chunk), objective)
+            parts.append(part)
         else:
-            loss = penalty_loss(logp_C, entropy_C, edges, objective) + (logp_C * 0).sum()
+            upstream = _penalty_coefficients(row, edges.rows(chunk), objective, tied_T[chunk])
+        sums.add(buffer, chunk, x_CD, z_CV, row, upstream)
+    gradients = list(sums.cast(given))
+    if tied_T is not None or not parts:
+        return loss_of(stats.logp_C, stats.entropy_C, edges, objective), gradients
+    loss = torch.stack([part.loss for part in parts]).sum()
+    metrics = reduce(_add_stats, (part.stats for part in parts))
+    return PolicyLoss(loss, stats.logp_C, stats.entropy_C, metrics), gradients
+
+
+def _own_coefficients(row: RowStats, edges: Edges, objective: Objective) -> tuple[PolicyLoss, RowGradients]:
+    """A chunk's part of the loss, and c and e, where each edge's loss is its own."""
+    with torch.enable_grad():
+        logp_C, entropy_C = row.logp_C.detach().requires_grad_(), row.entropy_C.detach().requires_grad_()
+        part = loss_of(logp_C, entropy_C, edges, objective)
+    c_C, e_C = torch.autograd.grad(part.loss, (logp_C, entropy_C), allow_unused=True)
+    return part._replace(loss=part.loss.detach()), RowGradients(c_C, e_C)
+
+
+def _penalty_coefficients(row: RowStats, edges: Edges, objective: Objective, tied_C: Tensor) -> RowGradients:
+    """c and e where `tied_C`, the surrogate's part of c, is known."""
+    with torch.enable_grad():
+        logp_C, entropy_C = row.logp_C.detach().requires_grad_(), row.entropy_C.detach().requires_grad_()
+        # The first term only connects the graph where there is no penalty.
+        loss = (logp_C * 0).sum() + penalty_loss(logp_C, entropy_C, edges, objective)
     c_C, e_C = torch.autograd.grad(loss, (logp_C, entropy_C), allow_unused=True)
-    return RowGradients(c_C if tied_C is None else c_C + tied_C, e_C)
+    return RowGradients(c_C + tied_C, e_C)
+
+
+def _add_stats(one: Stats, other: Stats) -> Stats:
+    return {name: (one[name][0] + other[name][0], one[name][1] + other[name][1]) for name in one}
 
 
 def _tied_coefficient(given: Linear, edges: Edges, objective: Objective, chunk_bytes: int) -> Tensor | None:

@@ -68,9 +68,11 @@ def _effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tens
     return z_CV if divisor == 1.0 else z_CV.div_(divisor)
 
 
-def row_stats(held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None) -> RowStats:
-    """Statistics of a block of held logits, which it leaves as they are."""
-    below_CV = _effective_(held_CV.clone(), temperature, softcap)
+def row_stats(
+    held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None, keep_exp: bool = False
+) -> RowStats:
+    """Statistics of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max)."""
+    below_CV = _effective_(held_CV if keep_exp else held_CV.clone(), temperature, softcap)
     max_C = below_CV.amax(-1)
     target_CV = target_C[:, None]
     target_logit_C = below_CV.gather(1, target_CV).squeeze(1) - max_C
@@ -80,8 +82,10 @@ def row_stats(held_CV: Tensor, target_C: Tensor, temperature: float, softcap: fl
     # The target is added last: where it is the maximum, its term 1, log1p keeps the digits of the rest.
     exp_CV.scatter_(1, target_CV, 0.0)
     log_sum_C = torch.log1p(exp_CV.sum(-1) + (at_target_C - 1))
-    moment_C = exp_CV.mul_(below_CV).sum(-1) + at_target_C * target_logit_C.clamp(min=FLOOR)
+    moment_C = below_CV.mul_(exp_CV).sum(-1) + at_target_C * target_logit_C.clamp(min=FLOOR)
     entropy_C = log_sum_C - moment_C * torch.exp(-log_sum_C)
+    if keep_exp:
+        held_CV.copy_(exp_CV)
     return RowStats(target_logit_C - log_sum_C, entropy_C, max_C, log_sum_C)
 
 
@@ -105,6 +109,16 @@ def dlogits_(
         z_CV.mul_(-e_C[:, None]).add_(scale_C[:, None]).mul_(p_CV)
     z_CV.scatter_(1, target_C[:, None], at_target_C[:, None])
     return z_CV if slope_CV is None else z_CV.mul_(slope_CV)
+
+
+def dlogits_of_exp_(
+    exp_CV: Tensor, target_C: Tensor, stats: RowStats, upstream: RowGradients, temperature: float
+) -> Tensor:
+    """As `dlogits_`, from exp(z - max) and without a second exp: no softcap, no gradient of the entropy."""
+    assert upstream.e_C is None
+    scale_C, at_target_C, _ = _row_factors(stats, upstream, temperature)
+    exp_CV.mul_((scale_C * torch.exp(-stats.log_sum_C))[:, None])
+    return exp_CV.scatter_(1, target_C[:, None], at_target_C[:, None])
 
 
 def _row_factors(

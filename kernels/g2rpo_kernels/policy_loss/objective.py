@@ -105,9 +105,3 @@ def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Obj
         safe_T = torch.where(active_T, entropy_T, 0.0)
         loss = loss - objective.entropy_coef * (edges.weight_T * safe_T).sum()
     return loss
-
-
-def objective_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
-    """0-dim loss, differentiable with respect to `logp_T` and `entropy_T`. `edges` in their dtype."""
-    surrogate = surrogate_loss(*evaluate_surrogate(logp_T, edges, objective))
-    return surrogate + penalty_loss(logp_T, entropy_T, edges, objective)
