@@ -34,6 +34,7 @@ REPLICATED_PATH = 64
 PADDED_SHARE = 0.75
 """Squares share a call with the longest one down to this share of its length."""
 
+# Both take fewer key heads than query heads since torch 2.9 (pytorch#157893).
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
