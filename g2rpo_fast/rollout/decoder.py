@@ -5,9 +5,9 @@
 
 A step of a small model is bound by the number of operations as much as by their size. So
 - products that read the same input are one product, and take the norm's weight w into their own;
-- x has one coordinate more, of value sqrt(D eps): its norm is then D^(1/2) times the divisor of n(x);
-- the rows of W_q and W_k are in an order in which the two halves that RoPE rotates are neighbours, so that one
-  complex product rotates them; each KV head has its queries, key and value side by side: no copies for a bmm.
+- n(x) is x / hypot(|x|, sqrt(D eps)), its factor sqrt(D) part of w: half the operations of a composed norm;
+- the rows of W_q and W_k are in an order in which the two halves that RoPE rotates are neighbours: a complex
+  product rotates them; each KV head has its queries, key and value side by side: no copies for a bmm.
 
 Dimension key: B rows, D width, K KV heads, Q query heads per KV head, E head width, C = E / 2 complex
 numbers, Z all components of all KV heads' projections: K (Q + 2) E, X heads of one kind or all.
@@ -44,8 +44,6 @@ SHAPES = {
 }
 MOVING_ROPE = ("dynamic", "longrope")
 """RoPE types whose frequencies depend on the longest sequence of a batch."""
-PADDING = 16
-"""Coordinates by which the residual stream is longer: one that counts, and zeros for alignment."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Layer:
     """Its rows are (KV head, Q queries then key then value, E)."""
     qkv_bias: torch.Tensor | None
     qk_norm: torch.Tensor | None
-    """[Q + 1, E], in the parameters' dtype."""
+    """[Q + 1, E], in the parameters' dtype, times sqrt(E)."""
     out: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
@@ -98,54 +96,46 @@ class FunctionalDecoder:
         width, device = attention.head_dim, attention.q_proj.weight.device
         self._dtype, self._width, self._scale = dtype, width, attention.scaling
         self._num_kv = attention.k_proj.out_features // width
-        self._eps = backbone.norm.variance_epsilon
         self._embedding = backbone.embed_tokens.weight
         self._root = self._embedding.shape[1] ** 0.5
         self._norm_D = backbone.norm.weight * self._root
+        eps = backbone.norm.variance_epsilon**0.5
+        self._floor = self._embedding.new_full((), self._root * eps)
+        self._head_floor = self._embedding.new_full((), width**0.5 * eps)
         self.key_order_E: torch.Tensor = torch.arange(width, device=device).view(2, -1).t().reshape(-1)
         """Where this decoder's key components lie in those of the model."""
         shape = SHAPES[model.config.model_type]
         self._layers = [self._fused(layer, shape) for layer in backbone.layers]
         position_N = torch.arange(num_positions, device=device).unsqueeze(0)
-        like = torch.empty(1, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        self._exact = torch.promote_types(dtype, torch.float32)
+        like = torch.empty(1, dtype=self._exact, device=device)
         cos_NE, sin_NE = (x[0, :, : width // 2] for x in backbone.rotary_emb(like, position_N))
         self._rotation_N11C = torch.complex(cos_NE, sin_NE)[:, None, None]
-        self._residual = self._embedding.new_empty(0)
 
     def step(self, token_B: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Encodes one token per row; hidden states [B, D] after the final norm."""
-        whole, x_BD = self._embedded(token_B)
+        x_BD = self._embedding.index_select(0, token_B).to(self._exact)
         rotation_B11C = self._rotation_N11C.index_select(0, cache.position_B)
         for layer_id, layer in enumerate(self._layers):
-            qkv_BZ = F.linear(self._normed(whole, x_BD), layer.qkv, layer.qkv_bias)
+            qkv_BZ = F.linear(self._normed(x_BD), layer.qkv, layer.qkv_bias)
             q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BZ, rotation_B11C)
             mixed_BD = cache.attend(layer_id, q_BKQE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
             self._add_product(x_BD, mixed_BD, layer.out)
-            gate, up = F.linear(self._normed(whole, x_BD), layer.gate_up).chunk(2, -1)
+            gate, up = F.linear(self._normed(x_BD), layer.gate_up).chunk(2, -1)
             self._add_product(x_BD, F.silu(gate).mul_(up), layer.down)
-        return _over_norm(whole, x_BD).mul_(self._norm_D)
+        return _normalised(x_BD, self._floor).mul_(self._norm_D)
 
-    def _embedded(self, token_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The residual stream with its constant coordinate, and without it."""
-        num_rows, width = len(token_B), self._embedding.shape[1]
-        if len(self._residual) != num_rows:
-            self._residual = self._embedding.new_zeros(num_rows, width + PADDING)
-            self._residual[:, width] = self._root * self._eps**0.5
-        x_BD = self._residual[:, :width]
-        x_BD.copy_(self._embedding.index_select(0, token_B))
-        return self._residual, x_BD
-
-    def _normed(self, whole: torch.Tensor, x_BD: torch.Tensor) -> torch.Tensor:
-        return _over_norm(whole, x_BD).to(self._dtype)
+    def _normed(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return _normalised(x_BD, self._floor).to(self._dtype)
 
     def _rotated(
         self, layer: Layer, qkv_BZ: torch.Tensor, rotation_B11C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv_BKXE = qkv_BZ.view(len(qkv_BZ), self._num_kv, -1, self._width)
-        qk_BKXE, v_BKE = qkv_BKXE[:, :, :-1], qkv_BKXE[:, :, -1]
+        qk_BKXE, v_BKE = qkv_BKXE[:, :, :-1].to(self._exact), qkv_BKXE[:, :, -1]
         if layer.qk_norm is not None:
-            qk_BKXE = F.rms_norm(qk_BKXE, (self._width,), None, self._eps).mul_(layer.qk_norm)
-        pairs = qk_BKXE.to(rotation_B11C.real.dtype).unflatten(3, (-1, 2))
+            qk_BKXE = _normalised(qk_BKXE, self._head_floor).mul_(layer.qk_norm)
+        pairs = qk_BKXE.unflatten(3, (-1, 2))
         torch.view_as_complex(pairs).mul_(rotation_B11C)
         qk_BKXE = pairs.flatten(3)
         return qk_BKXE[:, :, :-1], qk_BKXE[:, :, -1], v_BKE
@@ -164,7 +154,7 @@ class FunctionalDecoder:
         if shape.qk_norm:
             num_q = q.out_features // k.out_features
             norms = torch.stack([attention.q_norm.weight] * num_q + [attention.k_norm.weight])
-            norm = norms.index_select(1, self.key_order_E)
+            norm = norms.index_select(1, self.key_order_E) * self._width**0.5
         attention_norm_D = layer.input_layernorm.weight * self._root
         mlp_norm_D = layer.post_attention_layernorm.weight * self._root
         return Layer(
@@ -184,5 +174,6 @@ class FunctionalDecoder:
         return torch.cat([qk_KXE, v_KXE], 1).flatten(0, 2)
 
 
-def _over_norm(whole: torch.Tensor, x_BD: torch.Tensor) -> torch.Tensor:
-    return x_BD / torch.linalg.vector_norm(whole, dim=-1, keepdim=True)
+def _normalised(x: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    """RMS norm over the last dimension, but for its weight and the square root of the width."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
