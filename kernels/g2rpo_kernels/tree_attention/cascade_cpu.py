@@ -127,9 +127,10 @@ def _pieces(nodes: Nodes, replicated: list[bool]) -> list[tuple[Longs, int]]:
 def _squares(bucket: list[tuple[Longs, int]]) -> Squares:
     bucket = sorted(bucket, key=lambda piece: int(piece[0][-1]))
     length = max(len(rows) for rows, _ in bucket)
-    row_BL = np.stack([np.pad(rows, (0, length - len(rows)), mode="edge") for rows, _ in bucket])
+    row_BL = np.empty((len(bucket), length), np.int64)
     live_BL = np.zeros(row_BL.shape, bool)
-    for live_L, (rows, num_copies) in zip(live_BL, bucket):
+    for row_L, live_L, (rows, num_copies) in zip(row_BL, live_BL, bucket):
+        row_L[: len(rows)], row_L[len(rows) :] = rows, rows[-1]
         live_L[num_copies : len(rows)] = True
     row_F, live_F = row_BL.ravel(), live_BL.ravel()
     contiguous = bool(live_F.all() and (np.diff(row_F) == 1).all())
