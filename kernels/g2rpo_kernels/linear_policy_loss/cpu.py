@@ -1,5 +1,4 @@
-"""The linear policy loss in one pass over row chunks: three products per chunk, gradients ready after
-forward.
+"""The linear policy loss in one pass over row chunks: three products each, gradients ready after forward.
 
 Per chunk: logits, row statistics, c = dL/dlogp and e = dL/dH by autograd of the objective on the chunk's
 vectors, d logits over the logits, d hidden and d head. The logits are never stored and never recomputed,
@@ -24,11 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, Linear, chunked_stats
 from g2rpo_kernels.logprob.rows import RowGradients, RowStats, empty_stats
-from g2rpo_kernels.policy_loss.objective import (
-    evaluate_surrogate,
-    penalty_loss,
-    surrogate_loss,
-)
+from g2rpo_kernels.policy_loss.objective import evaluate_surrogate, penalty_loss, surrogate_loss
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.stats import Stats
