@@ -36,7 +36,8 @@ def test_step_against_trl(benchmark_mode: bool, record: Callable[[str, dict], No
 @needs_trl
 def test_embedded_task_against_trl(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
     """The embedded task, unguided: 16 prompts of 10 tokens x 12 rollouts, where sharing gains little."""
-    steps, rounds = (10, 3) if benchmark_mode else (1, 1)
-    case = sides.compare("ours_embedded", "trl_embedded", {"steps": steps}, rounds)
+    steps, rounds, warm_start = (10, 3, 140) if benchmark_mode else (1, 1, 1)
+    arguments = {"steps": steps, "warm_start_steps": warm_start}
+    case = sides.compare("ours_embedded", "trl_embedded", arguments, rounds)
     assert case["ours_embedded"]["measured_steps"] == steps * rounds
     record("embedded_task_vs_trl_cpu", case)

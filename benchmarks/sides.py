@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 GROUP, COMPLETION, PROMPTS = 16, 64, 4
+VOCABULARY = 17
 DIGITS = "0123456789"
 Figures = dict[str, Any]
 
@@ -163,9 +164,9 @@ def ours_step(prompt: int, steps: int) -> Figures:
     return _our_loop(parts, steps)
 
 
-def ours_embedded(steps: int) -> Figures:
+def ours_embedded(steps: int, warm_start_steps: int) -> Figures:
     """The embedded task without guidance: what TRL can do as well."""
-    model_dir, train_path, eval_path = embedded_files(140)
+    model_dir, train_path, eval_path = embedded_files(warm_start_steps)
     paths = {"path": str(train_path), "eval_path": str(eval_path)}
     return _our_loop(
         _parts({"model": {"path": str(model_dir)}, "data": paths, "guidance": {"enabled": False}}), steps
@@ -244,9 +245,9 @@ def trl_step(prompt: int, steps: int) -> Figures:
     return _trl(model_dir, [{"prompt": p} for p in long_prompts(prompt)], reward, settings, steps)
 
 
-def trl_embedded(steps: int) -> Figures:
+def trl_embedded(steps: int, warm_start_steps: int) -> Figures:
     """The embedded task by TRL's GRPOTrainer."""
-    model_dir, train_path, _ = embedded_files(140)
+    model_dir, train_path, _ = embedded_files(warm_start_steps)
     rows = [json.loads(line) for line in train_path.read_text().splitlines()]
     settings = {
         "per_device_train_batch_size": 16 * 12,
@@ -266,8 +267,8 @@ def _synthetic(prompt: int):
     import numpy as np
 
     rng = np.random.default_rng(prompt)
-    prompts = rng.integers(8, 40, (PROMPTS, prompt))
-    completions = rng.integers(8, 40, (PROMPTS, GROUP, COMPLETION))
+    prompts = rng.integers(3, VOCABULARY, (PROMPTS, prompt))
+    completions = rng.integers(3, VOCABULARY, (PROMPTS, GROUP, COMPLETION))
     return prompts, completions, rng.standard_normal((PROMPTS, GROUP))
 
 

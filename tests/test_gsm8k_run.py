@@ -51,7 +51,7 @@ def _train(model_dir: Path, run_dir: Path, steps: int) -> list[dict]:
         "--rollout.group-size", "4", "--rollout.max-tokens", "96",
         "--guidance.length-init", "40", "--guidance.length-max", "64", "--guidance.share", "0.5",
         "--reward.functions", "math", "format", "--reward.weights", "format", "0.1",
-        "--reward.format-pattern", ".*[0-9].*", "--optim.lr", "1e-3",
+        "--reward.format-pattern", ".*[a-m]", "--optim.lr", "1e-3",
         "--evaluate.profile-prompts", "2", "--evaluate.profile-samples", "2", "--run.threads", "1",
     ]  # fmt: skip
     assert main(arguments) == 0

@@ -48,7 +48,7 @@ MOVING_ROPE = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's weights in the compute dtype, [out, in] as in nn.Linear."""
+    """One layer's weights in the compute dtype: [out, in] as in nn.Linear, `out` and `down` [in, out]."""
 
     qkv: torch.Tensor
     """Its rows are (KV head, Q queries then key then value, E)."""
@@ -121,8 +121,10 @@ class FunctionalDecoder:
             q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BZ, rotation_B11C)
             mixed_BD = cache.attend(layer_id, q_BKQE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
             self._add_product(x_BD, mixed_BD, layer.out)
-            gate, up = F.linear(self._normed(x_BD), layer.gate_up).chunk(2, -1)
-            self._add_product(x_BD, F.silu(gate).mul_(up), layer.down)
+            gate_up = F.linear(self._normed(x_BD), layer.gate_up)
+            half = layer.down.shape[0]
+            gated = F.silu(gate_up.narrow(1, 0, half)).mul_(gate_up.narrow(1, half, half))
+            self._add_product(x_BD, gated, layer.down)
         return _normalised(x_BD, self._floor).mul_(self._norm_D)
 
     def _normed(self, x_BD: torch.Tensor) -> torch.Tensor:
@@ -132,20 +134,21 @@ class FunctionalDecoder:
         self, layer: Layer, qkv_BZ: torch.Tensor, rotation_B11C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv_BKXE = qkv_BZ.view(len(qkv_BZ), self._num_kv, -1, self._width)
-        qk_BKXE, v_BKE = qkv_BKXE[:, :, :-1].to(self._exact), qkv_BKXE[:, :, -1]
+        value = qkv_BKXE.shape[2] - 1
+        qk_BKXE, v_BKE = qkv_BKXE.narrow(2, 0, value).to(self._exact), qkv_BKXE.select(2, value)
         if layer.qk_norm is not None:
             qk_BKXE = _normalised(qk_BKXE, self._head_floor).mul_(layer.qk_norm)
         pairs = qk_BKXE.unflatten(3, (-1, 2))
         torch.view_as_complex(pairs).mul_(rotation_B11C)
         qk_BKXE = pairs.flatten(3)
-        return qk_BKXE[:, :, :-1], qk_BKXE[:, :, -1], v_BKE
+        return qk_BKXE.narrow(2, 0, value - 1), qk_BKXE.select(2, value - 1), v_BKE
 
     def _add_product(self, x_BD: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
-        """x += y weight^T in place."""
+        """x += y weight in place."""
         if y.dtype == weight.dtype == x_BD.dtype:
-            x_BD.addmm_(y, weight.t())
+            x_BD.addmm_(y, weight)
         else:
-            x_BD.add_(F.linear(y.to(self._dtype), weight))
+            x_BD.add_(y.to(self._dtype) @ weight)
 
     def _fused(self, layer: Any, shape: Shape) -> Layer:
         attention = layer.self_attn
@@ -161,9 +164,9 @@ class FunctionalDecoder:
             qkv=(self._by_head(q.weight, k.weight, v.weight) * attention_norm_D).to(self._dtype),
             qkv_bias=None if q.bias is None else self._by_head(q.bias, k.bias, v.bias).to(self._dtype),
             qk_norm=norm,
-            out=out.weight.to(self._dtype),
+            out=out.weight.to(self._dtype).t(),
             gate_up=(torch.cat([gate.weight, up.weight]) * mlp_norm_D).to(self._dtype),
-            down=down.weight.to(self._dtype),
+            down=down.weight.to(self._dtype).t(),
             window=shape.window(attention),
         )
 
