@@ -64,7 +64,8 @@ class Layer:
 def recognised(model: PreTrainedModel) -> bool:
     """Whether `FunctionalDecoder` computes exactly this model: known type, plain modules, static RoPE."""
     config = model.config
-    if config.model_type not in SHAPES or config.hidden_act != "silu":
+    plain = type(model).__name__.lower() == f"{config.model_type}forcausallm"
+    if config.model_type not in SHAPES or not plain or config.hidden_act != "silu":
         return False
     backbone: Any = model.model
     linears = [linear for layer in backbone.layers for linear in _linears(layer)]
@@ -72,8 +73,7 @@ def recognised(model: PreTrainedModel) -> bool:
         norm for layer in backbone.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
     ]
     return (
-        type(model).__name__.lower() == f"{config.model_type}forcausallm"
-        and backbone.rotary_emb.rope_type not in MOVING_ROPE
+        backbone.rotary_emb.rope_type not in MOVING_ROPE
         and type(backbone.embed_tokens) is nn.Embedding
         and all(type(m).__name__.lower() == f"{config.model_type}rmsnorm" for m in (*norms, backbone.norm))
         and all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in linears)

@@ -9,6 +9,7 @@ Dimension key: B rows being decoded, D width, V vocabulary, T steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -98,21 +99,27 @@ class LocalEngine:
         if not asked:
             return answers
         was_training = self._model.training
-        if was_training:
-            self._model.eval()
+        self._model.eval()
+        try:
+            for i, completion in self._sampled(requests, asked, sampling):
+                answers[i] = completion
+        finally:
+            self._model.train(was_training)
+        return answers
+
+    def _sampled(
+        self, requests: list[Request], asked: list[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index, completion) of the requests in `asked`, wave by wave."""
         decoder = self._decoder([requests[i] for i in asked])
         for batch in plan_batches([requests[i].prompt_ids for i in asked], self._max_rows):
-            prefixes = [prefix for family in batch.families for prefix in family]
-            prefill = self._prefill(prefixes)
+            prefill = self._prefill([prefix for family in batch.families for prefix in family])
             for wave in batch.waves:
                 rows = [asked[i] for i in wave]
                 progress = Progress([requests[i] for i in rows], sampling, self._decode)
                 self._decode_wave(decoder, batch, prefill, [requests[i] for i in rows], sampling, progress)
                 for place, i in enumerate(rows):
-                    answers[i] = progress.completion(place, i, self._version)
-        if was_training:
-            self._model.train()
-        return answers
+                    yield i, progress.completion(place, i, self._version)
 
     def _decode_wave(
         self,
