@@ -365,6 +365,17 @@ def test_completions_carry_the_weight_version_and_weights_are_read_anew() -> Non
     assert (empty.token_ids, len(empty.logp), empty.finish_reason) == ((), 0, "length")
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_training_goes_on_after_sampling(name: str) -> None:
+    engine = engine_of(plain_model(name))
+    model = engine._model.train()
+    engine.generate(requests(1, max_tokens=4), Sampling())
+    assert model.training
+    model.set_attn_implementation("sdpa" if name == "qwen3" else "eager")
+    model(torch.tensor([[1, 2, 3]])).logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.model.layers.parameters())
+
+
 def test_nothing_asked_is_nothing_answered() -> None:
     assert engine_of(plain_model()).generate([], Sampling()) == []
 
