@@ -26,7 +26,7 @@ from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import MetricsLog
 from g2rpo_fast.model import load_model, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
-from g2rpo_fast.rewards import load_rewards, score
+from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.types import Engine
 
@@ -63,6 +63,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     eval_prompts: PromptSet | None
+    rewards: RewardSet
     engine: Engine
     learner: Learner
     judge: Judge
@@ -100,6 +101,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
         tokenizer=tokenizer,
         prompts=prompts,
         eval_prompts=eval_prompts,
+        rewards=rewards,
         engine=engine,
         learner=Learner(
             model=model,

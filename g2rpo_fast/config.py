@@ -20,7 +20,7 @@ from g2rpo_fast.checkpoint import CheckpointConfig
 from g2rpo_fast.data import DataConfig
 from g2rpo_fast.embedded import EmbeddedConfig
 from g2rpo_fast.evaluate import EvaluateConfig
-from g2rpo_fast.guidance import GuidanceConfig
+from g2rpo_fast.guidance import GuidanceConfig, num_guided_of
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.optim import OptimConfig
@@ -87,6 +87,13 @@ class Config:
                 f"rollout.max_tokens: wanted more than guidance.reserve = {self.guidance.reserve}, "
                 f"got {self.rollout.max_tokens}"
             )
+        if self.guidance.controller_input == "unguided" and self.guidance.enabled:
+            num_guided = num_guided_of(self.guidance, self.rollout.group_size)
+            if self.guidance.members == "first" and num_guided >= self.rollout.group_size:
+                raise ValueError(
+                    f'guidance.share: wanted unguided members left (controller_input = "unguided"), got '
+                    f"{num_guided} guided of rollout.group_size = {self.rollout.group_size}"
+                )
         if self.optim.minibatches > self.run.prompts_per_step:
             raise ValueError(
                 f"optim.minibatches: wanted at most run.prompts_per_step = {self.run.prompts_per_step} "

@@ -67,7 +67,9 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
         with phases("rollout"):
             rollouts = roll_out(parts, state, prompts)
         with phases("reward"):
+            abandoned = parts.rewards.num_abandoned
             rewards = parts.judge.score(rollouts)
+            abandoned = parts.rewards.num_abandoned - abandoned
     group_R = np.asarray([r.group for r in rollouts], np.int32)
     advantage_R = advantages_of(config.objective, rewards.reward_RK, group_R, rewards.weight_K)
     lr = learning_rate(config.optim, state.step, config.run.steps)
@@ -75,7 +77,8 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
         stats = parts.learner.update(train_batches(config, rollouts, advantage_R), lr=lr)
     with phases("sync"):
         parts.engine.sync(state.weight_version + 1)
-    stats |= rollout_metrics(rollouts, rewards, advantage_R) | {"guidance/length": state.guidance.length}
+    stats |= rollout_metrics(rollouts, rewards, advantage_R)
+    stats |= {"guidance/length": state.guidance.length, "reward/abandoned": abandoned}
     state = next_state(config, state, rollouts, rewards, skipped=int(stats["optim/skipped"]))
     with phases("evaluate"):
         stats |= evaluation(parts, state)

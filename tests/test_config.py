@@ -1,6 +1,8 @@
 """Configuration: presets, refusals that name the key, what was wanted and what came."""
 
+import ast
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -35,6 +37,11 @@ def test_config_survives_json():
         ({"guidance": {"controller": "magic"}}, r"guidance\.controller: .*'paper'.*got 'magic'"),
         ({"data": {"path": "x.jsonl"}}, r"model\.path: wanted a path because data\.path is given"),
         ({"rollout": {"max_tokens": 4}}, r"rollout\.max_tokens: wanted more than guidance\.reserve"),
+        ({"rollout": {"temperature": 0.0}}, r"rollout\.temperature: wanted above 0"),
+        (
+            {"guidance": {"controller_input": "unguided", "share": 0.9}, "rollout": {"group_size": 2}},
+            r"guidance\.share: wanted unguided members left.*got 2 guided of rollout\.group_size = 2",
+        ),
         ({"optim": {"minibatches": 99}}, r"optim\.minibatches: wanted at most run\.prompts_per_step"),
     ],
 )
@@ -72,12 +79,20 @@ def test_cli_reports_errors_without_a_traceback(capsys):
     assert "unknown command 'trian'" in capsys.readouterr().err
 
 
-def test_every_option_has_help():
+def test_every_option_is_in_the_help_with_its_meaning(capsys):
+    with pytest.raises(SystemExit):
+        read_arguments(["--help"])
+    text = "".join(capsys.readouterr().out.split())
     for section in dataclasses.fields(Config):
         cls = type(getattr(Config(), section.name))
-        source = cls.__doc__
-        assert source
-        assert "(" not in source.split(".")[0] or not source.startswith(cls.__name__)
+        body = ast.parse(inspect.getsource(cls)).body[0].body
+        options = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+        assert len(options) == len(dataclasses.fields(cls))
+        for i in options:
+            name = body[i].target.id.replace("_", "-")
+            assert f"--{section.name}.{name}" in text
+            assert isinstance(body[i + 1], ast.Expr), f"{section.name}.{name} has no help"
+            assert isinstance(body[i + 1].value.value, str)
 
 
 def test_run_directory_continues_only_the_same_run(tmp_path):

@@ -7,7 +7,7 @@ never calls it: what is reported is what the model does alone.
 
 from g2rpo_fast.guidance.config import GuidanceConfig
 from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state
-from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths
+from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths, num_guided_of
 from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, judge_profile
 from g2rpo_fast.guidance.state import GuidanceState
 
@@ -22,4 +22,5 @@ __all__ = [
     "guided_lengths",
     "initial_state",
     "judge_profile",
+    "num_guided_of",
 ]

@@ -52,9 +52,14 @@ def guidance_tokens(length: float, unit: Unit, *, trace_len: int, max_tokens: in
     return max(min(int(wanted + 1e-9), trace_len, max_tokens - reserve), 0)
 
 
+def num_guided_of(config: GuidanceConfig, group_size: int) -> int:
+    """alpha * G as a number of members: how many of every group `members="first"` guides."""
+    return ROUNDINGS[config.rounding](config.share * group_size)
+
+
 def _first(config: GuidanceConfig, state: GuidanceState, sizes: Sequence[int]) -> list[int]:
     """round(alpha * G) members of each group, step after step the same."""
-    return [ROUNDINGS[config.rounding](config.share * size) for size in sizes]
+    return [num_guided_of(config, size) for size in sizes]
 
 
 def _stratified(config: GuidanceConfig, state: GuidanceState, sizes: Sequence[int]) -> list[int]:
