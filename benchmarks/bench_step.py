@@ -16,7 +16,7 @@ needs_trl = pytest.mark.skipif(
 
 def test_update_against_the_padded_form(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
     """Forward, backward and optimiser on the same rollouts: prefix tree, or prompts repeated."""
-    lengths, steps, rounds = (PROMPTS, 5, 5) if benchmark_mode else ((16,), 1, 1)
+    lengths, steps, rounds = (PROMPTS, 4, 3) if benchmark_mode else ((16,), 1, 1)
     cases = [
         sides.compare("tree_update", "padded_update", {"prompt": p, "steps": steps}, rounds) for p in lengths
     ]
@@ -27,7 +27,7 @@ def test_update_against_the_padded_form(benchmark_mode: bool, record: Callable[[
 @needs_trl
 def test_step_against_trl(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
     """4 prompts x 16 rollouts of 64 tokens: sampling, rewards, update."""
-    lengths, steps, rounds = (PROMPTS, 4, 3) if benchmark_mode else ((16,), 1, 1)
+    lengths, steps, rounds = (PROMPTS, 3, 3) if benchmark_mode else ((16,), 1, 1)
     cases = [sides.compare("ours_step", "trl_step", {"prompt": p, "steps": steps}, rounds) for p in lengths]
     assert all(case["trl_step"]["measured_steps"] == steps * rounds for case in cases)
     record("step_vs_trl_cpu", {"cases": cases})

@@ -65,8 +65,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" when the tree had changes."""
-    here = Path(__file__).parent
+    """The commit measured; "+" when the tree had changes other than results."""
+    here = Path(__file__).parents[1]
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+    )
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
