@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint
 from g2rpo_fast.config import Config
-from g2rpo_fast.data import PromptSet, load_prompts
-from g2rpo_fast.embedded import prepare
+from g2rpo_fast.data import PromptSet, load_prompts, read_texts
+from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import local_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
 from g2rpo_fast.guidance import GuidanceState, initial_state
@@ -132,7 +132,11 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
 def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:
     """Model directory, training file, evaluation file."""
     if config.model.path is not None and config.data.path is not None:
-        return config.model.path, config.data.path, config.data.eval_path
+        model_dir = config.model.path
+        if model_dir == UNTRAINED:
+            texts = read_texts(config.data.path, config.data)
+            model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
+        return model_dir, config.data.path, config.data.eval_path
     made = prepare(directory / "embedded", config.embedded, seed=config.run.seed, report=show)
     return str(made.model_dir), str(made.train_path), str(made.eval_path)
 

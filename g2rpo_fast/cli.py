@@ -1,22 +1,26 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`."""
+"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `g2rpo-fast bench --table`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 from transformers.utils import logging as transformers_logging
 
+from g2rpo_fast.bench_table import render_results
 from g2rpo_fast.config import EMBEDDED, Config, load_config, preset_names
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import train
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
+       g2rpo-fast bench --table [--results DIR]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
-`g2rpo-fast train --help` lists every key."""
+`g2rpo-fast train --help` lists every key. `bench --table` shows the benchmark records of DIR."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,20 +29,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
-    if words[0] != "train":
+    if words[0] not in COMMANDS:
         print(f"g2rpo-fast: unknown command {words[0]!r}\n{_USAGE}", file=sys.stderr)
         return 2
-    transformers_logging.disable_progress_bar()
     try:
-        config = read_arguments(words[1:])
-        train(config)
+        COMMANDS[words[0]](words[1:])
     except ValueError as error:
         print(f"g2rpo-fast: {error}", file=sys.stderr)
         return 2
-    except RewardError as error:
+    except (RewardError, FloatingPointError) as error:
         print(f"g2rpo-fast: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("g2rpo-fast: stopped; the same command with this run's --run.dir continues it", file=sys.stderr)
+        return 1
     return 0
+
+
+def run_train(words: Sequence[str]) -> None:
+    transformers_logging.disable_progress_bar()
+    train(read_arguments(words))
 
 
 def read_arguments(words: Sequence[str]) -> Config:
@@ -53,6 +63,25 @@ def read_arguments(words: Sequence[str]) -> Config:
         prog="g2rpo-fast train [CONFIG]",
         description=f"Train; values start from {source}.",
     )
+
+
+def run_bench(words: Sequence[str]) -> None:
+    def bench(
+        *,
+        table: Annotated[bool, tyro.conf.arg(help="show the records as tables")] = False,
+        results: Annotated[Path, tyro.conf.arg(help="where they are")] = Path("benchmarks/results"),
+    ) -> None:
+        """Benchmark records. They are measured by `pytest benchmarks/ --benchmark`."""
+        if not table:
+            raise ValueError(
+                "bench: wanted --table (measure with `pytest benchmarks/ --benchmark`), got none"
+            )
+        print(render_results(results))
+
+    tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": run_train, "bench": run_bench}
 
 
 if __name__ == "__main__":

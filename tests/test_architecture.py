@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"types"},
     {"metrics", "distributed"},
     STAGES,
-    {"evaluate", "report", "learner", "step_metrics"},
+    {"evaluate", "report", "learner", "step_metrics", "bench_table"},
     {"config"},
     {"run_directory", "engine"},
     {"assemble"},

@@ -6,6 +6,7 @@ same ids in every step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -61,6 +62,12 @@ def load_prompts(
             f"got {config.max_prompt_tokens}"
         )
     return PromptSet(prompts=prompts, num_too_long=len(problems) - len(prompts), num_rows=len(problems))
+
+
+def read_texts(path: str, config: DataConfig) -> Iterator[str]:
+    """Prompt, trace and answer of every row, as they are: what a tokenizer can be made from."""
+    problems = read_problems(path, config, key="data.path", limit=0, trace_required=True)
+    return (text for problem in problems for text in (problem.prompt, problem.trace, problem.answer))
 
 
 def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:

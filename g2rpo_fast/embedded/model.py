@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from g2rpo_fast.embedded.tokenizer import EOS_ID, PAD_ID
 
 
-def build_model(*, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
+def build_model(*, vocab_size: int, seed: int, max_positions: int = 512) -> Qwen3ForCausalLM:
     """A freshly initialised float32 model on the CPU; the process's own random state is left alone."""
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -18,7 +18,7 @@ def build_model(*, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=True,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,

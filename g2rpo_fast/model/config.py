@@ -17,7 +17,8 @@ class ModelConfig:
     """The policy."""
 
     path: str | None = None
-    """Directory or hub id of a causal language model; None = the embedded default model."""
+    """Directory or hub id of a causal language model; untrained = a tiny one made on the spot, to try a
+    pipeline; None = the embedded default."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; weights and optimiser are always float32. auto = bfloat16 on CUDA, else float32."""
     gradient_checkpointing: bool = False
