@@ -1,0 +1,323 @@
+"""`policy_loss` on Triton: one program per row, from logits to loss, metrics and d logits in one launch.
+
+A program sweeps its row for the statistics, evaluates the edge's loss with c = dL/dlogp and e = dL/dH, and
+sweeps again (from the cache, as far as it holds) to write d logits. Token ratios only: others tie rows
+together, see `triton_loss.py`.
+
+Dimension key: T trained edges, V vocabulary, R rollouts, K reward channels.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from g2rpo_kernels.group_advantage.triton_groups import advantage
+from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
+from g2rpo_kernels.logprob.triton_rows import finish_row, row_sums, target_logit, write_dlogits
+from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
+
+
+@triton.jit
+def policy_kernel(
+    logits_ptr,
+    out_ptr,
+    target_ptr,
+    bias_ptr,
+    loss_ptr,
+    logp_ptr,
+    entropy_ptr,
+    c_ptr,
+    e_ptr,
+    lse_ptr,
+    stats_ptr,
+    a_pos_ptr,
+    a_neg_ptr,
+    weight_ptr,
+    old_ptr,
+    ref_ptr,
+    rollout_ptr,
+    reward_ptr,
+    channel_weight_ptr,
+    group_ptr,
+    row_ptr,
+    num_t,
+    num_v,
+    num_r,
+    num_k,
+    stride_t,
+    stride_v,
+    out_stride_t,
+    out_stride_v,
+    reward_stride_r,
+    reward_stride_k,
+    scale,
+    inv_softcap,
+    inv_temperature: tl.float64,
+    eps: tl.float64,
+    low: tl.float64,
+    high: tl.float64,
+    dual_clip: tl.float64,
+    tau_pos: tl.float64,
+    tau_neg: tl.float64,
+    kl_coef: tl.float64,
+    entropy_coef: tl.float64,
+    importance_cap: tl.float64,
+    SOFTCAP: tl.constexpr,
+    SCALE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    DUAL: tl.constexpr,
+    KL: tl.constexpr,
+    PENALTY: tl.constexpr,
+    KL_TIMES_RATIO: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    CAP: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    logits_row_ptr = logits_ptr + t * stride_t
+    target = tl.load(target_ptr + t).to(tl.int32)
+    target_z = target_logit(logits_row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
+    m, rest, moment = row_sums(
+        logits_row_ptr, bias_ptr, target, num_v, stride_v, scale, inv_softcap, SOFTCAP, BLOCK_V
+    )
+    logp, entropy, lse = finish_row(m, rest, moment, target_z)
+    weight = tl.load(weight_ptr + t).to(tl.float64)
+    if reward_ptr is None:
+        a_pos = tl.load(a_pos_ptr + t).to(tl.float64)
+        a_neg = tl.load(a_neg_ptr + t).to(tl.float64)
+    else:
+        own = advantage(
+            reward_ptr, channel_weight_ptr, group_ptr, tl.load(row_ptr + t), num_r, num_k,
+            reward_stride_r, reward_stride_k, eps, SCALE, BLOCK_R,
+        )  # fmt: skip
+        a_pos, a_neg = weight * tl.maximum(own, 0.0), weight * tl.minimum(own, 0.0)
+    loss, c, e = edge_loss(
+        logp, entropy, a_pos, a_neg, weight, t, num_t, stats_ptr, old_ptr, ref_ptr, rollout_ptr,
+        low, high, dual_clip, tau_pos, tau_neg, kl_coef, entropy_coef, importance_cap,
+        SURROGATE, DUAL, KL, PENALTY, KL_TIMES_RATIO, CAP,
+    )  # fmt: skip
+    tl.store(loss_ptr + t, loss.to(tl.float32))
+    tl.store(logp_ptr + t, logp.to(tl.float32))
+    tl.store(entropy_ptr + t, entropy.to(tl.float32))
+    tl.store(c_ptr + t, c.to(tl.float32))
+    tl.store(e_ptr + t, e.to(tl.float32))
+    tl.store(lse_ptr + t, lse)
+    if out_ptr is not None:
+        write_dlogits(
+            logits_row_ptr, out_ptr + t * out_stride_t, bias_ptr, target, logp, lse, entropy,
+            c, e, tl.zeros((), tl.float64), num_v, stride_v, out_stride_v,
+            scale, inv_softcap, inv_temperature, SOFTCAP, ENTROPY, BLOCK_V,
+        )  # fmt: skip
+
+
+BLOCK_R = 256
+"""Rollouts per block of a sweep over the rewards."""
+
+
+class PolicyRows(NamedTuple):
+    """Per-edge results, float32, [T] each."""
+
+    loss_T: Tensor
+    logp_T: Tensor
+    entropy_T: Tensor
+    c_T: Tensor
+    """d loss / d logp."""
+    e_T: Tensor
+    """d loss / d entropy."""
+
+
+class RowInputs(NamedTuple):
+    """What a launch reads beside the logits. Either a_pos and a_neg, or rewards with their four."""
+
+    target_T: Tensor
+    bias_V: Tensor | None
+    a_pos_T: Tensor | None
+    a_neg_T: Tensor | None
+    weight_T: Tensor
+    old_logp_T: Tensor | None
+    ref_logp_T: Tensor | None
+    rollout_logp_T: Tensor | None
+    reward_RK: Tensor | None = None
+    channel_weight_K: Tensor | None = None
+    group_R: Tensor | None = None
+    row_T: Tensor | None = None
+
+    @classmethod
+    def of(cls, target_T: Tensor, bias_V: Tensor | None, edges: Edges) -> RowInputs:
+        return cls(target_T, bias_V, *edges[:6])
+
+    def packed(self, device: torch.device) -> list[Tensor | None]:
+        """On the logits' device, vectors contiguous."""
+        return [
+            value if value is None or value.dim() == 2 else value.to(device).contiguous() for value in self
+        ]
+
+
+class RowSettings(NamedTuple):
+    """Run-time numbers; 0 = none, for `softcap`, `dual_clip` and `importance_cap`."""
+
+    temperature: float
+    softcap: float
+    eps: float
+    low: float
+    high: float
+    dual_clip: float
+    tau_pos: float
+    tau_neg: float
+    kl_coef: float
+    entropy_coef: float
+    importance_cap: float
+
+    @classmethod
+    def of(cls, objective: Objective, temperature: float, softcap: float | None, eps: float) -> RowSettings:
+        low = 1 - objective.clip_low
+        return cls(
+            temperature=temperature,
+            softcap=softcap or 0.0,
+            eps=eps,
+            low=max(low, 0.0) if objective.surrogate == "cispo" else low,
+            high=1 + objective.clip_high,
+            dual_clip=objective.dual_clip or 0.0,
+            tau_pos=objective.sapo_tau_pos,
+            tau_neg=objective.sapo_tau_neg,
+            kl_coef=objective.kl_coef,
+            entropy_coef=objective.entropy_coef,
+            importance_cap=objective.importance_cap or 0.0,
+        )
+
+
+def flags_of(objective: Objective, scale: str) -> list[str]:
+    """What the kernel is specialised on: surrogate, KL estimator, whether it multiplies the ratio, scale."""
+    return [objective.surrogate, objective.kl, "times_ratio" if objective.kl_times_ratio else "", scale]
+
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _empty_rows(logits_TV: Tensor) -> Rows:
+    """loss, logp, entropy, c, e, lse, stats_KT."""
+    num_rows = logits_TV.shape[0]
+    a, b, c, d, e = (logits_TV.new_empty(num_rows, dtype=torch.float32) for _ in range(5))
+    lse_T = logits_TV.new_empty(num_rows, dtype=torch.float64)
+    return a, b, c, d, e, lse_T, logits_TV.new_empty((len(STAT_ROWS), num_rows), dtype=torch.float32)
+
+
+def _specialisation(settings: RowSettings, flags: list[str]) -> dict[str, Any]:
+    surrogate, kl, times_ratio, scale = flags
+    return {
+        "SCALE": scale,
+        "SURROGATE": surrogate,
+        "DUAL": settings.dual_clip != 0,
+        "KL": kl,
+        "PENALTY": settings.kl_coef != 0,
+        "KL_TIMES_RATIO": bool(times_ratio),
+        "ENTROPY": settings.entropy_coef != 0,
+        "CAP": settings.importance_cap != 0,
+        "BLOCK_R": BLOCK_R,
+    }
+
+
+def _launch(
+    logits_TV: Tensor,
+    out_TV: Tensor | None,
+    packed: list[Tensor | None],
+    numbers: list[float],
+    flags: list[str],
+) -> Rows:
+    inputs, settings = RowInputs(*packed), RowSettings(*numbers)  # pyright: ignore[reportArgumentType]
+    rows = _empty_rows(logits_TV)
+    if not len(logits_TV):
+        return rows
+    reward_RK = inputs.reward_RK
+    with on_device(logits_TV):
+        policy_kernel[(len(logits_TV),)](
+            logits_TV,
+            out_TV,
+            inputs.target_T,
+            inputs.bias_V,
+            *rows,
+            *inputs[2:],
+            num_t=len(logits_TV),
+            num_v=logits_TV.shape[1],
+            num_r=0 if reward_RK is None else reward_RK.shape[0],
+            num_k=0 if reward_RK is None else reward_RK.shape[1],
+            stride_t=logits_TV.stride(0),
+            stride_v=logits_TV.stride(1),
+            out_stride_t=0 if out_TV is None else out_TV.stride(0),
+            out_stride_v=0 if out_TV is None else out_TV.stride(1),
+            reward_stride_r=0 if reward_RK is None else reward_RK.stride(0),
+            reward_stride_k=0 if reward_RK is None else reward_RK.stride(1),
+            inv_temperature=1 / settings.temperature,
+            **dict(zip(settings._fields[2:], settings[2:], strict=True)),
+            **_specialisation(settings, flags),
+            **scaling(settings.temperature, settings.softcap or None),
+            **tile_for(logits_TV).options,
+        )
+    return rows
+
+
+@torch.library.custom_op("g2rpo::policy_rows", mutates_args=())
+def rows_op(
+    logits_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: list[str]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _launch(logits_TV, None, packed, numbers, flags)
+
+
+@rows_op.register_fake
+def _(logits_TV: Tensor, packed: Any, numbers: Any, flags: Any) -> Rows:
+    return _empty_rows(logits_TV)
+
+
+@torch.library.custom_op("g2rpo::policy_rows_out", mutates_args=("out_TV",))
+def rows_out_op(
+    logits_TV: Tensor, out_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: list[str]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _launch(logits_TV, out_TV, packed, numbers, flags)
+
+
+@rows_out_op.register_fake
+def _(logits_TV: Tensor, out_TV: Tensor, packed: Any, numbers: Any, flags: Any) -> Rows:
+    return _empty_rows(logits_TV)
+
+
+def policy_rows(
+    logits_TV: Tensor,
+    target_T: Tensor,
+    edges: Edges,
+    objective: Objective,
+    *,
+    temperature: float,
+    softcap: float | None,
+    bias_V: Tensor | None = None,
+    out: Tensor | None,
+) -> PolicyRows:
+    """Loss, log-probability, entropy and coefficients of each edge, and d loss / d logits to `out`.
+
+    One launch; token ratios only; no autograd.
+
+    Args:
+        logits_TV: [T, V] float32, bfloat16 or float16, any strides.
+        target_T: [T] int64 or int32 in [0, V).
+        edges, objective, temperature, softcap: as in `policy_loss`.
+        bias_V: [V] floating, added to the logits first.
+        out: [T, V], any strides, float32, bfloat16 or float16: d loss / d raw logits; may be the logits.
+            None = not wanted: the logits are read once.
+    """
+    check_logits(logits_TV)
+    if objective.ratio != "token":
+        raise ValueError(f"objective.ratio: wanted 'token', got {objective.ratio!r}")
+    packed = RowInputs.of(target_T, bias_V, edges).packed(logits_TV.device)
+    numbers = list(RowSettings.of(objective, temperature, softcap, 1.0))
+    arguments = (packed, numbers, flags_of(objective, "none"))
+    with torch.no_grad():
+        rows = rows_op(logits_TV, *arguments) if out is None else rows_out_op(logits_TV, out, *arguments)
+    return PolicyRows(*rows[:5])

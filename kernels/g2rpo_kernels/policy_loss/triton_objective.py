@@ -1,0 +1,162 @@
+"""The objective of one edge on the device: `objective.py` for token ratios, with its derivatives and metrics.
+
+Scalars of one row, in float64. Where all coefficients are zero, log-probabilities count as 0 (NaN included).
+"""
+
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from g2rpo_kernels.policy_loss.triton_surrogates import (
+    bounded_log_ratio,
+    cispo,
+    clip,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    ratio_and_slope,
+    sapo,
+)
+
+STAT_ROWS = (
+    "active",
+    "used",
+    "sampled",
+    "entropy",
+    "ratio",
+    "approx_kl",
+    "clipped",
+    "kl",
+    "importance_raw",
+    "importance",
+    "importance_capped",
+    "logp",
+)
+"""Rows of stats_KT: three masks, then values, 0 outside their mask. Those without a use are not written."""
+
+
+@triton.jit
+def surrogate(
+    ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE: tl.constexpr, DUAL: tl.constexpr
+):
+    """(plus, d plus, minus, d minus, clipped plus, clipped minus)."""
+    if SURROGATE == "clip":
+        plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = clip(
+            ratio, slope, low, high, dual_clip, DUAL
+        )
+    elif SURROGATE == "cispo":
+        plus, d_plus, clipped_plus = cispo(ratio, logp, low, high)
+        minus, d_minus, clipped_minus = plus, d_plus, clipped_plus
+    elif SURROGATE == "sapo":
+        plus, d_plus = sapo(ratio, slope, tau_pos)
+        minus, d_minus = sapo(ratio, slope, tau_neg)
+        clipped_plus, clipped_minus = ratio < 0.0, ratio < 0.0
+    else:
+        tl.static_assert(SURROGATE == "reinforce")
+        plus, minus = logp, logp
+        d_plus, d_minus = ratio * 0.0 + 1.0, ratio * 0.0 + 1.0
+        clipped_plus, clipped_minus = ratio < 0.0, ratio < 0.0
+    return plus, d_plus, minus, d_minus, clipped_plus, clipped_minus
+
+
+@triton.jit
+def kl_penalty(log_ratio, KL: tl.constexpr):
+    """(estimate, d estimate / d logp)."""
+    if KL == "k1":
+        value, slope = kl_k1(log_ratio)
+    elif KL == "k2":
+        value, slope = kl_k2(log_ratio)
+    else:
+        tl.static_assert(KL == "k3")
+        value, slope = kl_k3(log_ratio)
+    return value, slope
+
+
+@triton.jit
+def load_logp(logp_ptr, t, active):
+    """An edge's given log-probability in float64, 0 where it has no coefficient."""
+    return tl.where(active, tl.load(logp_ptr + t).to(tl.float64), 0.0)
+
+
+@triton.jit
+def importance_weight(old, rollout_ptr, t, active):
+    """(exp(old - rollout) before any cap, whether the engine sampled the token); 1 where it did not."""
+    rollout = tl.load(rollout_ptr + t).to(tl.float64)
+    sampled = active & (rollout == rollout)
+    return tl.exp(tl.where(sampled, bounded_log_ratio(old - rollout), 0.0)), sampled
+
+
+@triton.jit
+def edge_loss(
+    logp,
+    entropy,
+    a_pos,
+    a_neg,
+    weight,
+    t,
+    num_t,
+    stats_ptr,
+    old_ptr,
+    ref_ptr,
+    rollout_ptr,
+    low,
+    high,
+    dual_clip,
+    tau_pos,
+    tau_neg,
+    kl_coef,
+    entropy_coef,
+    importance_cap,
+    SURROGATE: tl.constexpr,
+    DUAL: tl.constexpr,
+    KL: tl.constexpr,
+    PENALTY: tl.constexpr,
+    KL_TIMES_RATIO: tl.constexpr,
+    CAP: tl.constexpr,
+):
+    """(loss, d loss / d logp, d loss / d entropy) of edge t; its metrics go to column t of stats_KT."""
+    active = (a_pos != 0.0) | (a_neg != 0.0) | (weight != 0.0)
+    used = (a_pos != 0.0) | (a_neg != 0.0)
+    # As the caller will see it, so that the ratio to a stored old_logp is exactly 1 at first.
+    logp = tl.where(active, logp.to(tl.float32).to(tl.float64), 0.0)
+    entropy = tl.where(active, entropy, 0.0)
+    old = logp
+    if old_ptr is not None:
+        old = load_logp(old_ptr, t, active)
+    ratio, slope = ratio_and_slope(logp - old)
+    plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = surrogate(
+        ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE, DUAL
+    )
+    gain, d_gain = a_pos * plus + a_neg * minus, a_pos * d_plus + a_neg * d_minus
+    one_column = stats_ptr + t
+    if rollout_ptr is not None:
+        raw, sampled = importance_weight(old, rollout_ptr, t, active)
+        tl.store(one_column + 2 * num_t, sampled.to(tl.float32))
+        tl.store(one_column + 8 * num_t, tl.where(sampled, raw, 0.0).to(tl.float32))
+        if CAP:
+            capped = tl.minimum(raw, importance_cap)
+            gain, d_gain = gain * capped, d_gain * capped
+            tl.store(one_column + 9 * num_t, tl.where(sampled, capped, 0.0).to(tl.float32))
+            tl.store(one_column + 10 * num_t, (sampled & (raw > importance_cap)).to(tl.float32))
+    loss, c = -gain - entropy_coef * weight * entropy, -d_gain
+    if ref_ptr is not None:
+        kl, d_kl = kl_penalty(logp - load_logp(ref_ptr, t, active), KL)
+        tl.store(one_column + 7 * num_t, kl.to(tl.float32))
+        if KL_TIMES_RATIO:
+            kl, d_kl = kl * ratio, d_kl * ratio + kl * slope
+        if PENALTY:
+            loss += kl_coef * weight * kl
+            c += kl_coef * weight * d_kl
+    approx_kl, _ = kl_k3(old - logp)
+    clipped = ((a_pos != 0.0) & clipped_plus) | ((a_neg != 0.0) & clipped_minus)
+    tl.store(one_column, active.to(tl.float32))
+    tl.store(one_column + num_t, used.to(tl.float32))
+    tl.store(one_column + 3 * num_t, entropy.to(tl.float32))
+    tl.store(one_column + 4 * num_t, tl.where(used, ratio, 0.0).to(tl.float32))
+    tl.store(one_column + 5 * num_t, tl.where(used, approx_kl, 0.0).to(tl.float32))
+    tl.store(one_column + 6 * num_t, clipped.to(tl.float32))
+    tl.store(one_column + 11 * num_t, logp.to(tl.float32))
+    return loss, c, -entropy_coef * weight
