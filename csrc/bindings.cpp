@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "row_ops.h"
 
 namespace py = pybind11;
 
@@ -77,6 +78,61 @@ py::list plan_trees(const Array<int32_t>& ids, const Array<int64_t>& ptr, const 
     return all;
 }
 
+using Rows = py::array_t<float, py::array::c_style>;
+
+void same_size(const Rows& one, const Rows& other) {
+    if (one.size() != other.size()) throw py::value_error("row_ops: wanted arrays of one size");
+}
+
+void check_norm(const Rows& x, const Rows& w, const Rows& scale) {
+    if (w.size() == 0 || x.size() != w.size() * scale.size())
+        throw py::value_error("row_ops: wanted rows x width elements");
+}
+
+void rms_norm_forward(const Rows& x, const Rows& w, float eps, Rows& y, Rows& scale, int threads) {
+    check_norm(x, w, scale);
+    same_size(x, y);
+    const float *xs = x.data(), *ws = w.data();
+    float *ys = y.mutable_data(), *scales = scale.mutable_data();
+    const int64_t rows = scale.size(), width = w.size();
+    const py::gil_scoped_release release;
+    g2rpo::rms_norm_forward(xs, ws, eps, rows, width, ys, scales, threads);
+}
+
+void rms_norm_backward(const Rows& x, const Rows& w, const Rows& scale, const Rows& dy, Rows& dx, Rows& dw,
+                       int threads) {
+    check_norm(x, w, scale);
+    same_size(x, dy);
+    same_size(x, dx);
+    same_size(w, dw);
+    const float *xs = x.data(), *ws = w.data(), *scales = scale.data(), *dys = dy.data();
+    float *dxs = dx.mutable_data(), *dws = dw.mutable_data();
+    const int64_t rows = scale.size(), width = w.size();
+    const py::gil_scoped_release release;
+    g2rpo::rms_norm_backward(xs, ws, scales, dys, rows, width, dxs, dws, threads);
+}
+
+void swiglu_forward(const Rows& gate, const Rows& up, Rows& out, int threads) {
+    same_size(gate, up);
+    same_size(gate, out);
+    const float *gates = gate.data(), *ups = up.data();
+    float* outs = out.mutable_data();
+    const int64_t size = gate.size();
+    const py::gil_scoped_release release;
+    g2rpo::swiglu_forward(gates, ups, size, outs, threads);
+}
+
+void swiglu_backward(const Rows& gate, const Rows& up, const Rows& dout, Rows& dgate, Rows& dup,
+                     int threads) {
+    for (const Rows* other : {&up, &dout, static_cast<const Rows*>(&dgate), static_cast<const Rows*>(&dup)})
+        same_size(gate, *other);
+    const float *gates = gate.data(), *ups = up.data(), *douts = dout.data();
+    float *dgates = dgate.mutable_data(), *dups = dup.mutable_data();
+    const int64_t size = gate.size();
+    const py::gil_scoped_release release;
+    g2rpo::swiglu_backward(gates, ups, douts, size, dgates, dups, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -84,4 +140,15 @@ PYBIND11_MODULE(_C, module) {
     module.def("plan_trees", &plan_trees, py::arg("ids_N"), py::arg("ptr_R1"), py::arg("trained_N"),
                py::arg("group_R"), py::arg("token_budget").none(true), py::arg("min_saved"), py::arg("whole"),
                "The fields of each TreePlan; see g2rpo_fast.tree.plan_trees.");
+    // noconvert: a converted copy would be written to and lost.
+    module.def("rms_norm_forward", &rms_norm_forward, py::arg("x").noconvert(), py::arg("w").noconvert(),
+               py::arg("eps"), py::arg("y").noconvert(), py::arg("scale").noconvert(), py::arg("threads"));
+    module.def("rms_norm_backward", &rms_norm_backward, py::arg("x").noconvert(), py::arg("w").noconvert(),
+               py::arg("scale").noconvert(), py::arg("dy").noconvert(), py::arg("dx").noconvert(),
+               py::arg("dw").noconvert(), py::arg("threads"));
+    module.def("swiglu_forward", &swiglu_forward, py::arg("gate").noconvert(), py::arg("up").noconvert(),
+               py::arg("out").noconvert(), py::arg("threads"));
+    module.def("swiglu_backward", &swiglu_backward, py::arg("gate").noconvert(), py::arg("up").noconvert(),
+               py::arg("dout").noconvert(), py::arg("dgate").noconvert(), py::arg("dup").noconvert(),
+               py::arg("threads"));
 }

@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from g2rpo_fast.types import Bools, Ints, Longs
+from g2rpo_fast.types import Bools, Floats, Ints, Longs
 
 class PlanFields(TypedDict):
     token_S: Ints
@@ -25,3 +25,11 @@ def plan_trees(
     min_saved: int,
     whole: bool,
 ) -> list[PlanFields]: ...
+def rms_norm_forward(x: Floats, w: Floats, eps: float, y: Floats, scale: Floats, threads: int) -> None: ...
+def rms_norm_backward(
+    x: Floats, w: Floats, scale: Floats, dy: Floats, dx: Floats, dw: Floats, threads: int
+) -> None: ...
+def swiglu_forward(gate: Floats, up: Floats, out: Floats, threads: int) -> None: ...
+def swiglu_backward(
+    gate: Floats, up: Floats, dout: Floats, dgate: Floats, dup: Floats, threads: int
+) -> None: ...

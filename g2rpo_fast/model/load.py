@@ -18,6 +18,7 @@ from g2rpo_fast.model.config import ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.probe import check_tree
+from g2rpo_fast.model.row_ops import use_row_ops
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Layers whose state a tree can share: attention, with or without a sliding window."""
@@ -39,6 +40,8 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     if sinks:
         raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
     select_tree_attention(model)
+    if model.device.type == "cpu":
+        use_row_ops(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # only then do layers checkpoint; there is no dropout to switch on

@@ -1,0 +1,159 @@
+#include "row_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+// The loops below are written for the compiler's vectoriser, which gets one copy for each instruction set.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define G2RPO_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define G2RPO_VECTORISED
+#endif
+
+namespace g2rpo {
+namespace {
+
+constexpr int64_t kLanes = 16;               // partial sums of a row, one vector register
+constexpr int64_t kBlockElements = 1 << 13;  // of one work item: large enough to share out, small for a cache
+constexpr int64_t kSummedRows = 64;          // of dw in float32; beyond, float64
+
+// e^x to two units in the last place, without branches. |x| beyond 87 saturates.
+inline __attribute__((always_inline)) float exp_of(float x) {
+    x = std::min(std::max(x, -87.0f), 87.0f);
+    const float shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
+    const float n = shifted - 12582912.0f;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    const int32_t power = (bits + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return p * scale;
+}
+
+inline __attribute__((always_inline)) float sum_of(const float* lanes) {
+    double sum = 0;
+    for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
+    return static_cast<float>(sum);
+}
+
+G2RPO_VECTORISED
+void norm_forward_rows(const float* x, const float* w, float eps, int64_t rows, int64_t width, float* y,
+                       float* scale) {
+    for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
+        float lanes[kLanes] = {};
+        int64_t i = 0;
+        for (; i + kLanes <= width; i += kLanes)
+            for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j] * x[i + j];
+        for (; i < width; ++i) lanes[0] += x[i] * x[i];
+        const float s = 1.0f / std::sqrt(sum_of(lanes) / static_cast<float>(width) + eps);
+        for (i = 0; i < width; ++i) y[i] = w[i] * (x[i] * s);
+        scale[row] = s;
+    }
+}
+
+// dx = s * (w dy) - x * s^3 * mean(w dy x); dw += dy * x * s.
+G2RPO_VECTORISED
+void norm_backward_rows(const float* x, const float* w, const float* scale, const float* dy, int64_t rows,
+                        int64_t width, float* dx, float* dw) {
+    for (int64_t row = 0; row < rows; ++row, x += width, dy += width, dx += width) {
+        float lanes[kLanes] = {};
+        int64_t i = 0;
+        for (; i + kLanes <= width; i += kLanes)
+            for (int64_t j = 0; j < kLanes; ++j) lanes[j] += w[i + j] * dy[i + j] * x[i + j];
+        for (; i < width; ++i) lanes[0] += w[i] * dy[i] * x[i];
+        const float s = scale[row];
+        const float back = sum_of(lanes) / static_cast<float>(width) * s * s * s;
+        for (i = 0; i < width; ++i) {
+            dx[i] = s * (w[i] * dy[i]) - x[i] * back;
+            dw[i] += dy[i] * (x[i] * s);
+        }
+    }
+}
+
+G2RPO_VECTORISED
+void swiglu_forward_range(const float* gate, const float* up, int64_t size, float* out) {
+    for (int64_t i = 0; i < size; ++i) out[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
+}
+
+G2RPO_VECTORISED
+void swiglu_backward_range(const float* gate, const float* up, const float* dout, int64_t size, float* dgate,
+                           float* dup) {
+    for (int64_t i = 0; i < size; ++i) {
+        const float sigmoid = 1.0f / (1.0f + exp_of(-gate[i]));
+        dup[i] = dout[i] * (gate[i] * sigmoid);
+        dgate[i] = dout[i] * up[i] * (sigmoid * (1.0f + gate[i] * (1.0f - sigmoid)));
+    }
+}
+
+// Calls work(first, last) for runs of [0, items), the first on this thread.
+void share_out(int64_t items, int threads, const std::function<void(int64_t, int64_t)>& work) {
+    const int64_t parts = std::clamp<int64_t>(threads, 1, std::max<int64_t>(items, 1));
+    std::vector<std::thread> others;
+    for (int64_t part = 1; part < parts; ++part)
+        others.emplace_back(work, items * part / parts, items * (part + 1) / parts);
+    work(0, items / parts);
+    for (std::thread& other : others) other.join();
+}
+
+int64_t blocks_of(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
+
+}  // namespace
+
+void rms_norm_forward(const float* x, const float* w, float eps, int64_t rows, int64_t width, float* y,
+                      float* scale, int threads) {
+    const int64_t per_block = std::max<int64_t>(1, kBlockElements / width);
+    share_out(blocks_of(rows, per_block), threads, [&](int64_t first, int64_t last) {
+        const int64_t begin = first * per_block, end = std::min(rows, last * per_block);
+        norm_forward_rows(x + begin * width, w, eps, end - begin, width, y + begin * width, scale + begin);
+    });
+}
+
+void rms_norm_backward(const float* x, const float* w, const float* scale, const float* dy, int64_t rows,
+                       int64_t width, float* dx, float* dw, int threads) {
+    const int64_t per_block = std::clamp<int64_t>(kBlockElements / width, 1, kSummedRows);
+    const int64_t blocks = blocks_of(rows, per_block);
+    std::vector<float> partial(static_cast<size_t>(blocks * width), 0.0f);
+    share_out(blocks, threads, [&](int64_t first, int64_t last) {
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * per_block, end = std::min(rows, begin + per_block);
+            norm_backward_rows(x + begin * width, w, scale + begin, dy + begin * width, end - begin, width,
+                               dx + begin * width, partial.data() + block * width);
+        }
+    });
+    for (int64_t i = 0; i < width; ++i) {
+        double sum = 0;
+        for (int64_t block = 0; block < blocks; ++block)
+            sum += partial[static_cast<size_t>(block * width + i)];
+        dw[i] = static_cast<float>(sum);
+    }
+}
+
+void swiglu_forward(const float* gate, const float* up, int64_t size, float* out, int threads) {
+    share_out(blocks_of(size, kBlockElements), threads, [&](int64_t first, int64_t last) {
+        const int64_t begin = first * kBlockElements, end = std::min(size, last * kBlockElements);
+        swiglu_forward_range(gate + begin, up + begin, end - begin, out + begin);
+    });
+}
+
+void swiglu_backward(const float* gate, const float* up, const float* dout, int64_t size, float* dgate,
+                     float* dup, int threads) {
+    share_out(blocks_of(size, kBlockElements), threads, [&](int64_t first, int64_t last) {
+        const int64_t begin = first * kBlockElements, end = std::min(size, last * kBlockElements);
+        swiglu_backward_range(gate + begin, up + begin, dout + begin, end - begin, dgate + begin,
+                              dup + begin);
+    });
+}
+
+}  // namespace g2rpo
