@@ -77,7 +77,7 @@ def test_swiglu_within_the_budget(size, scale):
         allowed = 2 * float((p - t).abs().max()) + ROUNDING * float(t.abs().max())
         assert g.shape == (size,)
         assert float((g - t[:size]).abs().max() if size else 0.0) <= allowed
-        assert allowed < 1e-6 * float(t.abs().max())
+        assert allowed < 3e-6 * float(t.abs().max())
 
 
 def test_swiglu_at_the_ends_of_the_exponential():
