@@ -17,6 +17,7 @@ TINY = {
     "guidance": {"length_init": 16, "length_max": 24, "reserve": 8},
     "evaluate": {"every": 2, "profile_prompts": 4, "profile_samples": 2},
     "checkpoint": {"every": 2},
+    "optim": {"updates_per_batch": 2},
     "reward": {"functions": ["runs:wobble"]},
 }
 

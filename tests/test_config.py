@@ -122,5 +122,5 @@ def test_run_directory_continues_only_the_same_run(tmp_path):
     assert open_directory(longer)[1].run.threads == first.run.threads
     assert directory.is_dir()
     other = dataclasses.replace(config, optim=OptimConfig(lr=0.5))
-    with pytest.raises(ValueError, match=r"optim\.lr: wanted 0\.0001, got 0\.5"):
+    with pytest.raises(ValueError, match=rf"optim\.lr: wanted {config.optim.lr}, got 0\.5"):
         open_directory(other)
