@@ -5,15 +5,17 @@ Dimension key: S positions, D width, V vocabulary, T rows (trained edges).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.chunks import checked_linear
 from g2rpo_kernels.linear_logprob.cpu import linear_logprob_cpu
+from g2rpo_kernels.linear_logprob.linear import Linear, checked_linear, choose_linear_impl
 from g2rpo_kernels.linear_logprob.reference import linear_logprob_reference
-from g2rpo_kernels.logprob.checks import Impl, choose_impl
+from g2rpo_kernels.linear_logprob.shard import VocabShard
+from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.logprob.records import LogProb
 
-__all__ = ["linear_logprob"]
+__all__ = ["VocabShard", "linear_logprob"]
 
 
 def linear_logprob(
@@ -25,10 +27,15 @@ def linear_logprob(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk_bytes: int = 128 << 20,
+    shard: VocabShard | None = None,
+    chunk_bytes: int | None = None,
     impl: Impl | None = None,
 ) -> LogProb:
     """`logprob` of logits = hidden @ head^T + bias, without storing the logits.
+
+    Products and sums are float32. `cpu` upcasts narrower inputs for it, the head as one copy; `triton`
+    multiplies them as they are with float32 output. Both recompute the logits on backward (four products in
+    all), sum in a fixed order, and ignore autocast.
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
@@ -39,20 +46,33 @@ def linear_logprob(
         bias_V: [V] floating, or None; differentiable.
         temperature: divides the logits; > 0.
         softcap: Gemma's logit cap, applied after the bias and before the temperature; > 0, or None.
-        chunk_bytes: most bytes of logits held at once by `cpu` (one row at least).
-        impl: `reference` (logits materialised; any device; twice differentiable) or `cpu` (row chunks;
-            backward recomputes the logits, skips rows whose upstream gradient is zero; once differentiable).
-            None = `cpu` for CPU tensors narrower than float64, else `reference`.
+        shard: head_VD and bias_V are this rank's columns of a vocabulary split over a process group (see
+            `VocabShard`); targets stay token ids of the whole. Everything else, results and the gradient of
+            the results included, is the same on every rank; d hidden comes back summed over ranks. All
+            ranks must call together, and run backward together.
+        chunk_bytes: most bytes of logits, and on backward of their gradient, held at once (one row at
+            least). None = 128 MiB for `cpu`, 1.5 GB for `triton`.
+        impl: `reference` (logits materialised; any device; twice differentiable), `cpu` (row chunks;
+            backward skips rows whose upstream gradient is zero; once differentiable) or `triton` (row
+            chunks on CUDA; once differentiable). None = `triton` for CUDA tensors and `cpu` for CPU
+            tensors, narrower than float64; else `reference` (`cpu` with `shard`).
 
     Returns:
         `LogProb(logp_T, entropy_T, lse_T)`, each [T], in float32 (float64 when an input is float64).
-        Products and sums are float32 too: narrower inputs are upcast, the head as one copy. Gradients reach
-        hidden, head and bias through all three, in their dtypes; the order of summation is fixed.
+        Gradients reach hidden, head and bias through all three, in their dtypes.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, an index out of range (checked on the CPU only),
-            `temperature`, `softcap` or `chunk_bytes` not positive, an `impl` unknown or not for this device.
+            `temperature`, `softcap` or `chunk_bytes` not positive, a `shard` that does not fit, an `impl`
+            unknown or not for these tensors.
     """
-    linear = checked_linear(hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap)
-    impls = {"reference": linear_logprob_reference, "cpu": linear_logprob_cpu}
-    return impls[choose_impl(impl, hidden_SD)](linear, chunk_bytes)
+    linear = checked_linear(hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, shard)
+    impls = {"reference": linear_logprob_reference, "cpu": linear_logprob_cpu, "triton": _triton}
+    with torch.autocast(hidden_SD.device.type, enabled=False):
+        return impls[choose_linear_impl(impl, linear)](linear, chunk_bytes)
+
+
+def _triton(linear: Linear, chunk_bytes: int | None) -> LogProb:
+    from g2rpo_kernels.linear_logprob.triton import linear_logprob_triton
+
+    return linear_logprob_triton(linear, chunk_bytes)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, Linear, chunked_stats
+from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats
+from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.rows import RowGradients, RowStats
 
@@ -26,11 +27,15 @@ class _LinearLogProb(Function):
         head_VD: Tensor,
         bias_V: Tensor | None,
         linear: Linear,
-        chunk_bytes: int,
+        chunk_bytes: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         stats = chunked_stats(linear, chunk_bytes)
         ctx.save_for_backward(hidden_SD, head_VD, bias_V, linear.source_T, linear.target_T, *stats)
-        ctx.scaling = (linear.temperature, linear.softcap)
+        ctx.settings = {
+            "temperature": linear.temperature,
+            "softcap": linear.softcap,
+            "shard": linear.shard,
+        }
         ctx.chunk_bytes = chunk_bytes
         ctx.set_materialize_grads(False)
         return stats.logp_C.clone(), stats.entropy_C.clone(), stats.max_C + stats.log_sum_C
@@ -48,20 +53,19 @@ class _LinearLogProb(Function):
             target_T=target_T,
             source_T=source_T,
             bias_V=bias_V,
-            temperature=ctx.scaling[0],
-            softcap=ctx.scaling[1],
+            **ctx.settings,
         )
         upstream = RowGradients(torch.zeros_like(stats.logp_C) if c_T is None else c_T, e_T, g_T)
-        linear = given.accumulating()
+        linear = given.cast(given.dtype, given.dtype)
         buffer, sums = ChunkBuffer(linear, ctx.chunk_bytes), GradientSums(linear, *ctx.needs_input_grad[:3])
         for chunk in buffer.chunks:
             x_CD, row = linear.rows(chunk), stats.rows(chunk)
             z_CV = buffer.logits(chunk, x_CD)
             sums.add(buffer, chunk, x_CD, z_CV, row, upstream.rows(chunk))
-        return *sums.cast(given), None, None
+        return *sums.finish(given), None, None
 
 
-def linear_logprob_cpu(linear: Linear, chunk_bytes: int) -> LogProb:
+def linear_logprob_cpu(linear: Linear, chunk_bytes: int | None) -> LogProb:
     """Never more than `chunk_bytes` of logits at once, forward or backward. Once differentiable."""
     arguments = (linear.hidden_SD, linear.head_VD, linear.bias_V, linear, chunk_bytes)
     return LogProb(*_LinearLogProb.apply(*arguments))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.chunks import Linear
+from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.reference import logprob_reference
 
@@ -22,6 +22,6 @@ def logits_reference(linear: Linear) -> Tensor:
     return logits_TV if linear.bias_V is None else logits_TV + linear.bias_V.to(dtype)
 
 
-def linear_logprob_reference(linear: Linear, chunk_bytes: int) -> LogProb:
+def linear_logprob_reference(linear: Linear, chunk_bytes: int | None) -> LogProb:
     """Holds T x V several times over; `chunk_bytes` has nothing to say here."""
     return logprob_reference(logits_reference(linear), linear.target_T, linear.temperature, linear.softcap)

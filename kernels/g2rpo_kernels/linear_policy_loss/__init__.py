@@ -5,12 +5,14 @@ Dimension key: S positions, D width, V vocabulary, T trained edges.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.chunks import checked_linear
+from g2rpo_kernels.linear_logprob.linear import Linear, checked_linear, choose_linear_impl
+from g2rpo_kernels.linear_logprob.shard import VocabShard
 from g2rpo_kernels.linear_policy_loss.cpu import linear_policy_loss_cpu
 from g2rpo_kernels.linear_policy_loss.reference import linear_policy_loss_reference
-from g2rpo_kernels.logprob.checks import Impl, choose_impl
+from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges
 
 __all__ = ["linear_policy_loss"]
@@ -27,16 +29,21 @@ def linear_policy_loss(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk_bytes: int = 128 << 20,
+    shard: VocabShard | None = None,
+    chunk_bytes: int | None = None,
     impl: Impl | None = None,
 ) -> PolicyLoss:
     """`policy_loss` of logits = hidden @ head^T + bias, in one pass that never stores the logits.
 
-    `cpu` computes the gradients during forward (three products per row chunk; two where the head is frozen;
-    one where nothing needs a gradient) and multiplies them by the loss's gradient on backward, in place: it
-    can run backward once, without `retain_graph`. Rows without gradient (clipped, or of zero weight) are
-    left out of the gradient products. Sequence ratios with old_logp or importance weights take a fourth
-    product.
+    `cpu` and `triton` compute the gradients during forward: three products per row chunk; two where the head
+    or the hidden states are frozen; one where nothing needs a gradient. Backward multiplies them by the
+    loss's gradient. `cpu` does that in place, so it runs backward once, without `retain_graph`, and leaves
+    rows without gradient (clipped, or of zero weight) out of the gradient products; `triton` does not know
+    on the host which these are.
+
+    Sequence ratios with old_logp or importance weights need a row's log-probabilities before its
+    coefficients: a chunk then holds whole rows, cut at `edges.row_cuts`. Rows longer than a chunk take a
+    fourth product; so do, with `triton`, members on the GPU without `row_cuts`, and an entropy term.
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
@@ -47,11 +54,12 @@ def linear_policy_loss(
         source_T: [T] int64 or int32 in [0, S), the position that edge t predicts from; may repeat. None = T
             is S.
         bias_V: [V] floating, or None; differentiable.
-        temperature, softcap: as in `linear_logprob`.
-        chunk_bytes: most bytes of logits that `cpu` holds at once (one row at least). Beside them it holds d
-            hidden and d head in the accumulation dtype, and a float32 copy of narrower inputs.
-        impl: `reference` (logits materialised, plain autograd) or `cpu`.
-            None = `cpu` for CPU tensors narrower than float64, else `reference`.
+        temperature, softcap, shard: as in `linear_logprob`.
+        chunk_bytes: most bytes of logits and their gradient held at once (one row at least). None = 128 MiB
+            for `cpu`, 1.5 GB for `triton`. Beside them are held d hidden and d head in the accumulation
+            dtype and, by `cpu`, a float32 copy of narrower inputs.
+        impl: `reference` (logits materialised, plain autograd), `cpu` or `triton`; None as in
+            `linear_logprob`.
 
     Returns:
         `PolicyLoss` as of `policy_loss`, in float32 (float64 when an input is float64). Gradients reach
@@ -61,7 +69,14 @@ def linear_policy_loss(
         ValueError: as `linear_logprob` and `policy_loss`.
         RuntimeError: a second backward through a `cpu` result.
     """
-    linear = checked_linear(hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap)
+    linear = checked_linear(hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, shard)
     checked_edges(edges, objective, len(target_T))
-    impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu}
-    return impls[choose_impl(impl, hidden_SD)](linear, edges, objective, chunk_bytes)
+    impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu, "triton": _triton}
+    with torch.autocast(hidden_SD.device.type, enabled=False):
+        return impls[choose_linear_impl(impl, linear)](linear, edges, objective, chunk_bytes)
+
+
+def _triton(linear: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None) -> PolicyLoss:
+    from g2rpo_kernels.linear_policy_loss.triton import linear_policy_loss_triton
+
+    return linear_policy_loss_triton(linear, edges, objective, chunk_bytes)

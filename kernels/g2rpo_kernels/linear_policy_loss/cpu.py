@@ -4,16 +4,15 @@ Per chunk: logits, row statistics, c = dL/dlogp and e = dL/dH by autograd of the
 vectors, d logits over the logits, d hidden and d head. The logits are never stored and never recomputed,
 because the coefficient of an edge depends on that edge's log-probability only.
 
-Sequence ratios tie the edges of a row together through the surrogate. Its coefficient is then taken for all
-edges beforehand: without a recomputation where it does not depend on the log-probabilities (on-policy, s =
-1, and no importance weights; or `reinforce`), else after a first pass over the logits (four products).
+Sequence ratios tie the edges of a row together. Chunks then hold whole rows (whole trees, where rows share
+edges), so that all a coefficient needs is there before d logits. Rows that do not fit a chunk take a first
+pass over their logits, a fourth product, unless the tied part is known beforehand.
 
 Dimension key: S positions, D width, V vocabulary, T trained edges, C rows of a chunk.
 """
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import torch
@@ -21,12 +20,19 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, Linear, chunked_stats
-from g2rpo_kernels.logprob.rows import RowGradients, RowStats, empty_stats
-from g2rpo_kernels.policy_loss.objective import evaluate_surrogate, penalty_loss, surrogate_loss
+from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
+from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
+from g2rpo_kernels.linear_policy_loss.coefficients import (
+    known_beforehand,
+    own_coefficients,
+    penalty_coefficients,
+    summed,
+    tied_coefficient,
+)
+from g2rpo_kernels.logprob.rows import RowGradients, RowStats
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
-from g2rpo_kernels.policy_loss.stats import Stats
 
 
 class _Handed(Function):
@@ -58,7 +64,7 @@ class _Handed(Function):
 
 
 def linear_policy_loss_cpu(
-    linear: Linear, edges: Edges, objective: Objective, chunk_bytes: int
+    linear: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None
 ) -> PolicyLoss:
     """As the reference; never more than `chunk_bytes` of logits. Once differentiable, backward once."""
     edges = edges.cast(linear.dtype, linear.hidden_SD.device)
@@ -68,76 +74,61 @@ def linear_policy_loss_cpu(
         if not any(needs):
             stats = chunked_stats(linear, chunk_bytes)
             return loss_of(stats.logp_C, stats.entropy_C, edges, objective)
-        tied_T = _tied_coefficient(linear, edges, objective, chunk_bytes)
-        out, gradients = _one_pass(linear, edges, objective, tied_T, chunk_bytes, needs)
+        work = _Pass(linear, edges, objective, chunk_bytes, needs)
+        out = work.token_ratios() if objective.ratio == "token" else work.sequence_ratios()
+        gradients = list(work.sums.finish(linear))
     return out._replace(loss=_Handed.apply(*tensors, out.loss, gradients))
 
 
-def _one_pass(
-    given: Linear,
-    edges: Edges,
-    objective: Objective,
-    tied_T: Tensor | None,
-    chunk_bytes: int,
-    needs: list[bool],
-) -> tuple[PolicyLoss, list[Tensor | None]]:
-    """The loss, detached, and the gradients of (hidden, head, bias) that are needed."""
-    linear = given.accumulating()
-    stats = empty_stats(linear.num_rows, linear.dtype)
-    keep_exp = linear.softcap is None and not objective.entropy_coef
-    buffer, sums = ChunkBuffer(linear, chunk_bytes, keep_exp), GradientSums(linear, *needs)
-    parts: list[PolicyLoss] = []
-    for chunk in buffer.chunks:
-        x_CD, row = linear.rows(chunk), stats.rows(chunk)
-        z_CV = buffer.logits(chunk, x_CD)
-        buffer.write_stats(z_CV, chunk, row)
-        if tied_T is None:
-            part, upstream = _own_coefficients(row, edges.rows(chunk), objective)
+class _Pass:
+    """One pass over a problem: its buffer, and the statistics and gradients that it fills."""
+
+    def __init__(
+        self, given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None, needs: list[bool]
+    ) -> None:
+        keep_exp = given.softcap is None and not objective.entropy_coef
+        self.linear = given.cast(given.dtype, given.dtype)
+        self.edges, self.objective = edges, objective
+        self.buffer = ChunkBuffer(self.linear, chunk_bytes, keep_exp)
+        self.sums = GradientSums(self.linear, *needs)
+        self.stats = RowStats(*torch.zeros((4, given.num_rows), dtype=given.dtype).unbind(0))
+
+    def token_ratios(self) -> PolicyLoss:
+        """The loss, detached; gradients are in `sums`."""
+        parts: list[PolicyLoss] = []
+        for chunk in self.buffer.chunks:
+            x_CD, z_CV, row = self._forward(chunk)
+            part, given = own_coefficients(row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective)
+            self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
             parts.append(part)
-        else:
-            upstream = _penalty_coefficients(row, edges.rows(chunk), objective, tied_T[chunk])
-        sums.add(buffer, chunk, x_CD, z_CV, row, upstream)
-    gradients = list(sums.cast(given))
-    if tied_T is not None or not parts:
-        return loss_of(stats.logp_C, stats.entropy_C, edges, objective), gradients
-    loss = torch.stack([part.loss for part in parts]).sum()
-    metrics = reduce(_add_stats, (part.stats for part in parts))
-    return PolicyLoss(loss, stats.logp_C, stats.entropy_C, metrics), gradients
+        return summed(parts, self.stats.logp_C, self.stats.entropy_C) if parts else self._loss()
 
+    def sequence_ratios(self) -> PolicyLoss:
+        """As `token_ratios`, for objectives that tie the edges of a row together."""
+        known = known_beforehand(self.edges, self.objective)
+        cuts = (self.linear.num_rows,) if known else (self.edges.row_cuts or row_cuts(self.edges))
+        for run in whole_row_runs(cuts, self.buffer.most_rows):
+            chunks = even_chunks(run, self.buffer.most_rows)
+            if len(chunks) > 1 and not known:
+                for chunk in chunks:
+                    self._forward(chunk)
+            tied_T = None
+            for chunk in chunks:
+                x_CD, z_CV, row = self._forward(chunk)
+                if tied_T is None:
+                    tied_T = tied_coefficient(self.stats.logp_C, self.edges, self.objective)
+                given = penalty_coefficients(
+                    row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective, tied_T[chunk]
+                )
+                self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
+        return self._loss()
 
-def _own_coefficients(row: RowStats, edges: Edges, objective: Objective) -> tuple[PolicyLoss, RowGradients]:
-    """A chunk's part of the loss, and c and e, where each edge's loss is its own."""
-    with torch.enable_grad():
-        logp_C, entropy_C = row.logp_C.detach().requires_grad_(), row.entropy_C.detach().requires_grad_()
-        part = loss_of(logp_C, entropy_C, edges, objective)
-    c_C, e_C = torch.autograd.grad(part.loss, (logp_C, entropy_C), allow_unused=True)
-    return part._replace(loss=part.loss.detach()), RowGradients(c_C, e_C)
+    def _forward(self, chunk: slice) -> tuple[Tensor, Tensor, RowStats]:
+        """(hidden states, logits, statistics) of a chunk."""
+        x_CD, row = self.linear.rows(chunk), self.stats.rows(chunk)
+        z_CV = self.buffer.logits(chunk, x_CD)
+        self.buffer.write_stats(z_CV, chunk, row)
+        return x_CD, z_CV, row
 
-
-def _penalty_coefficients(row: RowStats, edges: Edges, objective: Objective, tied_C: Tensor) -> RowGradients:
-    """c and e where `tied_C`, the surrogate's part of c, is known."""
-    with torch.enable_grad():
-        logp_C, entropy_C = row.logp_C.detach().requires_grad_(), row.entropy_C.detach().requires_grad_()
-        # The first term only connects the graph where there is no penalty.
-        loss = (logp_C * 0).sum() + penalty_loss(logp_C, entropy_C, edges, objective)
-    c_C, e_C = torch.autograd.grad(loss, (logp_C, entropy_C), allow_unused=True)
-    return RowGradients(c_C + tied_C, e_C)
-
-
-def _add_stats(one: Stats, other: Stats) -> Stats:
-    return {name: (one[name][0] + other[name][0], one[name][1] + other[name][1]) for name in one}
-
-
-def _tied_coefficient(given: Linear, edges: Edges, objective: Objective, chunk_bytes: int) -> Tensor | None:
-    """[T] d surrogate / d logp where a row's edges share their ratio, else None."""
-    if objective.ratio == "token":
-        return None
-    on_policy = edges.old_logp_T is None and objective.importance_cap is None
-    if on_policy or (objective.surrogate == "reinforce" and objective.importance_cap is None):
-        logp_T = torch.zeros_like(edges.weight_T)
-    else:
-        logp_T = chunked_stats(given, chunk_bytes).logp_C
-    with torch.enable_grad():
-        logp_T = logp_T.detach().requires_grad_()
-        loss = surrogate_loss(*evaluate_surrogate(logp_T, edges, objective))
-    return torch.autograd.grad(loss, logp_T)[0]
+    def _loss(self) -> PolicyLoss:
+        return loss_of(self.stats.logp_C, self.stats.entropy_C, self.edges, self.objective)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.logprob.partials import FLOOR, RowPartials
+
 TILE_BYTES = 1 << 20
-FLOOR = -1e4
-"""exp(FLOOR) is 0 in float32 and float64, and 0 * FLOOR is 0 where 0 * -inf is NaN."""
 
 
 class RowStats(NamedTuple):
@@ -68,25 +68,54 @@ def _effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tens
     return z_CV if divisor == 1.0 else z_CV.div_(divisor)
 
 
-def row_stats(
-    held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None, keep_exp: bool = False
-) -> RowStats:
-    """Statistics of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max)."""
+def row_partials(
+    held_CV: Tensor,
+    target_C: Tensor,
+    temperature: float,
+    softcap: float | None,
+    *,
+    keep_exp: bool = False,
+    some_elsewhere: bool = False,
+) -> RowPartials:
+    """Sums of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max).
+
+    With `some_elsewhere` a target of -1 is no column of this block.
+    """
     below_CV = _effective_(held_CV if keep_exp else held_CV.clone(), temperature, softcap)
     max_C = below_CV.amax(-1)
-    target_CV = target_C[:, None]
-    target_logit_C = below_CV.gather(1, target_CV).squeeze(1) - max_C
+    target_C1 = target_C[:, None].clamp(min=0) if some_elsewhere else target_C[:, None]
+    target_logit_C1 = below_CV.gather(1, target_C1)
     below_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
     exp_CV = below_CV.exp()
-    at_target_C = exp_CV.gather(1, target_CV).squeeze(1)
-    # The target is added last: where it is the maximum, its term 1, log1p keeps the digits of the rest.
-    exp_CV.scatter_(1, target_CV, 0.0)
-    log_sum_C = torch.log1p(exp_CV.sum(-1) + (at_target_C - 1))
-    moment_C = below_CV.mul_(exp_CV).sum(-1) + at_target_C * target_logit_C.clamp(min=FLOOR)
-    entropy_C = log_sum_C - moment_C * torch.exp(-log_sum_C)
+    if some_elsewhere:
+        kept_C1 = torch.where(target_C[:, None] < 0, exp_CV.gather(1, target_C1), 0.0)
+        target_logit_C1 = target_logit_C1.masked_fill(target_C[:, None] < 0, -torch.inf)
+        exp_CV.scatter_(1, target_C1, kept_C1)
+    else:
+        exp_CV.scatter_(1, target_C1, 0.0)
+    rest_C = exp_CV.sum(-1)
+    moment_C = below_CV.mul_(exp_CV).sum(-1)
     if keep_exp:
         held_CV.copy_(exp_CV)
-    return RowStats(target_logit_C - log_sum_C, entropy_C, max_C, log_sum_C)
+    return RowPartials(max_C, rest_C, moment_C, target_logit_C1.squeeze(1))
+
+
+def finish_stats(partials: RowPartials) -> RowStats:
+    """The target is added last: where it is the maximum, its term 1, log1p keeps the digits of the rest."""
+    below_C = partials.target_logit_T - partials.max_T
+    bounded_C = below_C.clamp(min=FLOOR)
+    at_target_C = bounded_C.exp()
+    log_sum_C = torch.log1p(partials.sumexp_T + (at_target_C - 1))
+    moment_C = partials.sum_z_exp_T + at_target_C * bounded_C
+    entropy_C = log_sum_C - moment_C * torch.exp(-log_sum_C)
+    return RowStats(below_C - log_sum_C, entropy_C, partials.max_T, log_sum_C)
+
+
+def row_stats(
+    held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None, *, keep_exp: bool = False
+) -> RowStats:
+    """Statistics of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max)."""
+    return finish_stats(row_partials(held_CV, target_C, temperature, softcap, keep_exp=keep_exp))
 
 
 def dlogits_(
@@ -96,8 +125,9 @@ def dlogits_(
     upstream: RowGradients,
     temperature: float,
     softcap: float | None,
+    some_elsewhere: bool = False,
 ) -> Tensor:
-    """Held logits to d loss / d raw logits, in place."""
+    """Held logits to d loss / d raw logits, in place. With `some_elsewhere` a target of -1 is no column."""
     slope_CV = None if softcap is None else 1 - z_CV.square()
     scale_C, at_target_C, e_C = _row_factors(stats, upstream, temperature)
     _effective_(z_CV, temperature, softcap)
@@ -107,7 +137,11 @@ def dlogits_(
     else:
         p_CV = z_CV.exp()
         z_CV.mul_(-e_C[:, None]).add_(scale_C[:, None]).mul_(p_CV)
-    z_CV.scatter_(1, target_C[:, None], at_target_C[:, None])
+    column_C1, value_C1 = target_C[:, None], at_target_C[:, None]
+    if some_elsewhere:
+        column_C1 = column_C1.clamp(min=0)
+        value_C1 = torch.where(target_C[:, None] < 0, z_CV.gather(1, column_C1), value_C1)
+    z_CV.scatter_(1, column_C1, value_C1)
     return z_CV if slope_CV is None else z_CV.mul_(slope_CV)
 
 

@@ -1,0 +1,115 @@
+"""The problem that the linear ops share: hidden states, head, targets, scaling; and its validation.
+
+Dimension key: S positions, D width, V vocabulary (columns of this rank), T rows, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from g2rpo_kernels.linear_logprob.shard import VocabShard
+from g2rpo_kernels.logprob.checks import Impl, accumulation_dtype, check_index, check_scaling, choose_impl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Row t predicts `target_T[t]` from `hidden_SD[source_T[t]]` (None = `hidden_SD[t]`)."""
+
+    hidden_SD: Tensor
+    head_VD: Tensor
+    target_T: Tensor
+    """int64 columns of `head_VD`; -1 where another rank has it."""
+    source_T: Tensor | None
+    bias_V: Tensor | None
+    temperature: float
+    softcap: float | None
+    shard: VocabShard | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of accumulation."""
+        return accumulation_dtype(self.product_dtype)
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The wider of the two operands'."""
+        return torch.promote_types(self.hidden_SD.dtype, self.head_VD.dtype)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.target_T)
+
+    @property
+    def chunk_columns(self) -> int:
+        """Logits of a row, for the chunk bound."""
+        return len(self.head_VD) if self.shard is None else self.shard.mean_columns
+
+    def cast(self, dtype: torch.dtype, bias_dtype: torch.dtype) -> Linear:
+        """The same problem with operands in `dtype`: copies only what is in another."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(bias_dtype)
+        return replace(
+            self, hidden_SD=self.hidden_SD.to(dtype), head_VD=self.head_VD.to(dtype), bias_V=bias_V
+        )
+
+    def rows(self, chunk: slice) -> Tensor:
+        """[C, D] hidden states that the chunk's rows predict from."""
+        if self.source_T is None:
+            return self.hidden_SD[chunk]
+        return self.hidden_SD.index_select(0, self.source_T[chunk])
+
+
+def checked_linear(
+    hidden_SD: Tensor,
+    head_VD: Tensor,
+    target_T: Tensor,
+    source_T: Tensor | None,
+    bias_V: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    shard: VocabShard | None,
+) -> Linear:
+    """Validate the arguments that the linear ops share; raises ValueError."""
+    if hidden_SD.dim() != 2 or head_VD.dim() != 2 or hidden_SD.shape[1] != head_VD.shape[1]:
+        raise ValueError(
+            "hidden_SD, head_VD: wanted [S, D] and [V, D],"
+            f" got {list(hidden_SD.shape)} and {list(head_VD.shape)}"
+        )
+    if not (hidden_SD.is_floating_point() and head_VD.is_floating_point()):
+        raise ValueError(f"hidden_SD, head_VD: wanted floating, got {hidden_SD.dtype}, {head_VD.dtype}")
+    columns = len(head_VD)
+    if bias_V is not None and list(bias_V.shape) != [columns]:
+        raise ValueError(f"bias_V: wanted [{columns}], got {list(bias_V.shape)}")
+    if shard is not None and not 0 <= shard.start <= shard.size - columns:
+        raise ValueError(
+            f"shard: wanted start in [0, {shard.size - columns}], got {shard.start}"
+            f" ({columns} of {shard.size} tokens)"
+        )
+    num_rows = len(hidden_SD) if source_T is None else len(source_T)
+    check_index("target_T", target_T, columns if shard is None else shard.size, num_rows)
+    if source_T is not None:
+        check_index("source_T", source_T, len(hidden_SD))
+    check_scaling(temperature, softcap)
+    target_T = target_T.long()
+    return Linear(
+        hidden_SD=hidden_SD,
+        head_VD=head_VD,
+        target_T=target_T if shard is None else shard.local_target(target_T, columns),
+        source_T=None if source_T is None else source_T.long(),
+        bias_V=bias_V,
+        temperature=temperature,
+        softcap=softcap,
+        shard=shard,
+    )
+
+
+def choose_linear_impl(impl: Impl | None, linear: Linear) -> Impl:
+    """As `choose_impl`; a sharded vocabulary has no `reference`, so its default on the CPU is `cpu`."""
+    if linear.shard is not None:
+        if impl == "reference":
+            raise ValueError("impl='reference': wanted shard=None, got a sharded vocabulary")
+        if impl is None and linear.hidden_SD.device.type == "cpu":
+            return "cpu"
+    return choose_impl(impl, linear.hidden_SD)

@@ -1,0 +1,218 @@
+"""The linear policy loss on a GPU in one pass over row chunks: three products each, nothing waits for it.
+
+Per part of a chunk: float32 logits by the vendor's library, then one Triton launch that makes statistics,
+coefficients and d logits (token ratios); per chunk d hidden and d head. A sharded vocabulary takes statistics
+and d logits in two launches, the coefficients between them on vectors.
+
+Sequence ratios: chunks hold whole rows where the caller says where those may be cut (`Edges.row_cuts`). A
+coefficient is then known when all parts of its chunk have gone by: d logits, linear in it, are written for a
+coefficient of 1, and it multiplies hidden states and d hidden instead. That needs the same direction for the
+whole of d logits, so with an entropy term, and for rows longer than a chunk, the logits are computed twice
+(four products), unless the tied part is known beforehand.
+
+Dimension key: S positions, D width, V vocabulary, T trained edges, C rows of a chunk, Z rows of a part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
+from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.triton import (
+    copy_numbers,
+    empty_numbers,
+    numbers_of,
+    on_device,
+    scaling,
+    write_numbers,
+)
+from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
+from g2rpo_kernels.linear_policy_loss.coefficients import (
+    Coefficients,
+    known_beforehand,
+    own_coefficients,
+    penalty_coefficients,
+    tied_coefficient,
+)
+from g2rpo_kernels.logprob.partials import RowNumbers
+from g2rpo_kernels.logprob.triton import row_gradient_
+from g2rpo_kernels.policy_loss.objective import active_edges
+from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
+from g2rpo_kernels.policy_loss.reference import loss_of
+from g2rpo_kernels.policy_loss.triton import policy_rows
+
+
+class _Computed(Function):
+    """Attaches gradients computed in forward to the loss; backward multiplies and rounds them, once each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_SD: Tensor,
+        head_VD: Tensor,
+        bias_V: Tensor | None,
+        loss: Tensor,
+        unscale: Tensor | None,
+        *gradients: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(unscale, *gradients)
+        ctx.dtypes = [None if like is None else like.dtype for like in (hidden_SD, head_VD, bias_V)]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        unscale, *gradients = ctx.saved_tensors
+        factor = grad_loss if unscale is None else grad_loss * unscale
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        grads = [None if value is None else _times(value, factor, dtype) for value, dtype in pairs]
+        return *grads, None, None, None, None, None
+
+
+def _times(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """value * factor in `dtype`, in one launch."""
+    return torch.mul(value, factor, out=torch.empty_like(value, dtype=dtype))
+
+
+def linear_policy_loss_triton(
+    given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None
+) -> PolicyLoss:
+    """As the reference; never more than `chunk_bytes` of logits and their gradient. Once differentiable."""
+    edges = edges.cast(torch.float32, given.head_VD.device)
+    tensors = (given.hidden_SD, given.head_VD, given.bias_V)
+    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    with torch.no_grad():
+        scaled, unscale = _scaled(edges) if given.product_dtype == torch.float16 else (edges, None)
+        work = _Pass(given, scaled, objective, chunk_bytes, needs)
+        if not any(needs):
+            work.statistics()
+        elif objective.ratio == "token":
+            work.token_ratios()
+        else:
+            work.sequence_ratios()
+        out = loss_of(work.numbers.logp_T, work.numbers.entropy_T, edges, objective)
+        if not any(needs):
+            return out
+        gradients = work.sums.finish()
+        del work
+    return out._replace(loss=_Computed.apply(*tensors, out.loss, unscale, *gradients))
+
+
+def _scaled(edges: Edges) -> tuple[Edges, Tensor]:
+    """Edges whose weights are about 1, and what takes gradients back: powers of two, so nothing is rounded.
+
+    float16 would lose d logits of weights as small as one in a batch of tokens.
+    """
+    weights = (edges.a_pos_T, edges.a_neg_T, edges.weight_T)
+    largest = torch.stack([value_T.abs().amax() for value_T in weights if len(value_T)] or [weights[0].sum()])
+    exponent = torch.frexp(largest.amax()).exponent
+    scale = torch.ldexp(torch.ones_like(largest[0]), -exponent)
+    moved = {name: getattr(edges, name) * scale for name in ("a_pos_T", "a_neg_T", "weight_T")}
+    if edges.member_weight_M is not None:
+        moved["member_weight_M"] = edges.member_weight_M * scale
+    return edges._replace(**moved), 1 / scale
+
+
+class _Pass:
+    """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
+
+    def __init__(
+        self, given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None, needs: list[bool]
+    ) -> None:
+        self.linear = on_device(given)
+        self.edges, self.objective = edges, objective
+        self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
+        self.sums = DeviceSums(self.linear, needs)
+        self.numbers = empty_numbers(self.linear)
+
+    def statistics(self, rows: slice | None = None) -> None:
+        everything = slice(0, self.linear.num_rows)
+        write_numbers(self.linear, self.device_rows, rows or everything, self.numbers)
+
+    def token_ratios(self) -> None:
+        """Coefficients are each edge's own."""
+        for chunk in self.device_rows.chunks(slice(0, self.linear.num_rows)):
+            x_CD = self.linear.rows(chunk)
+            for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
+                (self._fused if self.linear.shard is None else self._own)(part, z_ZV, dz_ZV)
+            self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
+
+    def _fused(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
+        """d logits of a part in one launch."""
+        given = (self.linear.target_T[part], self.edges.rows(part), self.objective)
+        rows = policy_rows(z_ZV, *given, out=dz_ZV, **scaling(self.linear))
+        self.numbers.logp_T[part].copy_(rows.logp_T)
+        self.numbers.entropy_T[part].copy_(rows.entropy_T)
+
+    def _own(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
+        """The same where the statistics of a row come from several ranks."""
+        row = self._numbers(part, z_ZV)
+        _, given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
+        self._gradient(part, z_ZV, dz_ZV, row, given)
+
+    def sequence_ratios(self) -> None:
+        """The edges of a row share their coefficient's tied part."""
+        known = known_beforehand(self.edges, self.objective)
+        late = not (known or self.device_rows.one_part or self.objective.entropy_coef)
+        for run in whole_row_runs(self._cuts(known), self.device_rows.most_rows):
+            chunks = self.device_rows.chunks(run)
+            at_once = len(chunks) == 1 and (late or self.device_rows.one_part)
+            if not (known or at_once):
+                self.statistics(run)
+            tied_T = None if at_once else tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
+            for chunk in chunks:
+                if at_once and late:
+                    self._late_chunk(chunk)
+                else:
+                    self._tied_chunk(chunk, tied_T)
+
+    def _cuts(self, known: bool) -> tuple[int, ...]:
+        anywhere = (self.linear.num_rows,)
+        if known:
+            return anywhere
+        if self.edges.row_cuts is not None:
+            return self.edges.row_cuts
+        return row_cuts(self.edges) if self.linear.head_VD.device.type == "cpu" else anywhere
+
+    def _tied_chunk(self, chunk: slice, tied_T: Tensor | None) -> None:
+        """A chunk whose tied coefficients are known, or will be after its only part."""
+        x_CD = self.linear.rows(chunk)
+        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
+            row = self._numbers(part, z_ZV)
+            if tied_T is None:
+                tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
+            self._gradient(part, z_ZV, dz_ZV, row, self._with_penalties(part, row, tied_T))
+        self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
+
+    def _late_chunk(self, chunk: slice) -> None:
+        """A chunk of whole rows, their coefficients multiplied in at its end."""
+        x_CD = self.linear.rows(chunk)
+        one_T = active_edges(self.edges).float()
+        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
+            row = self._numbers(part, z_ZV)
+            self._gradient(part, z_ZV, dz_ZV, row, Coefficients(one_T[part], None))
+        tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
+        row = RowNumbers(*(value_T[chunk] for value_T in self.numbers))
+        late_C, _ = self._with_penalties(chunk, row, tied_T)
+        self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), late_C)
+
+    def _numbers(self, part: slice, z_ZV: Tensor) -> RowNumbers:
+        row = numbers_of(self.linear, part, z_ZV)
+        copy_numbers(self.numbers, part, row)
+        return row
+
+    def _with_penalties(self, rows: slice, row: RowNumbers, tied_T: Tensor) -> Coefficients:
+        edges = self.edges.rows(rows)
+        return penalty_coefficients(row.logp_T, row.entropy_T, edges, self.objective, tied_T[rows])
+
+    def _gradient(
+        self, part: slice, z_ZV: Tensor, dz_ZV: Tensor, row: RowNumbers, given: Coefficients
+    ) -> None:
+        target_Z = self.linear.target_T[part]
+        row_gradient_(z_ZV, target_Z, row.lse_T, row.entropy_T, *given, out=dz_ZV, **scaling(self.linear))
