@@ -4,20 +4,36 @@ from g2rpo_kernels.group_advantage import edge_coefficients, group_advantage
 from g2rpo_kernels.linear_logprob import linear_logprob
 from g2rpo_kernels.linear_policy_loss import linear_policy_loss
 from g2rpo_kernels.logprob import LogProb, logprob
+from g2rpo_kernels.padded import (
+    FusedLinearGRPOLoss,
+    GRPOOptions,
+    PaddedLoss,
+    grpo_loss,
+    grpo_loss_of_logps,
+    token_logprobs,
+)
 from g2rpo_kernels.policy_loss import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels.policy_loss.logps import policy_loss_of_logps
 from g2rpo_kernels.tree_attention import cascade_plan, tree_attention
 
 __all__ = [
     "Edges",
+    "FusedLinearGRPOLoss",
+    "GRPOOptions",
     "LogProb",
     "Objective",
+    "PaddedLoss",
     "PolicyLoss",
     "cascade_plan",
     "edge_coefficients",
     "group_advantage",
+    "grpo_loss",
+    "grpo_loss_of_logps",
     "linear_logprob",
     "linear_policy_loss",
     "logprob",
     "policy_loss",
+    "policy_loss_of_logps",
+    "token_logprobs",
     "tree_attention",
 ]

@@ -3,8 +3,10 @@
     loss = sum_T [ -(a_pos plus(r) + a_neg minus(r)) importance + kl_coef w kl - entropy_coef w H ]
 
 Token ratios: r_t = exp(logp_t - old_logp_t). Sequence ratios: the surrogate is summed over (edge, member)
-pairs, with the member row's s = exp(mean over the row's weighted tokens of logp - old_logp) in place of r.
-The truncated importance weight multiplies the surrogate only; KL and entropy stand outside it (TRL's order).
+pairs, with the member row's s = exp(mean over the row's weighted tokens of logp - old_logp) in place of r;
+`product` ratios have the sum of the clamped log-ratios in place of the mean, times the importance. Else the
+truncated importance weight multiplies the surrogate only; KL and entropy stand outside it (TRL's order).
+With `kl_times_ratio` kl is multiplied by r, or by s per pair of `sequence` ratios.
 
 Edges are neutralised before any exp: where all coefficients are zero, log-probabilities are replaced by 0.
 
@@ -47,18 +49,26 @@ def log_importance(logp_T: Tensor, edges: Edges) -> Tensor:
 
 def surrogate_terms(logp_T: Tensor, edges: Edges, objective: Objective) -> Terms:
     """Arguments of the surrogate at `logp_T`; differentiable."""
-    active_T = active_edges(edges)
-    safe_T = torch.where(active_T, logp_T, 0.0)
-    old_T = safe_T.detach() if edges.old_logp_T is None else torch.where(active_T, edges.old_logp_T, 0.0)
+    safe_T, log_ratio_T = _token_log_ratio(logp_T, edges)
     importance_T = None
     if objective.importance_cap is not None:
         importance_T = log_importance(logp_T, edges).exp().clamp(max=objective.importance_cap)
     if objective.ratio == "token":
-        return Terms(safe_T - old_T, safe_T, edges.a_pos_T, edges.a_neg_T, importance_T)
-    return _sequence_terms(safe_T, safe_T - old_T, importance_T, edges)
+        return Terms(log_ratio_T, safe_T, edges.a_pos_T, edges.a_neg_T, importance_T)
+    return _sequence_terms(safe_T, log_ratio_T, importance_T, edges, objective.ratio == "product")
 
 
-def _sequence_terms(logp_T: Tensor, log_ratio_T: Tensor, importance_T: Tensor | None, edges: Edges) -> Terms:
+def _token_log_ratio(logp_T: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """(logp, logp - old_logp), both 0 where nothing contributes."""
+    active_T = active_edges(edges)
+    safe_T = torch.where(active_T, logp_T, 0.0)
+    old_T = safe_T.detach() if edges.old_logp_T is None else torch.where(active_T, edges.old_logp_T, 0.0)
+    return safe_T, safe_T - old_T
+
+
+def _sequence_terms(
+    logp_T: Tensor, log_ratio_T: Tensor, importance_T: Tensor | None, edges: Edges, product: bool
+) -> Terms:
     ptr_T1, row_M = edges.member_ptr_T1, edges.member_row_M
     advantage_M, weight_M = edges.member_advantage_M, edges.member_weight_M
     assert ptr_T1 is not None
@@ -67,11 +77,16 @@ def _sequence_terms(logp_T: Tensor, log_ratio_T: Tensor, importance_T: Tensor | 
     assert weight_M is not None
     edge_M = torch.repeat_interleave(ptr_T1.diff())
     counted_M = (weight_M != 0).to(logp_T.dtype)
+    if product:
+        log_ratio_T = log_ratio_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        if importance_T is not None:
+            log_ratio_T, importance_T = log_ratio_T + importance_T.log(), None
     zeros_B = logp_T.new_zeros(edges.num_rows)
-    count_B = zeros_B.index_add(0, row_M, counted_M)
-    mean_B = zeros_B.index_add(0, row_M, log_ratio_T[edge_M] * counted_M) / count_B.clamp(min=1)
+    log_ratio_B = zeros_B.index_add(0, row_M, log_ratio_T[edge_M] * counted_M)
+    if not product:
+        log_ratio_B = log_ratio_B / zeros_B.index_add(0, row_M, counted_M).clamp(min=1)
     return Terms(
-        mean_B[row_M],
+        log_ratio_B[row_M],
         logp_T[edge_M],
         weight_M * advantage_M.clamp(min=0),
         weight_M * advantage_M.clamp(max=0),
@@ -91,17 +106,44 @@ def surrogate_loss(terms: Terms, surrogate: Surrogate) -> Tensor:
     return -(value if terms.importance is None else value * terms.importance).sum()
 
 
-def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
-    """0-dim: KL penalty minus entropy bonus; each edge on its own."""
-    loss = logp_T.new_zeros(())
-    if not (objective.kl_coef or objective.entropy_coef):
-        return loss
+def _kl(logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """[T] KL estimates; 0 where nothing contributes."""
+    assert edges.ref_logp_T is not None
     active_T = active_edges(edges)
-    if objective.kl_coef:
-        assert edges.ref_logp_T is not None
-        log_ratio_T = torch.where(active_T, logp_T, 0.0) - torch.where(active_T, edges.ref_logp_T, 0.0)
-        loss = loss + objective.kl_coef * (edges.weight_T * KLS[objective.kl](log_ratio_T)).sum()
+    log_ratio_T = torch.where(active_T, logp_T, 0.0) - torch.where(active_T, edges.ref_logp_T, 0.0)
+    return KLS[objective.kl](log_ratio_T)
+
+
+def ties_kl(objective: Objective) -> bool:
+    """Whether the KL penalty ties the edges of a row together: multiplied by a sequence's ratio."""
+    return bool(objective.kl_coef) and objective.kl_times_ratio and objective.ratio == "sequence"
+
+
+def tied_kl_loss(terms: Terms, logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim: the KL penalty where it multiplies the ratios of `terms`, per (edge, member) pair."""
+    assert edges.member_ptr_T1 is not None
+    assert edges.member_weight_M is not None
+    edge_M = torch.repeat_interleave(edges.member_ptr_T1.diff())
+    kl_M = _kl(logp_T, edges, objective)[edge_M]
+    return objective.kl_coef * (edges.member_weight_M * kl_M * ratio_of(terms.log_ratio)).sum()
+
+
+def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim: KL penalty (unless `ties_kl`) minus entropy bonus; each edge on its own."""
+    loss = logp_T.new_zeros(())
+    if objective.kl_coef and not ties_kl(objective):
+        kl_T = _kl(logp_T, edges, objective)
+        if objective.kl_times_ratio:
+            kl_T = kl_T * ratio_of(_token_log_ratio(logp_T, edges)[1])
+        loss = loss + objective.kl_coef * (edges.weight_T * kl_T).sum()
     if objective.entropy_coef:
-        safe_T = torch.where(active_T, entropy_T, 0.0)
+        safe_T = torch.where(active_edges(edges), entropy_T, 0.0)
         loss = loss - objective.entropy_coef * (edges.weight_T * safe_T).sum()
     return loss
+
+
+def tied_loss(logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
+    """0-dim: what ties the edges of a row together under sequence ratios; the rest is `penalty_loss`."""
+    terms, surrogate = evaluate_surrogate(logp_T, edges, objective)
+    loss = surrogate_loss(terms, surrogate)
+    return loss + tied_kl_loss(terms, logp_T, edges, objective) if ties_kl(objective) else loss

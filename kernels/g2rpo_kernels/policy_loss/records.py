@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-SurrogateName = Literal["clip", "cispo", "sapo", "reinforce"]
-RatioName = Literal["token", "sequence"]
+SurrogateName = Literal["clip", "cispo", "sapo", "reinforce", "vespo"]
+RatioName = Literal["token", "sequence", "product"]
 KlName = Literal["k1", "k2", "k3"]
+VESPO_SETTINGS = ("vespo_k_pos", "vespo_rate_pos", "vespo_k_neg", "vespo_rate_neg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,23 @@ class Objective:
     clip_low: float = 0.2
     """Ratios are clipped from below at 1 - clip_low (cispo: at 0 when that is negative)."""
     clip_high: float = 0.2
-    """Ratios are clipped from above at 1 + clip_high."""
+    """Ratios are clipped from above at 1 + clip_high (cispo: which may be a cap below 1)."""
     dual_clip: float | None = None
     """Clip: most that a ratio counts where the advantage is negative (arXiv 1912.09729); above 1."""
     sapo_tau_pos: float = 1.0
     sapo_tau_neg: float = 1.05
+    vespo_k_pos: float = 2.0
+    vespo_rate_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_rate_neg: float = 2.0
     ratio: RatioName = "token"
-    """`sequence`: exp of the mean log-ratio over a row's trained tokens (GSPO, arXiv 2507.18071)."""
+    """`sequence`: exp of the mean log-ratio over a row's trained tokens (GSPO, arXiv 2507.18071); `product`:
+    exp of their sum (vespo), times the importance weights, which then do not multiply the surrogate."""
     kl: KlName = "k3"
     kl_coef: float = 0.0
+    kl_times_ratio: bool = False
+    """Multiply the KL estimate by the unclipped ratio (the token's own with `product`), gradient included:
+    unbiased for samples of the old policy (DeepSeek-V3.2, arXiv 2512.02556)."""
     entropy_coef: float = 0.0
     importance_cap: float | None = None
     """Truncated importance weights min(exp(old_logp - rollout_logp), cap); None = none."""
@@ -46,16 +55,23 @@ class Objective:
         for name, wanted in choices.items():
             if getattr(self, name) not in wanted:
                 raise ValueError(f"{name}: wanted one of {wanted}, got {getattr(self, name)!r}")
-        for name in ("clip_low", "clip_high", "kl_coef"):
+        for name in ("clip_low", "kl_coef"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: wanted >= 0, got {getattr(self, name)}")
-        for name in ("sapo_tau_pos", "sapo_tau_neg"):
+        if self.surrogate == "cispo" and not self.clip_high > -1:
+            raise ValueError(f"clip_high: wanted > -1 with surrogate='cispo', got {self.clip_high}")
+        if self.surrogate != "cispo" and not self.clip_high >= 0:
+            raise ValueError(f"clip_high: wanted >= 0, got {self.clip_high}")
+        positive = ("sapo_tau_pos", "sapo_tau_neg", *VESPO_SETTINGS)
+        for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: wanted > 0, got {getattr(self, name)}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip: wanted > 1 or None, got {self.dual_clip}")
         if self.importance_cap is not None and not self.importance_cap > 0:
             raise ValueError(f"importance_cap: wanted > 0 or None, got {self.importance_cap}")
+        if self.surrogate == "vespo" and self.ratio != "product":
+            raise ValueError(f"ratio: wanted 'product' with surrogate='vespo', got {self.ratio!r}")
 
 
 class Edges(NamedTuple):
@@ -84,6 +100,9 @@ class Edges(NamedTuple):
     member_advantage_M: Tensor | None = None
     member_weight_M: Tensor | None = None
     num_rows: int = 0
+    row_cuts: tuple[int, ...] | None = None
+    """On the host: edges before which no row is cut in two, T last (`linear_policy_loss.bins.row_cuts`).
+    Linear ops use it for sequence ratios; None = found here if the members are on the CPU, else not used."""
 
     def cast(self, dtype: torch.dtype, device: torch.device) -> Edges:
         """Floating tensors in `dtype`, all on `device`."""
@@ -126,14 +145,14 @@ def checked_edges(edges: Edges, objective: Objective, num_edges: int) -> None:
         raise ValueError(
             f"edges.rollout_logp_T: wanted with importance_cap={objective.importance_cap}, got None"
         )
-    if objective.ratio == "sequence":
-        _check_members(edges, num_edges)
+    if objective.ratio != "token":
+        _check_members(edges, objective, num_edges)
 
 
-def _check_members(edges: Edges, num_edges: int) -> None:
+def _check_members(edges: Edges, objective: Objective, num_edges: int) -> None:
     members = (edges.member_ptr_T1, edges.member_row_M, edges.member_advantage_M, edges.member_weight_M)
     if any(value is None for value in members):
-        raise ValueError("edges.member_*: wanted with ratio='sequence', got None")
+        raise ValueError(f"edges.member_*: wanted with ratio={objective.ratio!r}, got None")
     ptr_T1, row_M, advantage_M, weight_M = (value for value in members if value is not None)
     if list(ptr_T1.shape) != [num_edges + 1]:
         raise ValueError(f"edges.member_ptr_T1: wanted [{num_edges + 1}], got {list(ptr_T1.shape)}")

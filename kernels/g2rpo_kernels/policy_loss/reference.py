@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from g2rpo_kernels.policy_loss.objective import evaluate_surrogate, penalty_loss, surrogate_loss
+from g2rpo_kernels.policy_loss.objective import (
+    evaluate_surrogate,
+    penalty_loss,
+    surrogate_loss,
+    tied_kl_loss,
+    ties_kl,
+)
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.stats import policy_stats
 
@@ -17,6 +23,8 @@ def loss_of(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Objectiv
     edges = edges.cast(logp_T.dtype, logp_T.device)
     terms, surrogate = evaluate_surrogate(logp_T, edges, objective)
     loss = surrogate_loss(terms, surrogate) + penalty_loss(logp_T, entropy_T, edges, objective)
+    if ties_kl(objective):
+        loss = loss + tied_kl_loss(terms, logp_T, edges, objective)
     logp_T, entropy_T = logp_T.detach(), entropy_T.detach()
     stats = policy_stats(logp_T, entropy_T, terms, surrogate, edges, objective)
     return PolicyLoss(loss, logp_T, entropy_T, stats)

@@ -11,6 +11,8 @@ multiplies, `minus` what a negative one does, r = exp(logp - old_logp).
         plus, minus = 4 / tau * sigmoid(tau * (r - 1)), tau by the advantage's sign
     reinforce
         plus = minus = logp
+    vespo (arXiv 2602.10693), on sequence ratios `product`
+        plus, minus = sg(phi(r)) * logp,  phi(w) = w^k exp(rate (1 - w)), k and rate by the advantage's sign
 
 sg = stop-gradient. KL estimators of KL(policy || reference), d = logp - ref_logp: k1 = d, k2 = d^2 / 2,
 k3 = exp(-d) + d - 1 (http://joschu.net/blog/kl-approx.html).
@@ -28,6 +30,9 @@ from g2rpo_kernels.policy_loss.records import KlName, Objective, SurrogateName
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before exp: no inf, hence no inf * 0 = NaN; gradients vanish beyond."""
+
+MIN_VESPO_RATIO = 1e-8
+"""Smallest ratio that phi sees, as in TRL."""
 
 
 class Surrogate(NamedTuple):
@@ -72,11 +77,25 @@ def _reinforce(ratio: Tensor, logp: Tensor, objective: Objective) -> Surrogate:
     return Surrogate(logp, logp)
 
 
+def vespo_weight(ratio: Tensor, k: float, rate: float) -> Tensor:
+    """phi: 1 at a ratio of 1, falling to 0 on both sides of its maximum at k / rate."""
+    ratio = ratio.clamp(min=MIN_VESPO_RATIO)
+    return torch.exp(k * ratio.log() + rate * (1 - ratio))
+
+
+def _vespo(ratio: Tensor, logp: Tensor, objective: Objective) -> Surrogate:
+    ratio = ratio.detach()
+    plus = vespo_weight(ratio, objective.vespo_k_pos, objective.vespo_rate_pos)
+    minus = vespo_weight(ratio, objective.vespo_k_neg, objective.vespo_rate_neg)
+    return Surrogate(plus * logp, minus * logp)
+
+
 SURROGATES: dict[SurrogateName, Callable[[Tensor, Tensor, Objective], Surrogate]] = {
     "clip": _clip,
     "cispo": _cispo,
     "sapo": _sapo,
     "reinforce": _reinforce,
+    "vespo": _vespo,
 }
 
 

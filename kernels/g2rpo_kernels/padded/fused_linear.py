@@ -1,0 +1,193 @@
+"""Liger-Kernel's fused linear GRPO loss, on our ops: same arguments, values and gradients, and an entropy.
+
+Dimension key: B sequences, L positions of each, D width, V vocabulary, T kept positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from g2rpo_kernels.linear_logprob import linear_logprob
+from g2rpo_kernels.linear_policy_loss import linear_policy_loss
+from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.padded.batch import NumItems, checked_batch
+from g2rpo_kernels.padded.metrics import liger_metrics
+from g2rpo_kernels.padded.options import GRPOOptions, Level, LossType
+from g2rpo_kernels.padded.problem import kept_positions, problem_loss, problem_of
+
+
+class FusedLinearGRPOLoss(nn.Module):
+    """Drop-in for `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss` (0.8): LM head and GRPO loss in one.
+
+    Masked positions are dropped before the head; logits exist for a chunk of rows at a time. Gradients are
+    computed during forward, in three matrix products, so backward can run once; KL and an entropy bonus
+    together, which are normalised differently, take four. Sums are float32 (float64 for float64).
+
+    Args:
+        beta ... vespo_lambda_neg: as Liger's, which are TRL's (see `GRPOOptions`; beta is 0.04 here).
+        compiled, chunk_size: accepted for Liger's signature; nothing is compiled, and `chunk_bytes` bounds
+            the memory.
+        use_ref_model: whether a reference is wanted; without one the KL is 0.
+        entropy_coef: weight of the mean entropy over the counted tokens, subtracted from the loss. With any
+            number, 0 included, the entropy is among the metrics; None: Liger's metrics exactly.
+        luspo_over_padding: True is Liger's luspo, False is TRL's (see `GRPOOptions`).
+        softcap, chunk_bytes, impl: as in `linear_policy_loss`.
+
+    Raises:
+        ValueError: a setting out of range; a delta below 1; sequence-level ratios with cispo, sapo or vespo;
+            dr_grpo without max_completion_length.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.04,
+        compiled: bool = True,
+        use_ref_model: bool = True,
+        chunk_size: int = 1,
+        epsilon_low: float = 0.2,
+        epsilon_high: float = 0.2,
+        loss_type: LossType = "dapo",
+        max_completion_length: int | None = None,
+        importance_sampling_level: Level = "token",
+        sapo_temperature_pos: float = 1.0,
+        sapo_temperature_neg: float = 1.05,
+        temperature: float = 1.0,
+        delta: float | None = None,
+        use_bias_correction_kl: bool = False,
+        vespo_k_pos: float = 2.0,
+        vespo_lambda_pos: float = 3.0,
+        vespo_k_neg: float = 3.0,
+        vespo_lambda_neg: float = 2.0,
+        *,
+        entropy_coef: float | None = None,
+        luspo_over_padding: bool = True,
+        softcap: float | None = None,
+        chunk_bytes: int = 128 << 20,
+        impl: Impl | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = GRPOOptions(
+            loss_type=loss_type,
+            importance_sampling_level=importance_sampling_level,
+            beta=beta,
+            epsilon_low=epsilon_low,
+            epsilon_high=epsilon_high,
+            delta=delta,
+            max_completion_length=max_completion_length,
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
+            use_bias_correction_kl=use_bias_correction_kl,
+            entropy_coef=entropy_coef or 0.0,
+            luspo_over_padding=luspo_over_padding,
+        )
+        self.use_ref_model = use_ref_model
+        self.returns_entropy = entropy_coef is not None
+        self.scaling = {"temperature": temperature, "softcap": softcap}
+        self.how = {"chunk_bytes": chunk_bytes, "impl": impl}
+
+    def forward(
+        self,
+        _input: Tensor,
+        lin_weight: Tensor,
+        selected_token_ids: Tensor,
+        attention_mask: Tensor,
+        advantages: Tensor,
+        bias: Tensor | None = None,
+        ref_per_token_logps: Tensor | None = None,
+        old_per_token_logps: Tensor | None = None,
+        ref_input: Tensor | None = None,
+        ref_weight: Tensor | None = None,
+        ref_bias: Tensor | None = None,
+        vllm_is_ratio: Tensor | None = None,
+        num_items_in_batch: NumItems = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(loss, metrics).
+
+        Args:
+            _input: [B, L, D] hidden states, position t predicting `selected_token_ids[:, t]`; differentiable.
+            lin_weight: [V, D]; differentiable.
+            selected_token_ids: [B, L] int64 or int32, in [0, V) where counted.
+            attention_mask: [B, L]; nonzero = counted.
+            advantages: [B], or [B, L] for one per token, floating.
+            bias: [V], or None; differentiable.
+            ref_per_token_logps: [B, L]; or instead of them
+            ref_input, ref_weight, ref_bias: hidden states, head and bias of the reference.
+            old_per_token_logps: [B, L]; None = on-policy, ratio 1.
+            vllm_is_ratio: [B], [B, 1] or [B, L], >= 0: multiplies the surrogate; vespo takes it into its
+                ratio (all positions of a sequence, masked ones included, as in Liger).
+            num_items_in_batch: counted tokens of all micro-batches and ranks, for dapo, cispo and vespo;
+                None = those of this batch on all ranks.
+
+        Returns:
+            loss: 0-dim float32 (float64 for float64 inputs). metrics: means over the counted positions,
+            0-dim: the KL if beta is not 0, the entropy if entropy_coef is not None, the clipped fraction.
+
+        Raises:
+            ValueError: shapes that do not fit, no reference with use_ref_model; as `linear_policy_loss`.
+        """
+        hidden_TD = self._rows("_input", _input, attention_mask)
+        if selected_token_ids.shape != attention_mask.shape:
+            wanted, got = list(attention_mask.shape), list(selected_token_ids.shape)
+            raise ValueError(f"selected_token_ids: wanted {wanted}, got {got}")
+        kept_T = kept_positions(attention_mask, self.options)
+        target_T = selected_token_ids.reshape(-1)[kept_T]
+        reference = (ref_per_token_logps, ref_input, ref_weight, ref_bias)
+        ref_logp_BL = self._reference(*reference, target_T, kept_T, attention_mask)
+        given = (old_per_token_logps, ref_logp_BL, vllm_is_ratio, num_items_in_batch)
+        batch = checked_batch(attention_mask, advantages, *given)
+        problem = problem_of(batch, self.options, kept_T)
+        rows = self._source(kept_T, attention_mask)
+        arguments = {"source_T": rows, "bias_V": bias, **self.scaling, **self.how}
+        if problem.entropy_weight_T is None:
+            edges, objective = problem.edges, problem.objective
+            out = linear_policy_loss(hidden_TD, lin_weight, target_T, edges, objective, **arguments)
+        else:
+            logp_T, entropy_T, _ = linear_logprob(hidden_TD, lin_weight, target_T, **arguments)
+            out = problem_loss(logp_T, entropy_T, problem)
+        kl, entropy, clipped = liger_metrics(out, problem, self.options)
+        shown = (self.options.beta != 0, self.returns_entropy, True)
+        return out.loss, tuple(m for m, show in zip((kl, entropy, clipped), shown, strict=True) if show)
+
+    @staticmethod
+    def _rows(name: str, hidden: Tensor, mask_BL: Tensor) -> Tensor:
+        if hidden.dim() != 3 or hidden.shape[:2] != mask_BL.shape:
+            raise ValueError(f"{name}: wanted {[*mask_BL.shape, 'D']}, got {list(hidden.shape)}")
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    @staticmethod
+    def _source(kept_T: Tensor, mask_BL: Tensor) -> Tensor | None:
+        return None if len(kept_T) == mask_BL.numel() else kept_T
+
+    @torch.no_grad()
+    def _reference(
+        self,
+        ref_logp_BL: Tensor | None,
+        ref_input: Tensor | None,
+        ref_weight: Tensor | None,
+        ref_bias: Tensor | None,
+        target_T: Tensor,
+        kept_T: Tensor,
+        mask_BL: Tensor,
+    ) -> Tensor | None:
+        """[B, L] reference log-probabilities where they are kept, if they are wanted."""
+        if not self.use_ref_model:
+            return None
+        if ref_logp_BL is None and (ref_input is None or ref_weight is None):
+            raise ValueError(
+                "ref_per_token_logps, ref_input with ref_weight: wanted one with use_ref_model=True, got none"
+            )
+        if ref_logp_BL is not None or self.options.beta == 0:
+            return ref_logp_BL
+        assert ref_input is not None
+        assert ref_weight is not None
+        hidden_TD = self._rows("ref_input", ref_input, mask_BL)
+        arguments = {"source_T": self._source(kept_T, mask_BL), "bias_V": ref_bias}
+        logp_T = linear_logprob(
+            hidden_TD, ref_weight, target_T, **arguments, **self.scaling, **self.how
+        ).logp_T
+        return logp_T.new_zeros(mask_BL.numel()).index_copy(0, kept_T, logp_T).view(mask_BL.shape)

@@ -1,0 +1,133 @@
+"""Options of a GRPO loss on a padded batch, by the names that TRL and Liger-Kernel give them.
+
+    loss_type                    surrogate   weight of a token (n_i tokens of sequence i are counted)
+    grpo                         clip        1 / (B n_i)
+    sapo                         sapo        1 / (B n_i)
+    bnpo                         clip        1 / (counted tokens of this batch)
+    dr_grpo                      clip        1 / (B max_completion_length)
+    dapo                         clip        1 / (counted tokens of all batches and ranks / ranks)
+    cispo, vespo                 themselves  as dapo
+    luspo                        clip        1 / B
+
+Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, dapo 2503.14476, cispo 2506.13585, sapo 2511.20347,
+luspo 2602.05261, vespo 2602.10693, sequence ratios (GSPO) 2507.18071, delta 2505.07291,
+use_bias_correction_kl 2512.02556.
+
+Dimension key: B sequences, L positions of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from g2rpo_kernels.policy_loss.records import Objective, SurrogateName
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+Level = Literal["token", "sequence"]
+
+SURROGATE: dict[LossType, SurrogateName] = {
+    "grpo": "clip",
+    "bnpo": "clip",
+    "dr_grpo": "clip",
+    "dapo": "clip",
+    "cispo": "cispo",
+    "sapo": "sapo",
+    "luspo": "clip",
+    "vespo": "vespo",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOOptions:
+    """Which loss. Defaults are TRL's."""
+
+    loss_type: LossType = "dapo"
+    importance_sampling_level: Level = "token"
+    """`sequence` (GSPO): one ratio per sequence, not with cispo, sapo and vespo (which has its own)."""
+    beta: float = 0.0
+    """Weight of the KL penalty (k3)."""
+    epsilon_low: float = 0.2
+    """Ratios are clipped from below at 1 - epsilon_low."""
+    epsilon_high: float = 0.2
+    """Ratios are clipped from above at 1 + epsilon_high (cispo: at epsilon_high)."""
+    delta: float | None = None
+    """Bound of the ratio on the side that clipping leaves open (negative advantages), at least 1."""
+    max_completion_length: int | None = None
+    """dr_grpo divides by it."""
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+    use_bias_correction_kl: bool = False
+    """Multiply the KL estimate by the ratio."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy over the counted tokens, which is subtracted from the loss."""
+    luspo_over_padding: bool = False
+    """Liger-Kernel's luspo: wherever its terms have one value per position, their mean over all L positions
+    times n_i, padding included. False: the sum over the counted ones (TRL since 1.16)."""
+
+    def __post_init__(self) -> None:
+        for name, wanted in (
+            ("loss_type", get_args(LossType)),
+            ("importance_sampling_level", get_args(Level)),
+        ):
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"{name}: wanted one of {wanted}, got {getattr(self, name)!r}")
+        if self.by_sequence and SURROGATE[self.loss_type] != "clip":
+            raise ValueError(
+                f"importance_sampling_level: wanted 'token' with loss_type={self.loss_type!r}, got 'sequence'"
+            )
+        if self.delta is not None and not self.delta >= 1:
+            raise ValueError(f"delta: wanted >= 1 or None, got {self.delta}")
+        length = self.max_completion_length
+        if self.loss_type == "dr_grpo" and not (length is not None and length > 0):
+            raise ValueError(f"max_completion_length: wanted > 0 with loss_type='dr_grpo', got {length}")
+        if self.spreads_over_padding and self.by_sequence and self.use_bias_correction_kl:
+            raise ValueError(
+                "luspo_over_padding: wanted False with importance_sampling_level='sequence', beta and"
+                " use_bias_correction_kl, got True"
+            )
+        objective_of(self)
+
+    @property
+    def by_sequence(self) -> bool:
+        return self.importance_sampling_level == "sequence"
+
+    @property
+    def spreads_over_padding(self) -> bool:
+        """Whether positions outside the mask have a part in the loss."""
+        luspo = self.loss_type == "luspo" and self.luspo_over_padding
+        return luspo and (not self.by_sequence or self.beta != 0)
+
+
+def objective_of(options: GRPOOptions) -> Objective:
+    """The kernels' objective; raises ValueError naming the setting that is out of range.
+
+    Two-sided clipping takes min(r, delta) where clipping takes r: the upper bound is min(1 + high, delta) for
+    A > 0 and max(1 + high, delta) for A < 0.
+    """
+    surrogate = SURROGATE[options.loss_type]
+    clip_high, dual_clip = options.epsilon_high, None
+    if surrogate == "cispo":
+        clip_high = options.epsilon_high - 1
+    elif options.delta is not None:
+        clip_high = min(options.epsilon_high, options.delta - 1)
+        dual_clip = max(1 + options.epsilon_high, options.delta)
+    return Objective(
+        surrogate=surrogate,
+        clip_low=1.0 if surrogate == "cispo" else options.epsilon_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        sapo_tau_pos=options.sapo_temperature_pos,
+        sapo_tau_neg=options.sapo_temperature_neg,
+        vespo_k_pos=options.vespo_k_pos,
+        vespo_rate_pos=options.vespo_lambda_pos,
+        vespo_k_neg=options.vespo_k_neg,
+        vespo_rate_neg=options.vespo_lambda_neg,
+        ratio="product" if surrogate == "vespo" else options.importance_sampling_level,
+        kl_coef=options.beta,
+        kl_times_ratio=options.use_bias_correction_kl,
+    )

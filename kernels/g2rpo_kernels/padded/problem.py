@@ -1,0 +1,145 @@
+"""A padded batch as edges: masked positions dropped, normalisation in the weights.
+
+Engine mismatch comes as importance ratios of the old policy to the engine. They multiply the surrogate's
+weights. vespo's are part of its ratio instead (their logs, clamped as in TRL, summed over all positions):
+given as the engine's log-probabilities; or without old ones, so that the ratio is known beforehand, made into
+the weights of `reinforce`.
+
+Dimension key: B sequences, L positions of each, T kept positions (the edges), M counted ones of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from g2rpo_kernels.padded.batch import PaddedBatch
+from g2rpo_kernels.padded.options import GRPOOptions, objective_of
+from g2rpo_kernels.padded.weights import kl_weights, policy_weights
+from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
+from g2rpo_kernels.policy_loss.reference import loss_of
+from g2rpo_kernels.policy_loss.surrogates import MAX_LOG_RATIO, MIN_VESPO_RATIO, vespo_weight
+
+
+class Problem(NamedTuple):
+    """The loss as a function of the kept positions' log-probabilities and entropies."""
+
+    edges: Edges
+    objective: Objective
+    counted_T: Tensor
+    """Bool: inside the mask."""
+    advantage_T: Tensor
+    entropy_weight_T: Tensor | None
+    """Of the entropy bonus, coefficient included, where the edges' weights are the KL's; else None."""
+
+
+def kept_positions(mask_BL: Tensor, options: GRPOOptions) -> Tensor:
+    """[T] int64 positions of the flattened batch that have a part in the loss, ascending."""
+    kept_BL = mask_BL != 0
+    if options.spreads_over_padding:
+        kept_BL = kept_BL.any(1, keepdim=True).expand_as(kept_BL)
+    return kept_BL.flatten().nonzero().squeeze(1)
+
+
+def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor) -> Problem:
+    """The problem on the positions `kept_T` of the flattened batch: all that count, and maybe others."""
+    dtype = torch.promote_types(batch.advantage_BL.dtype, torch.float32)
+    mask_BL = (batch.mask_BL != 0).to(dtype)
+    objective, rollout_logp_BL = _objective(batch, options), None
+    if options.loss_type == "vespo":
+        batch, rollout_logp_BL = _fold_importance(batch, mask_BL, options)
+    advantage_BL = batch.advantage_BL.to(dtype).expand_as(mask_BL)
+    kl_weight_BL = kl_weights(mask_BL, options, batch.num_items)
+    policy_weight_BL = policy_weights(kl_weight_BL, mask_BL, batch.importance_BL, options)
+    objective, weight_BL, bonus_BL = _with_entropy(objective, options.entropy_coef, mask_BL, kl_weight_BL)
+
+    def kept(value_BL: Tensor | None) -> Tensor | None:
+        return None if value_BL is None else value_BL.reshape(-1)[kept_T]
+
+    flat = (mask_BL != 0, advantage_BL, policy_weight_BL, weight_BL, kl_weight_BL)
+    counted_T, advantage_T, policy_weight_T, weight_T, kl_weight_T = (x.reshape(-1)[kept_T] for x in flat)
+    scaled_T = torch.where(policy_weight_T != 0, policy_weight_T * advantage_T, 0.0)
+    edges = Edges(
+        a_pos_T=scaled_T.clamp(min=0),
+        a_neg_T=scaled_T.clamp(max=0),
+        weight_T=weight_T,
+        old_logp_T=kept(batch.old_logp_BL),
+        ref_logp_T=kept(batch.ref_logp_BL),
+        rollout_logp_T=kept(rollout_logp_BL),
+    )
+    if objective.ratio != "token":
+        rows_T, num_rows = kept_T // mask_BL.shape[1], len(mask_BL)
+        edges = _with_members(edges, counted_T, rows_T, num_rows, kl_weight_T, scaled_T / kl_weight_T)
+    return Problem(edges, objective, counted_T, advantage_T, kept(bonus_BL))
+
+
+def problem_loss(logp_T: Tensor, entropy_T: Tensor, problem: Problem) -> PolicyLoss:
+    """The loss as plain PyTorch on the kept positions' vectors; differentiable with respect to both."""
+    out = loss_of(logp_T, entropy_T, problem.edges, problem.objective)
+    if problem.entropy_weight_T is None:
+        return out
+    weight_T = problem.entropy_weight_T.to(entropy_T)
+    bonus = (weight_T * torch.where(weight_T != 0, entropy_T, 0.0)).sum()
+    return out._replace(loss=out.loss - bonus)
+
+
+def _objective(batch: PaddedBatch, options: GRPOOptions) -> Objective:
+    objective = objective_of(options)
+    if objective.surrogate == "vespo" and batch.importance_BL is not None:
+        objective = replace(objective, importance_cap=math.exp(MAX_LOG_RATIO))
+    if batch.ref_logp_BL is None:
+        # Against itself the policy has neither a divergence nor a gradient of it.
+        objective = replace(objective, kl_coef=0.0)
+    if objective.surrogate == "vespo" and batch.old_logp_BL is None:
+        objective = replace(objective, surrogate="reinforce", ratio="token", importance_cap=None)
+    return objective
+
+
+def _with_entropy(
+    objective: Objective, coef: float, mask_BL: Tensor, kl_weight_BL: Tensor
+) -> tuple[Objective, Tensor, Tensor | None]:
+    """(objective, edges' weights, weights of a bonus apart). The bonus is a mean over all counted tokens."""
+    if not coef:
+        return objective, kl_weight_BL, None
+    mean_BL = mask_BL / mask_BL.sum().clamp(min=1)
+    if objective.kl_coef:
+        return objective, kl_weight_BL, coef * mean_BL
+    return replace(objective, entropy_coef=coef), mean_BL, None
+
+
+def _with_members(
+    edges: Edges, counted_T: Tensor, row_T: Tensor, num_rows: int, weight_T: Tensor, advantage_T: Tensor
+) -> Edges:
+    """Each counted position is a member of its own sequence; others are members of none."""
+    ptr_T1 = torch.nn.functional.pad(counted_T.cumsum(0), (1, 0))
+    row_ends = torch.bincount(row_T, minlength=num_rows).cumsum(0).tolist()
+    return edges._replace(
+        member_ptr_T1=ptr_T1,
+        member_row_M=row_T[counted_T],
+        member_advantage_M=advantage_T[counted_T],
+        member_weight_M=weight_T[counted_T],
+        num_rows=num_rows,
+        row_cuts=tuple(sorted({*row_ends} - {0})),
+    )
+
+
+def _fold_importance(
+    batch: PaddedBatch, mask_BL: Tensor, options: GRPOOptions
+) -> tuple[PaddedBatch, Tensor | None]:
+    """For vespo: the batch without importance ratios, and the engine's log-probabilities that hold them."""
+    log_w_B1 = mask_BL.new_zeros(len(mask_BL), 1)
+    if batch.importance_BL is not None:
+        log_importance_BL = batch.importance_BL.to(mask_BL.dtype).log()
+        log_w_B1 = log_importance_BL.clamp(math.log(MIN_VESPO_RATIO), MAX_LOG_RATIO).sum(1, keepdim=True)
+    if batch.old_logp_BL is not None:
+        # Spread evenly: the sum over a sequence is all that counts, and it includes masked positions.
+        engine_BL = batch.old_logp_BL - log_w_B1 / mask_BL.sum(1, keepdim=True).clamp(min=1)
+        return batch._replace(importance_BL=None), None if batch.importance_BL is None else engine_BL
+    w_B1 = log_w_B1.clamp(max=MAX_LOG_RATIO).exp()
+    plus_B1 = vespo_weight(w_B1, options.vespo_k_pos, options.vespo_lambda_pos)
+    minus_B1 = vespo_weight(w_B1, options.vespo_k_neg, options.vespo_lambda_neg)
+    return batch._replace(importance_BL=torch.where(batch.advantage_BL >= 0, plus_B1, minus_B1)), None

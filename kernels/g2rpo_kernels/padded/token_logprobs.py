@@ -1,0 +1,62 @@
+"""Log-probabilities of tokens from logits of any leading shape.
+
+Dimension key: T rows (leading dimensions flattened), V vocabulary, J tokens of a row.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from g2rpo_kernels.logprob import logprob
+from g2rpo_kernels.logprob.checks import Impl
+
+
+def token_logprobs(
+    logits: Tensor,
+    ids: Tensor,
+    temperature: float = 1.0,
+    row_mask: Tensor | None = None,
+    *,
+    impl: Impl | None = None,
+) -> Tensor:
+    """log softmax(logits / temperature) at `ids`: TRL's `selective_log_softmax`, verl's
+    `logprobs_from_logits`.
+
+    Unlike theirs it computes logits narrower than float32 in float32 and returns float32.
+
+    Args:
+        logits: [..., V] floating; differentiable. Leading dimensions that do not flatten into a view are
+            copied.
+        ids: int64 or int32 in [0, V): [...], one token of each row, or [..., J], J of them.
+        temperature: > 0.
+        row_mask: [...]; rows where it is 0 are not read (nor are their `ids`) and give 0 and no gradient.
+        impl: as in `logprob`.
+
+    Returns:
+        The shape of `ids`, float32 (float64 for float64 logits). The gradient has the logits' dtype.
+
+    Raises:
+        ValueError: shapes that do not fit; as `logprob`.
+    """
+    lead = logits.shape[:-1]
+    single = ids.shape == lead
+    if not single and ids.shape[:-1] != lead:
+        raise ValueError(f"ids: wanted {list(lead)} or [{list(lead)}, J], got {list(ids.shape)}")
+    logits_TV = logits.reshape(-1, logits.shape[-1])
+    ids_TJ = ids.reshape(len(logits_TV), 1 if single else ids.shape[-1])
+    if row_mask is None:
+        return _of_rows(logits_TV, ids_TJ, temperature, impl).reshape(ids.shape)
+    if row_mask.shape != lead:
+        raise ValueError(f"row_mask: wanted {list(lead)}, got {list(row_mask.shape)}")
+    row_A = row_mask.reshape(-1).nonzero().squeeze(1)
+    logp_AJ = _of_rows(logits_TV.index_select(0, row_A), ids_TJ.index_select(0, row_A), temperature, impl)
+    return logp_AJ.new_zeros(ids_TJ.shape).index_copy(0, row_A, logp_AJ).reshape(ids.shape)
+
+
+def _of_rows(logits_TV: Tensor, ids_TJ: Tensor, temperature: float, impl: Impl | None) -> Tensor:
+    """[T, J]"""
+    if ids_TJ.shape[1] == 1:
+        return logprob(logits_TV, ids_TJ[:, 0], temperature=temperature, impl=impl).logp_T[:, None]
+    lse_T = logprob(logits_TV, ids_TJ.new_zeros(len(ids_TJ)), temperature=temperature, impl=impl).lse_T
+    picked_TJ = logits_TV.gather(1, ids_TJ.long()).to(lse_T.dtype)
+    return picked_TJ / temperature - lse_T[:, None]
