@@ -1,7 +1,7 @@
 """From logits to loss and dlogits: time, and the share of the device's own copy bandwidth that it reaches.
 
-The floor is one read and one write of the logits. Baselines: eager autograd, and on CUDA torch.compile and, where it
-is installed, Liger's `triton_grpo_loss`.
+The floor is one read and one write of the logits. Baselines: eager autograd; on CUDA also torch.compile and,
+where it is installed, Liger's `triton_grpo_loss`.
 """
 
 from __future__ import annotations
