@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from g2rpo_kernels import cascade_plan, tree_attention
 from g2rpo_kernels.tree_attention import tile_plan
-from timing import medians
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
+from timing import medians
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ def sides_of(
 
 
 def cuda_sides(q: Tensor, k: Tensor, v: Tensor, end_S: Tensor, scale: float) -> dict[str, Run]:
-    from flex_mask import block_mask
     from torch.nn.attention.flex_attention import flex_attention
+
+    from flex_mask import block_mask
 
     tiles = tile_plan(end_S)
     mask = block_mask(tiles)

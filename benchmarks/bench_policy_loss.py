@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 from g2rpo_kernels import Edges, Objective, policy_loss
-from timing import Run, medians
 from torch import Tensor
+
+from timing import Run, medians
 
 CLIP = Objective()
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 
 import pytest
+
 import sides
 
 PROMPTS = (64, 256, 1024)
