@@ -135,10 +135,12 @@ class GradientSums:
 
     def __init__(self, linear: Linear, need_hidden: bool, need_head: bool, need_bias: bool) -> None:
         self._linear = linear
-        # Without `source_T` every chunk writes its own rows: zeros would be one pass too many.
+        self._added = False
+        # The first chunk writes d head, and each its own rows of d hidden where `source_T` is None: zeros
+        # would be one pass too many.
         new = torch.empty_like if linear.source_T is None else torch.zeros_like
         self.hidden_SD = new(linear.hidden_SD) if need_hidden else None
-        self.head_VD = torch.zeros_like(linear.head_VD) if need_head else None
+        self.head_VD = torch.empty_like(linear.head_VD) if need_head else None
         self.bias_V = torch.zeros_like(linear.head_VD[:, 0]) if need_bias else None
 
     def add(
@@ -154,7 +156,9 @@ class GradientSums:
         active_A = _active_rows(upstream, *self._linear.head_VD.shape)
         dz_AV = buffer.dlogits(z_CV, chunk, active_A, stats, upstream)
         if self.head_VD is not None:
-            self.head_VD.addmm_(dz_AV.T, x_CD if active_A is None else x_CD.index_select(0, active_A))
+            x_AD = x_CD if active_A is None else x_CD.index_select(0, active_A)
+            self.head_VD.addmm_(dz_AV.T, x_AD, beta=int(self._added))
+        self._added = True
         if self.bias_V is not None:
             self.bias_V.add_(dz_AV.sum(0))
         if self.hidden_SD is not None:
@@ -173,6 +177,8 @@ class GradientSums:
 
     def finish(self, given: Linear) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Over all ranks, in the dtypes of `given`'s (hidden, head, bias)."""
+        if self.head_VD is not None and not self._added:
+            self.head_VD.zero_()
         if self.hidden_SD is not None and given.shard is not None:
             torch.distributed.all_reduce(self.hidden_SD, group=given.shard.group)
         pairs = (

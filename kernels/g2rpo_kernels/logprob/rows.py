@@ -64,8 +64,12 @@ def squash_(z_CV: Tensor, softcap: float | None) -> Tensor:
 
 def _effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tensor:
     """Held logits to effective logits, in place."""
-    divisor = temperature if softcap is None else temperature / softcap
+    divisor = _divisor(temperature, softcap)
     return z_CV if divisor == 1.0 else z_CV.div_(divisor)
+
+
+def _divisor(temperature: float, softcap: float | None) -> float:
+    return temperature if softcap is None else temperature / softcap
 
 
 def row_partials(
@@ -81,22 +85,25 @@ def row_partials(
 
     With `some_elsewhere` a target of -1 is no column of this block.
     """
-    below_CV = _effective_(held_CV if keep_exp else held_CV.clone(), temperature, softcap)
-    max_C = below_CV.amax(-1)
+    divisor = _divisor(temperature, softcap)
+    if keep_exp:
+        z_CV = _effective_(held_CV, temperature, softcap)
+    else:
+        z_CV = held_CV if divisor == 1.0 else held_CV / divisor
+    max_C = z_CV.amax(-1)
     target_C1 = target_C[:, None].clamp(min=0) if some_elsewhere else target_C[:, None]
-    target_logit_C1 = below_CV.gather(1, target_C1)
-    below_CV.sub_(max_C[:, None]).clamp_(min=FLOOR)
-    exp_CV = below_CV.exp()
+    target_logit_C1 = z_CV.gather(1, target_C1)
+    below_CV = (z_CV - max_C[:, None]).clamp_(min=FLOOR)
+    exp_CV = torch.exp(below_CV, out=held_CV) if keep_exp else below_CV.exp()
     if some_elsewhere:
-        kept_C1 = torch.where(target_C[:, None] < 0, exp_CV.gather(1, target_C1), 0.0)
-        target_logit_C1 = target_logit_C1.masked_fill(target_C[:, None] < 0, -torch.inf)
+        elsewhere_C1 = target_C[:, None] < 0
+        kept_C1 = torch.where(elsewhere_C1, exp_CV.gather(1, target_C1), 0.0)
+        target_logit_C1 = target_logit_C1.masked_fill(elsewhere_C1, -torch.inf)
         exp_CV.scatter_(1, target_C1, kept_C1)
     else:
         exp_CV.scatter_(1, target_C1, 0.0)
     rest_C = exp_CV.sum(-1)
     moment_C = below_CV.mul_(exp_CV).sum(-1)
-    if keep_exp:
-        held_CV.copy_(exp_CV)
     return RowPartials(max_C, rest_C, moment_C, target_logit_C1.squeeze(1))
 
 
