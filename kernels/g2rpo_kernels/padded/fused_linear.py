@@ -21,8 +21,9 @@ class FusedLinearGRPOLoss(nn.Module):
     """Drop-in for `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss` (0.8): LM head and GRPO loss in one.
 
     Masked positions are dropped before the head; logits exist for a chunk of rows at a time. Gradients are
-    computed during forward, in three matrix products, so backward can run once; KL and an entropy bonus
-    together, which are normalised differently, take four. Sums are float32 (float64 for float64).
+    computed during forward, in three matrix products (see `linear_policy_loss` for when in four, and for
+    when backward can run once only); KL and an entropy bonus together, which are normalised differently,
+    take four. Sums are float32 (float64 for float64).
 
     Args:
         beta ... vespo_lambda_neg: as Liger's, which are TRL's (see `GRPOOptions`; beta is 0.04 here).
@@ -63,7 +64,7 @@ class FusedLinearGRPOLoss(nn.Module):
         entropy_coef: float | None = None,
         luspo_over_padding: bool = True,
         softcap: float | None = None,
-        chunk_bytes: int = 128 << 20,
+        chunk_bytes: int | None = None,
         impl: Impl | None = None,
     ) -> None:
         super().__init__()

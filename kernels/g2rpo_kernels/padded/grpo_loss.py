@@ -17,7 +17,6 @@ from g2rpo_kernels.padded.batch import NumItems, checked_batch
 from g2rpo_kernels.padded.options import GRPOOptions
 from g2rpo_kernels.padded.problem import Problem, problem_loss, problem_of
 from g2rpo_kernels.policy_loss import policy_loss
-from g2rpo_kernels.policy_loss.fused import is_fused
 from g2rpo_kernels.policy_loss.records import PolicyLoss
 
 DEFAULTS = GRPOOptions()
@@ -97,7 +96,7 @@ def grpo_loss(
     logits_TV = logits.reshape(-1, logits.shape[-1])
     target_T = torch.where(problem.counted_T, completion_ids.reshape(-1), 0)
     scaling = {"temperature": temperature, "softcap": softcap, "impl": impl}
-    if is_fused(problem.objective) and problem.entropy_weight_T is None:
+    if problem.entropy_weight_T is None:
         out = policy_loss(logits_TV, target_T, problem.edges, problem.objective, **scaling)
     else:
         logp_T, entropy_T, _ = logprob(logits_TV, target_T, **scaling)
