@@ -4,8 +4,6 @@ Dimension key: S packed tree positions, H query heads, K key/value heads, E head
 """
 
 import math
-import random
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,60 +11,7 @@ from g2rpo_kernels.tree_attention import cascade, cascade_cuda, cascade_plan, tr
 from g2rpo_kernels.tree_attention.cascade_cuda import backward_cuda, forward_cuda, plan_cuda
 from g2rpo_kernels.tree_attention.nodes import nodes_of
 from torch import Tensor
-
-QKV = tuple[Tensor, Tensor, Tensor]
-
-
-def forest(seed: int, *, trees: int = 2, depth: int = 6, lengths: tuple[int, ...] = (1, 2, 7, 33)) -> Tensor:
-    """END of random trees: up to `depth` levels, up to three children a node."""
-    rng = random.Random(seed)
-    end: list[int] = []
-
-    def grow(level: int) -> None:
-        start = len(end)
-        length = rng.choice(lengths)
-        end.extend([0] * length)
-        if level < depth:
-            for _ in range(rng.choice((0, 1, 2, 2, 3)) if level > 1 else 3):
-                grow(level + 1)
-        end[start : start + length] = [len(end)] * length
-
-    for _ in range(trees):
-        grow(1)
-    return torch.tensor(end, dtype=torch.int32)
-
-
-def path_lengths(end_S: Tensor) -> Tensor:
-    row_S = torch.arange(len(end_S))
-    return ((row_S[None] < row_S[:, None]) & (row_S[:, None] < end_S[None])).sum(1)
-
-
-def qkv(size: int, heads: int, kv_heads: int, width: int = 8, dtype: torch.dtype = torch.float64) -> QKV:
-    g = torch.Generator().manual_seed(size + heads)
-    shapes = [(size, heads, width), (size, kv_heads, width), (size, kv_heads, width)]
-    q, k, v = (torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes)
-    return q, k, v
-
-
-def copies(inputs: QKV, dtype: torch.dtype) -> QKV:
-    q, k, v = (x.detach().to(dtype, copy=True).requires_grad_() for x in inputs)
-    return q, k, v
-
-
-def out_and_grads(inputs: QKV, end_S: Tensor, **kwargs) -> list[Tensor]:
-    return with_grads(inputs, lambda q, k, v: tree_attention(q, k, v, end_S, scale=0.4, **kwargs))
-
-
-def with_grads(inputs: QKV, attention: Callable[..., Tensor]) -> list[Tensor]:
-    inputs = copies(inputs, inputs[0].dtype)
-    out_SHE = attention(*inputs)
-    grads = torch.autograd.grad(out_SHE, inputs, incoming(out_SHE))
-    return [out_SHE.detach(), *grads]
-
-
-def incoming(out_SHE: Tensor) -> Tensor:
-    """A fixed gradient for `out_SHE`."""
-    return torch.linspace(-40, 40, out_SHE.numel(), dtype=torch.float64).sin().view(out_SHE.shape).to(out_SHE)
+from trees import QKV, copies, forest, incoming, out_and_grads, path_lengths, qkv, with_grads
 
 
 def replicated_sdpa(inputs: QKV, end_S: Tensor) -> Tensor:

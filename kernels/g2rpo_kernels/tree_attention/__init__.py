@@ -23,10 +23,12 @@ from g2rpo_kernels.tree_attention.cascade import (
     unsupported,
 )
 from g2rpo_kernels.tree_attention.reference import tree_attention_reference
+from g2rpo_kernels.tree_attention.tile_lists import TilePlan, tile_plan
+from g2rpo_kernels.tree_attention.tiles import unsupported_triton
 
-__all__ = ["CascadePlan", "Impl", "cascade_plan", "tree_attention"]
+__all__ = ["CascadePlan", "Impl", "TilePlan", "cascade_plan", "tile_plan", "tree_attention"]
 
-Impl = Literal["reference", "cascade"]
+Impl = Literal["reference", "cascade", "triton"]
 
 
 def tree_attention(
@@ -41,6 +43,7 @@ def tree_attention(
     softcap: float | None = None,
     impl: Impl | None = None,
     plan: CascadePlan | None = None,
+    tiles: TilePlan | None = None,
 ) -> Tensor:
     """Attention of S packed queries on their own paths; differentiable once in q, k and v; deterministic.
 
@@ -57,42 +60,55 @@ def tree_attention(
             "cascade": flash calls merged by log-sum-exp, work in proportion to the visible pairs. CPU: any
             floating dtype. CUDA: bfloat16 and float16, E <= 256 and a multiple of 8. No softcap, and a
             window only where it hides nothing (no path is longer).
-            None: "cascade" where it can do what is asked, else "reference".
+            "triton": block-sparse kernels; CUDA (or the interpreter), bfloat16, float16 and float32 (products
+            in full float32: slow), E <= 256 and a multiple of 8, windows, softcaps. END is trusted.
+            None: the first of this list that can do what is asked.
+              CPU: cascade, reference.
+              CUDA: cascade, triton (softcap, a window that hides something, float32), reference (float64).
+            Which of the two comes first on CUDA will follow measurements.
         plan: `cascade_plan(end_S)`, to share between layers; the cascade builds its own when None.
+        tiles: `tile_plan(end_S, position_S)`, likewise for "triton".
 
     Returns:
         out [S, H, E] in q's dtype.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, `window` without positions, an END that describes no
-            tree (cascade), or an explicit `impl` that cannot do what is asked: it never falls back.
+            tree (cascade), a plan of another stream, or an explicit `impl` that cannot do what is asked: it
+            never falls back.
     """
     _check(q_SHE, k_SKE, v_SKE, end_S, position_S)
     if window is not None and position_S is None:
         raise ValueError("position_S: wanted positions because window is given, got None")
-    if impl not in (None, "reference", "cascade"):
-        raise ValueError(f"impl: wanted 'reference', 'cascade' or None, got {impl!r}")
-    if impl != "reference":
-        plan = _plan(q_SHE, end_S, plan)
+    if impl not in (None, "reference", "cascade", "triton"):
+        raise ValueError(f"impl: wanted 'reference', 'cascade', 'triton' or None, got {impl!r}")
+    for name, shared in (("plan", plan), ("tiles", tiles)):
+        _check_plan(name, shared, q_SHE)
+    if impl in (None, "cascade"):
+        plan = cascade_plan(end_S) if plan is None else plan
         lack = unsupported(q_SHE, window, softcap, plan)
         if lack is None:
             return tree_attention_cascade(q_SHE, k_SKE, v_SKE, scale=scale, plan=plan)
         if impl == "cascade":
             raise ValueError(f"impl='cascade': {lack}")
+    if impl == "triton" or (impl is None and q_SHE.is_cuda and unsupported_triton(q_SHE) is None):
+        from g2rpo_kernels.tree_attention.triton import tree_attention_triton
+
+        tiles = tile_plan(end_S, position_S) if tiles is None else tiles
+        return tree_attention_triton(
+            q_SHE, k_SKE, v_SKE, scale=scale, window=window, softcap=softcap, plan=tiles
+        )
     return tree_attention_reference(
         q_SHE, k_SKE, v_SKE, end_S, position_S=position_S, scale=scale, window=window, softcap=softcap
     )
 
 
-def _plan(q_SHE: Tensor, end_S: Tensor, plan: CascadePlan | None) -> CascadePlan:
-    if plan is None:
-        return cascade_plan(end_S)
-    if q_SHE.device != plan.device or len(q_SHE) != plan.num_rows:
+def _check_plan(name: str, plan: CascadePlan | TilePlan | None, q_SHE: Tensor) -> None:
+    if plan is not None and (q_SHE.device != plan.device or len(q_SHE) != plan.num_rows):
         raise ValueError(
-            f"plan: wanted one of {len(q_SHE)} rows on {q_SHE.device}, "
+            f"{name}: wanted one of {len(q_SHE)} rows on {q_SHE.device}, "
             f"got one of {plan.num_rows} rows on {plan.device}"
         )
-    return plan
 
 
 def _check(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, end_S: Tensor, position_S: Tensor | None) -> None:

@@ -1,0 +1,143 @@
+"""Tile shapes of the Triton kernels: static tables, so that ranks and runs agree bit for bit.
+
+Dimension key: E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One launch: rows of the score tile, and how the compiler schedules it."""
+
+    block_q: int
+    block_kv: int
+    warps: int
+    stages: int
+    spill_free: bool = True
+    """Compiles without a byte of stack, whatever the window and the softcap (see
+    tests/test_compile_tree_attention.py). False: measured to spill, and the other shapes are no better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The launches of one (chip, head width)."""
+
+    forward: Tile
+    query_grad: Tile
+    kv_grad: Tile
+    split_kv_grad: bool = False
+    """dV and dK in launches of their own, where both accumulators together do not fit the registers."""
+    item_pairs: int = 32
+    """The least (query tile, query head) pairs in a work item of the key and value gradients: below it, its
+    partial sums cost more than the balance they buy."""
+    num_items: int = 1024
+    """Work items, over all key/value heads, that split tiles are divided into: a few per multiprocessor."""
+
+
+MAX_WIDTH = 256
+
+HALF: dict[tuple[str, int], Tiles] = {
+    ("sm_80", 64): Tiles(
+        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
+        query_grad=Tile(block_q=64, block_kv=64, warps=4, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+    ),
+    ("sm_80", 128): Tiles(
+        forward=Tile(block_q=128, block_kv=64, warps=8, stages=3),
+        query_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+    ),
+    ("sm_80", 256): Tiles(
+        forward=Tile(block_q=64, block_kv=32, warps=8, stages=2),
+        query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=2),
+        kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=2),
+        split_kv_grad=True,
+    ),
+    ("sm_90", 64): Tiles(
+        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+    ),
+    ("sm_90", 128): Tiles(
+        forward=Tile(block_q=128, block_kv=128, warps=8, stages=2),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+    ),
+    ("sm_90", 256): Tiles(
+        forward=Tile(block_q=128, block_kv=64, warps=8, stages=2),
+        query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2, spill_free=False),
+        split_kv_grad=True,
+    ),
+    ("sm_100", 64): Tiles(
+        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
+        query_grad=Tile(block_q=128, block_kv=64, warps=4, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+    ),
+    ("sm_100", 128): Tiles(
+        forward=Tile(block_q=128, block_kv=64, warps=8, stages=3),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+    ),
+    ("sm_100", 256): Tiles(
+        forward=Tile(block_q=128, block_kv=32, warps=8, stages=2),
+        query_grad=Tile(block_q=64, block_kv=32, warps=4, stages=2),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+        split_kv_grad=True,
+    ),
+}
+"""bfloat16 and float16, by (chip, head width padded up)."""
+
+SINGLE: dict[int, Tiles] = {
+    width: Tiles(
+        forward=Tile(block_q=32, block_kv=32, warps=4, stages=1),
+        query_grad=Tile(block_q=32, block_kv=32, warps=4, stages=1),
+        kv_grad=Tile(block_q=32, block_kv=32, warps=4, stages=1),
+        split_kv_grad=width == 256,
+    )
+    for width in (64, 128, 256)
+}
+"""float32, by head width padded up: products in full float32, without tensor cores, on any chip."""
+
+CHIPS: dict[tuple[int, int], str] = {
+    (8, 0): "sm_80",
+    (9, 0): "sm_90",
+    (10, 0): "sm_100",
+    (10, 3): "sm_100",
+}
+"""Compute capability -> row of the table."""
+
+
+def width_class(width: int) -> int:
+    """The table's column for a head of `width`, at most `MAX_WIDTH`."""
+    return next(wide for wide in (64, 128, 256) if width <= wide)
+
+
+def tiles_for(chip: str, dtype: torch.dtype, width: int) -> Tiles:
+    """The table's entry for heads of `width` in `dtype` on a chip of `CHIPS`."""
+    if dtype == torch.float32:
+        return SINGLE[width_class(width)]
+    return HALF[chip, width_class(width)]
+
+
+def unsupported_triton(q_SHE: torch.Tensor) -> str | None:
+    """What keeps the Triton kernels from taking such tensors (wanted, got), or None.
+
+    CPU tensors pass: whether the interpreter is on is for `triton.py` to say.
+    """
+    width = q_SHE.shape[2]
+    if q_SHE.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"wanted bfloat16, float16 or float32, got {q_SHE.dtype}"
+    if width % 8 or not 0 < width <= MAX_WIDTH:
+        return f"wanted a head width of at most {MAX_WIDTH}, a multiple of 8, got {width}"
+    if not q_SHE.is_cuda:
+        return None
+    capability = torch.cuda.get_device_capability(q_SHE.device)
+    if capability not in CHIPS:
+        return f"wanted one of the compute capabilities {sorted(CHIPS)}, got {capability}"
+    return None

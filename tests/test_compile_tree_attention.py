@@ -1,0 +1,95 @@
+"""Every entry of the tree attention's tile tables compiles for its chip: registers, stack, tensor cores.
+
+`pytest -s` prints what was measured.
+"""
+
+import re
+from typing import Any
+
+import pytest
+from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles
+
+triton = pytest.importorskip("triton")
+
+from compiling import Compiled, compile_for  # noqa: E402
+from g2rpo_kernels.tree_attention import triton_backward, triton_forward, triton_kv_grad  # noqa: E402
+
+TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
+FLOAT32 = {"lse_ptr", "delta_ptr", "dk_slot_ptr", "dv_slot_ptr"}
+INT32 = {"end_ptr", "position_ptr", "work_ptr", "key_ptr", "query_ptr", "slot_ptr"}
+
+
+def type_of(name: str, dtype: str) -> str:
+    if name in FLOAT32:
+        return "*fp32"
+    if name in INT32:
+        return "*i32"
+    if name.endswith("_ptr"):
+        return f"*{dtype}"
+    return "fp32" if name in {"scale", "softcap"} else "i32"
+
+
+def built(chip: str, kernel: Any, dtype: str, constexprs: dict[str, Any], tile: Tile | None) -> Compiled:
+    if not constexprs.get("WINDOWED", True):
+        constexprs = constexprs | {"position_ptr": None}
+    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
+    types = {name: type_of(name, dtype) for name in kernel.arg_names if name not in constexprs}
+    aligned = {name for name in types if name.endswith("_ptr") or re.match("stride_|width", name)}
+    options = {} if tile is None else {"num_warps": tile.warps, "num_stages": tile.stages}
+    return compile_for(chip, kernel, types, constexprs, aligned, **options)
+
+
+def launches(tiles: Tiles) -> dict[str, tuple[Any, Tile, dict[str, Any]]]:
+    """Name -> (kernel, tile, flags)."""
+    forward, query = triton_forward.forward_kernel, triton_backward.query_kernel
+    found = {"forward": (forward, tiles.forward, {}), "dq": (query, tiles.query_grad, {})}
+    for want in ("dv", "dk") if tiles.split_kv_grad else ("dk dv",):
+        flags = {"WANT_DK": "dk" in want, "WANT_DV": "dv" in want}
+        found[want] = (triton_kv_grad.kv_kernel, tiles.kv_grad, flags)
+    return found
+
+
+def check(chip: str, width: int, tiles: Tiles, dtype: str, *, windowed: bool, capped: bool) -> None:
+    flags = {"WINDOWED": windowed, "CAPPED": capped, "PADDED": False, "UPCAST": False, "BLOCK_E": width}
+    wrong = []
+    for name, (kernel, tile, extra) in launches(tiles).items():
+        blocks = {"BLOCK_M": tile.block_q, "BLOCK_N": tile.block_kv}
+        compiled = built(chip, kernel, dtype, flags | blocks | extra, tile)
+        label = f"{chip} {dtype} E={width} {name} {tile.block_q}x{tile.block_kv} w{tile.warps} s{tile.stages}"
+        label += " window" * windowed + " softcap" * capped
+        print(f"{label}: {compiled.registers} registers, stack {compiled.stack}, shared {compiled.shared}")
+        if compiled.shared > SHARED_BYTES[chip]:
+            wrong.append(f"{label}: {compiled.shared} bytes of shared memory")
+        if tile.spill_free and compiled.stack:
+            wrong.append(f"{label}: {compiled.stack} bytes of stack")
+        if dtype != "fp32" and TENSOR_CORES[chip] not in compiled.ptx:
+            wrong.append(f"{label}: no {TENSOR_CORES[chip]}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(("chip", "width"), HALF)
+def test_half_precision_tiles_compile_without_spills(chip: str, width: int) -> None:
+    check(chip, width, HALF[chip, width], "bf16", windowed=False, capped=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("windowed", "capped"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("chip", "width"), HALF)
+def test_half_precision_tiles_compile_with_window_and_softcap(
+    chip: str, width: int, windowed: bool, capped: bool
+) -> None:
+    check(chip, width, HALF[chip, width], "bf16", windowed=windowed, capped=capped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", SINGLE)
+def test_float32_tiles_compile(width: int) -> None:
+    check("sm_90", width, SINGLE[width], "fp32", windowed=False, capped=False)
+
+
+@pytest.mark.parametrize("chip", TENSOR_CORES)
+def test_side_kernels_compile_without_spills(chip: str) -> None:
+    shape = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_E": 256, "BLOCK_X": 1024}
+    for kernel in (triton_backward.delta_kernel, triton_kv_grad.slots_kernel):
+        assert built(chip, kernel, "bf16", shape, None).stack == 0
