@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.group_advantage.reference import AGGREGATIONS, edge_coefficients_reference
+from g2rpo_kernels.logprob.checks import choose_impl
 
 __all__ = ["edge_coefficients", "group_advantage"]
 
+Impl = Literal["reference", "triton"]
 Scale = Literal["group", "none", "batch"]
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
@@ -26,6 +28,7 @@ def group_advantage(
     scale: Scale = "group",
     aggregation: Aggregation = "sum_then_normalize",
     eps: float = 1e-4,
+    impl: Impl | None = None,
 ) -> Tensor:
     """Advantage of each rollout over its group's mean, scaled.
 
@@ -39,16 +42,22 @@ def group_advantage(
             advantage 0.
         channel_weight_K: [K], None = ones.
         scale, aggregation, eps: above; eps > 0.
+        impl: `reference`, or `triton` (CUDA: one launch, GDPO two, nothing synchronised; R^2 comparisons).
+            None = by device.
 
     Returns:
         [R] float64, not differentiable. A group whose rewards are all equal gets exactly 0 from every mode
         except `normalize_then_sum`, where the batch mean is still subtracted.
 
     Raises:
-        ValueError: shapes that do not fit, a reward that is not finite (names the row and channel), an
-            unknown `scale` or `aggregation`, GDPO with another scale, eps not positive.
+        ValueError: shapes that do not fit, a reward that is not finite (names the row and channel; checked on
+            the CPU only), an unknown `scale` or `aggregation`, GDPO with another scale, eps not positive.
     """
-    _check(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
+    check_rewards(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
+    if _chosen(impl, reward_RK) == "triton":
+        from g2rpo_kernels.group_advantage.triton import group_advantage_triton
+
+        return group_advantage_triton(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
     reward_RK = reward_RK.detach().double()
     weight_K = reward_RK.new_ones(reward_RK.shape[1]) if channel_weight_K is None else channel_weight_K
     groups_Q, group_R = torch.unique(group_R, return_inverse=True)
@@ -59,7 +68,7 @@ def group_advantage(
 
 
 def edge_coefficients(
-    advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor
+    advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor, *, impl: Impl | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the members of each edge: (a_pos_T, a_neg_T, weight_T), exact for members of mixed sign.
 
@@ -68,20 +77,37 @@ def edge_coefficients(
     Args:
         advantage_M, weight_M: [M] floating, edge by edge.
         member_ptr_T1: [T + 1] int64: edge t has the members `member_ptr_T1[t]:member_ptr_T1[t + 1]`.
+        impl: `reference`, or `triton` (CUDA: one launch, float64 sums). None = by device.
 
     Raises:
-        ValueError: lengths that do not fit.
+        ValueError: lengths that do not fit (that of `member_ptr_T1` is checked on the CPU only).
     """
-    num_members = int(member_ptr_T1[-1]) if len(member_ptr_T1) else -1
+    on_cpu = member_ptr_T1.device.type == "cpu"
+    num_members = len(weight_M)
+    if on_cpu or not len(member_ptr_T1):
+        num_members = int(member_ptr_T1[-1]) if len(member_ptr_T1) else -1
     if not num_members == len(advantage_M) == len(weight_M):
         raise ValueError(
             "advantage_M, weight_M: wanted member_ptr_T1[-1] entries,"
             f" got {len(advantage_M)}, {len(weight_M)} and {num_members}"
         )
+    if _chosen(impl, weight_M) == "triton":
+        from g2rpo_kernels.group_advantage.triton import edge_coefficients_triton
+
+        return edge_coefficients_triton(advantage_M, weight_M, member_ptr_T1)
     return edge_coefficients_reference(advantage_M, weight_M, member_ptr_T1)
 
 
-def _check(
+def _chosen(impl: Impl | None, values: Tensor) -> str:
+    """float64 is no reason for the reference here: the kernels compute in it."""
+    if impl is None:
+        return "triton" if values.device.type == "cuda" else "reference"
+    if impl not in ("reference", "triton"):
+        raise ValueError(f"impl: wanted 'reference', 'triton' or None, got {impl!r}")
+    return choose_impl(impl, values)
+
+
+def check_rewards(
     reward_RK: Tensor,
     group_R: Tensor,
     channel_weight_K: Tensor | None,
@@ -89,6 +115,7 @@ def _check(
     aggregation: str,
     eps: float,
 ) -> None:
+    """Raise ValueError for what `group_advantage` refuses."""
     if reward_RK.dim() != 2 or list(group_R.shape) != [len(reward_RK)]:
         raise ValueError(
             f"reward_RK, group_R: wanted [R, K] and [R], got {list(reward_RK.shape)}, {list(group_R.shape)}"
@@ -105,6 +132,8 @@ def _check(
         raise ValueError(f"scale: wanted 'group' with aggregation='normalize_then_sum', got {scale!r}")
     if not eps > 0:
         raise ValueError(f"eps: wanted > 0, got {eps}")
+    if reward_RK.device.type != "cpu":
+        return
     bad = (~torch.isfinite(reward_RK)).nonzero()
     if len(bad):
         row, channel = (int(v) for v in bad[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from g2rpo_kernels.logprob.checks import Impl, check_index, check_scaling, choose_impl
+from g2rpo_kernels.logprob.checks import Impl, check_rows, choose_impl
 from g2rpo_kernels.logprob.cpu import logprob_cpu
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.reference import logprob_reference
@@ -34,9 +34,11 @@ def logprob(
         target_T: [T] int64 or int32 in [0, V).
         temperature: divides the logits; > 0.
         softcap: Gemma's logit cap; > 0, or None.
-        impl: `reference` (autograd through log_softmax; any device; twice differentiable) or `cpu`
-            (cache-sized blocks; no temporary of the size of the logits beside their gradient; once
-            differentiable). None = `cpu` for CPU tensors narrower than float64, else `reference`.
+        impl: `reference` (autograd through log_softmax; any device; twice differentiable), `cpu` (cache-sized
+            blocks; no temporary of the size of the logits beside their gradient; once differentiable) or
+            `triton` (float32, bfloat16 or float16 on CUDA; one read of the logits forward, one read and one
+            write backward, in any strides; once differentiable). None = `cpu` or `triton` by device,
+            `reference` for float64.
 
     Returns:
         `LogProb(logp_T, entropy_T, lse_T)` in float32 (float64 for float64 logits), each [T] and
@@ -46,9 +48,12 @@ def logprob(
         ValueError: shapes or dtypes that do not fit, a target outside the vocabulary (checked on the CPU
             only), `temperature` or `softcap` not positive, an `impl` unknown or not for this device.
     """
-    if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
-        raise ValueError(f"logits_TV: wanted [T, V] floating, got {list(logits_TV.shape)} {logits_TV.dtype}")
-    check_index("target_T", target_T, logits_TV.shape[1], logits_TV.shape[0])
-    check_scaling(temperature, softcap)
-    impls = {"reference": logprob_reference, "cpu": logprob_cpu}
+    check_rows(logits_TV, target_T, temperature, softcap)
+    impls = {"reference": logprob_reference, "cpu": logprob_cpu, "triton": _triton}
     return impls[choose_impl(impl, logits_TV)](logits_TV, target_T, temperature, softcap)
+
+
+def _triton(logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None) -> LogProb:
+    from g2rpo_kernels.logprob.triton import logprob_triton
+
+    return logprob_triton(logits_TV, target_T, temperature, softcap)

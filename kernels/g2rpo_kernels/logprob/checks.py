@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Impl = Literal["reference", "cpu"]
+Impl = Literal["reference", "cpu", "triton"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -16,14 +16,27 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def choose_impl(impl: Impl | None, values: Tensor) -> Impl:
-    """The documented default: `cpu` for CPU tensors narrower than float64, else `reference`."""
-    fast = values.device.type == "cpu" and values.dtype != torch.float64
-    chosen = impl if impl is not None else ("cpu" if fast else "reference")
-    if chosen not in ("reference", "cpu"):
-        raise ValueError(f"impl: wanted 'reference', 'cpu' or None, got {impl!r}")
-    if chosen == "cpu" and values.device.type != "cpu":
+    """The documented default: `cpu` on the CPU, `triton` on CUDA, `reference` for float64 and elsewhere.
+
+    An explicit `impl` never falls back: ValueError where it does not run.
+    """
+    device = values.device.type
+    fast: dict[str, Impl] = {"cpu": "cpu", "cuda": "triton"}
+    default: Impl = "reference" if values.dtype == torch.float64 else fast.get(device, "reference")
+    chosen = default if impl is None else impl
+    if chosen not in get_args(Impl):
+        raise ValueError(f"impl: wanted 'reference', 'cpu', 'triton' or None, got {impl!r}")
+    if chosen == "cpu" and device != "cpu":
         raise ValueError(f"impl='cpu': wanted tensors on the CPU, got {values.device}")
+    if chosen == "triton" and device != "cuda" and not _interpreting():
+        raise ValueError(f"impl='triton': wanted CUDA tensors, got {values.device}")
     return chosen
+
+
+def _interpreting() -> bool:
+    from g2rpo_kernels.logprob.triton_launch import interpreting
+
+    return interpreting()
 
 
 def check_scaling(temperature: float, softcap: float | None) -> None:
@@ -49,3 +62,11 @@ def check_index(name: str, index_T: Tensor, size: int, length: int | None = None
         low, high = (int(v) for v in torch.aminmax(index_T))
         if low < 0 or high >= size:
             raise ValueError(f"{name}: wanted values in [0, {size}), got {low}..{high}")
+
+
+def check_rows(logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None) -> None:
+    """What the ops on logits share."""
+    if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
+        raise ValueError(f"logits_TV: wanted [T, V] floating, got {list(logits_TV.shape)} {logits_TV.dtype}")
+    check_index("target_T", target_T, logits_TV.shape[1], logits_TV.shape[0])
+    check_scaling(temperature, softcap)

@@ -19,7 +19,7 @@ FLOOR = -1e4
 
 
 class RowPartials(NamedTuple):
-    """float32, [T] each."""
+    """float64, [T] each."""
 
     max_T: Tensor
     """Largest effective logit, the target's included."""

@@ -4,7 +4,7 @@ The launchers are custom ops with fake kernels, so they pass through `torch.comp
 Dimension key: T rows, V vocabulary.
 """
 
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from g2rpo_kernels.logprob.partials import RowNumbers, RowPartials
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
-from g2rpo_kernels.logprob.triton_rows import finish_row, row_sums, target_logit, write_dlogits
+from g2rpo_kernels.logprob.triton_rows import both, finish_row, row_sums, target_logit, write_dlogits
 
 
 @triton.jit
@@ -35,26 +35,29 @@ def stats_kernel(
     num_v,
     stride_t,
     stride_v,
-    scale,
-    inv_softcap,
+    scale: tl.float64,
+    inv_softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Writes (m, rest, moment, target logit), or with `lse_ptr` (logp, entropy) and lse in float64."""
+    """Writes (max z, rest, moment, target logit), or with `lse_ptr` (logp, entropy) and lse in float64."""
     t = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
-    target_z = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
+    scale, scale_f32 = both(scale)
+    inv_softcap, inv_softcap_f32 = both(inv_softcap)
+    target_z, _ = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
     m, rest, moment = row_sums(
-        row_ptr, bias_ptr, target, num_v, stride_v, scale, inv_softcap, SOFTCAP, BLOCK_V
+        row_ptr, bias_ptr, target, num_v, stride_v, scale_f32, inv_softcap_f32, SOFTCAP, BLOCK_V, STAGES
     )
     if lse_ptr is None:
-        tl.store(first_ptr + t, m)
+        tl.store(first_ptr + t, m * scale)
         tl.store(second_ptr + t, rest)
         tl.store(third_ptr + t, moment)
         tl.store(fourth_ptr + t, target_z)
     else:
-        logp, entropy, lse = finish_row(m, rest, moment, target_z)
+        logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
         tl.store(first_ptr + t, logp.to(tl.float32))
         tl.store(second_ptr + t, entropy.to(tl.float32))
         tl.store(lse_ptr + t, lse)
@@ -76,11 +79,12 @@ def gradient_kernel(
     stride_v,
     out_stride_t,
     out_stride_v,
-    scale,
-    inv_softcap,
-    inv_temperature,
+    scale: tl.float64,
+    inv_softcap: tl.float64,
+    inv_temperature: tl.float64,
     SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + t * stride_t
@@ -94,13 +98,16 @@ def gradient_kernel(
         e += tl.load(e_ptr + t)
     if g_ptr is not None:
         g += tl.load(g_ptr + t)
-    target_z = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
+    scale, _ = both(scale)
+    inv_softcap, inv_softcap_f32 = both(inv_softcap)
+    target_z, target_slope = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
     write_dlogits(
         row_ptr,
         out_ptr + t * out_stride_t,
         bias_ptr,
         target,
-        target_z.to(tl.float64) - lse,
+        target_slope,
+        target_z - lse,
         lse,
         entropy,
         c,
@@ -110,11 +117,12 @@ def gradient_kernel(
         stride_v,
         out_stride_v,
         scale,
-        inv_softcap,
+        inv_softcap_f32,
         inv_temperature,
         SOFTCAP,
         e_ptr is not None,
         BLOCK_V,
+        STAGES,
     )
 
 
@@ -135,7 +143,7 @@ def _(
 
 
 def _empty_partials(logits_TV: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d = (logits_TV.new_empty(logits_TV.shape[0], dtype=torch.float32) for _ in range(4))
+    a, b, c, d = (logits_TV.new_empty(logits_TV.shape[0], dtype=torch.float64) for _ in range(4))
     return a, b, c, d
 
 
@@ -186,7 +194,7 @@ def row_stats(
         bias_V: [V] floating, added to the logits first.
 
     Returns:
-        `RowPartials(max_T, sumexp_T, sum_z_exp_T, target_logit_T)`, float32. The target's own term is in
+        `RowPartials(max_T, sumexp_T, sum_z_exp_T, target_logit_T)`, float64. The target's own term is in
         neither sum.
     """
     check_logits(logits_TV)

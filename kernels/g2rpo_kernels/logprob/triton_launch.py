@@ -18,20 +18,27 @@ class Tile(NamedTuple):
 
     block_v: int
     num_warps: int
+    stages: int
+    """Tiles in flight: with more than one, loads go through shared memory ahead of their use."""
 
     @property
     def options(self) -> dict[str, Any]:
         """Launch options. Fusion into FMA changed its default in Triton 3.10: pinned, so that bits stay."""
-        return {"BLOCK_V": self.block_v, "num_warps": self.num_warps, "enable_fp_fusion": False}
+        return {
+            "BLOCK_V": self.block_v,
+            "STAGES": self.stages,
+            "num_warps": self.num_warps,
+            "enable_fp_fusion": False,
+        }
 
 
 TILES: dict[tuple[int, int], Tile] = {
-    (8, 2): Tile(4096, 8),
-    (8, 4): Tile(4096, 8),
-    (9, 2): Tile(4096, 8),
-    (9, 4): Tile(4096, 8),
-    (10, 2): Tile(4096, 8),
-    (10, 4): Tile(4096, 8),
+    (8, 2): Tile(2048, 8, 4),
+    (8, 4): Tile(2048, 8, 3),
+    (9, 2): Tile(2048, 8, 4),
+    (9, 4): Tile(2048, 8, 3),
+    (10, 2): Tile(2048, 8, 4),
+    (10, 4): Tile(2048, 8, 3),
 }
 """(capability class, bytes per logit) -> tile. 8 is sm_8x; 9 is sm_90; 10 is sm_100 and later."""
 

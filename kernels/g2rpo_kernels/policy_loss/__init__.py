@@ -8,11 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from g2rpo_kernels.logprob import logprob
-from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.logprob.checks import Impl, check_index, check_rows, choose_impl
+from g2rpo_kernels.policy_loss.from_rewards import Rewards, edges_from_rewards
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges
 from g2rpo_kernels.policy_loss.reference import loss_of
 
-__all__ = ["Edges", "Objective", "PolicyLoss", "policy_loss"]
+__all__ = ["Edges", "Objective", "PolicyLoss", "Rewards", "policy_loss", "policy_loss_from_rewards"]
 
 
 def policy_loss(
@@ -23,6 +24,7 @@ def policy_loss(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
+    overwrite_logits: bool = False,
     impl: Impl | None = None,
 ) -> PolicyLoss:
     """loss = sum_T [-(a_pos plus(r) + a_neg minus(r)) importance + kl_coef w kl - entropy_coef w H].
@@ -37,8 +39,13 @@ def policy_loss(
         edges: per-edge constants (see `Edges`), taken to the log-probabilities' device and dtype.
         objective: which loss (see `Objective`).
         temperature, softcap: as in `logprob`.
-        impl: how the log-probabilities are computed, as in `logprob`. The objective itself is the same
-            plain PyTorch on [T] vectors for both.
+        overwrite_logits: allows `triton` to write their gradient where the logits lie, in its only launch.
+            Another op that needs them in its backward then raises. The gradient is handed over once.
+        impl: `reference` and `cpu` compute the log-probabilities as `logprob` does and the objective in plain
+            PyTorch on [T] vectors. `triton`, token ratios: one kernel from logits to loss, metrics and
+            coefficients; d logits in the same launch with `overwrite_logits`, else in one on backward. Other
+            ratios: one read of the logits for log-probabilities, the objective in PyTorch, one read for d
+            logits. Once differentiable; float32. None = as in `logprob`.
 
     Returns:
         `PolicyLoss(loss, logp_T, entropy_T, stats)`. `stats` maps names to (sum, count):
@@ -52,5 +59,70 @@ def policy_loss(
             where the objective needs them.
     """
     checked_edges(edges, objective, len(target_T))
+    check_rows(logits_TV, target_T, temperature, softcap)
+    if choose_impl(impl, logits_TV) == "triton":
+        from g2rpo_kernels.policy_loss.triton_loss import policy_loss_triton
+
+        scaling = (temperature, softcap)
+        return policy_loss_triton(logits_TV, target_T, edges, objective, *scaling, overwrite_logits)
     logp_T, entropy_T, _ = logprob(logits_TV, target_T, temperature=temperature, softcap=softcap, impl=impl)
     return loss_of(logp_T, entropy_T, edges, objective)
+
+
+def policy_loss_from_rewards(
+    logits_TV: Tensor,
+    target_T: Tensor,
+    rewards: Rewards,
+    weight_T: Tensor,
+    objective: Objective,
+    *,
+    old_logp_T: Tensor | None = None,
+    ref_logp_T: Tensor | None = None,
+    rollout_logp_T: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    overwrite_logits: bool = False,
+    impl: Impl | None = None,
+) -> PolicyLoss:
+    """`group_advantage`, then `policy_loss` of one member per token; for `triton` still one launch.
+
+    In it each program finds the mean and standard deviation of its rollout's group in the rewards: they are
+    few beside a row of logits. Only for rollouts that share no token: else `edge_coefficients`.
+
+    Args:
+        logits_TV, target_T: as in `policy_loss`.
+        rewards: see `Rewards`.
+        weight_T: [T] floating, weight of each token.
+        objective: which loss (see `Objective`).
+        old_logp_T, ref_logp_T, rollout_logp_T: [T], as in `Edges`.
+        temperature, softcap, overwrite_logits, impl: as in `policy_loss`.
+
+    Returns:
+        `PolicyLoss` as of `policy_loss`.
+
+    Raises:
+        ValueError: as `group_advantage` and `policy_loss`.
+    """
+    rewards.check()
+    logps = (old_logp_T, ref_logp_T, rollout_logp_T)
+    check_rows(logits_TV, target_T, temperature, softcap)
+    check_index("row_T", rewards.row_T, len(rewards.reward_RK), len(target_T))
+    if objective.ratio == "token" and choose_impl(impl, logits_TV) == "triton":
+        from g2rpo_kernels.policy_loss.triton_loss import policy_loss_from_rewards_triton
+
+        edges = Edges(weight_T, weight_T, weight_T, *logps)
+        checked_edges(edges, objective, len(target_T))
+        scaling = (temperature, softcap)
+        return policy_loss_from_rewards_triton(
+            logits_TV, target_T, edges, rewards, objective, *scaling, overwrite_logits
+        )
+    return policy_loss(
+        logits_TV,
+        target_T,
+        edges_from_rewards(rewards, weight_T, *logps),
+        objective,
+        temperature=temperature,
+        softcap=softcap,
+        overwrite_logits=overwrite_logits,
+        impl=impl,
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from g2rpo_kernels.group_advantage.triton_groups import advantage
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
-from g2rpo_kernels.logprob.triton_rows import finish_row, row_sums, target_logit, write_dlogits
+from g2rpo_kernels.logprob.triton_rows import both, finish_row, row_sums, target_logit, write_dlogits
 from g2rpo_kernels.policy_loss.records import Edges, Objective
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
 
@@ -58,8 +58,8 @@ def policy_kernel(
     out_stride_v,
     reward_stride_r,
     reward_stride_k,
-    scale,
-    inv_softcap,
+    scale: tl.float64,
+    inv_softcap: tl.float64,
     inv_temperature: tl.float64,
     eps: tl.float64,
     low: tl.float64,
@@ -81,15 +81,29 @@ def policy_kernel(
     CAP: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
     logits_row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
-    target_z = target_logit(logits_row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
-    m, rest, moment = row_sums(
-        logits_row_ptr, bias_ptr, target, num_v, stride_v, scale, inv_softcap, SOFTCAP, BLOCK_V
+    scale, scale_f32 = both(scale)
+    inv_softcap, inv_softcap_f32 = both(inv_softcap)
+    target_z, target_slope = target_logit(
+        logits_row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP
     )
-    logp, entropy, lse = finish_row(m, rest, moment, target_z)
+    m, rest, moment = row_sums(
+        logits_row_ptr,
+        bias_ptr,
+        target,
+        num_v,
+        stride_v,
+        scale_f32,
+        inv_softcap_f32,
+        SOFTCAP,
+        BLOCK_V,
+        STAGES,
+    )
+    logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
     weight = tl.load(weight_ptr + t).to(tl.float64)
     if reward_ptr is None:
         a_pos = tl.load(a_pos_ptr + t).to(tl.float64)
@@ -113,9 +127,10 @@ def policy_kernel(
     tl.store(lse_ptr + t, lse)
     if out_ptr is not None:
         write_dlogits(
-            logits_row_ptr, out_ptr + t * out_stride_t, bias_ptr, target, logp, lse, entropy,
+            logits_row_ptr, out_ptr + t * out_stride_t, bias_ptr, target, target_slope,
+            logp, lse, entropy,
             c, e, tl.zeros((), tl.float64), num_v, stride_v, out_stride_v,
-            scale, inv_softcap, inv_temperature, SOFTCAP, ENTROPY, BLOCK_V,
+            scale, inv_softcap_f32, inv_temperature, SOFTCAP, ENTROPY, BLOCK_V, STAGES,
         )  # fmt: skip
 
 
@@ -155,11 +170,13 @@ class RowInputs(NamedTuple):
     def of(cls, target_T: Tensor, bias_V: Tensor | None, edges: Edges) -> RowInputs:
         return cls(target_T, bias_V, *edges[:6])
 
-    def packed(self, device: torch.device) -> list[Tensor | None]:
-        """On the logits' device, vectors contiguous."""
-        return [
-            value if value is None or value.dim() == 2 else value.to(device).contiguous() for value in self
-        ]
+    def on(self, device: torch.device) -> RowInputs:
+        """All there, vectors contiguous."""
+
+        def moved(value: Any) -> Any:
+            return value if value is None or value.dim() == 2 else value.to(device).contiguous()
+
+        return RowInputs(*map(moved, self))
 
 
 class RowSettings(NamedTuple):
@@ -178,7 +195,9 @@ class RowSettings(NamedTuple):
     importance_cap: float
 
     @classmethod
-    def of(cls, objective: Objective, temperature: float, softcap: float | None, eps: float) -> RowSettings:
+    def of(
+        cls, objective: Objective, temperature: float, softcap: float | None, eps: float = 1.0
+    ) -> RowSettings:
         low = 1 - objective.clip_low
         return cls(
             temperature=temperature,
@@ -195,9 +214,10 @@ class RowSettings(NamedTuple):
         )
 
 
-def flags_of(objective: Objective, scale: str) -> list[str]:
+def flags_of(objective: Objective, scale: str) -> str:
     """What the kernel is specialised on: surrogate, KL estimator, whether it multiplies the ratio, scale."""
-    return [objective.surrogate, objective.kl, "times_ratio" if objective.kl_times_ratio else "", scale]
+    times_ratio = "times_ratio" if objective.kl_times_ratio else "alone"
+    return f"{objective.surrogate} {objective.kl} {times_ratio} {scale}"
 
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -211,15 +231,15 @@ def _empty_rows(logits_TV: Tensor) -> Rows:
     return a, b, c, d, e, lse_T, logits_TV.new_empty((len(STAT_ROWS), num_rows), dtype=torch.float32)
 
 
-def _specialisation(settings: RowSettings, flags: list[str]) -> dict[str, Any]:
-    surrogate, kl, times_ratio, scale = flags
+def _specialisation(settings: RowSettings, flags: str) -> dict[str, Any]:
+    surrogate, kl, times_ratio, scale = flags.split()
     return {
         "SCALE": scale,
         "SURROGATE": surrogate,
         "DUAL": settings.dual_clip != 0,
         "KL": kl,
         "PENALTY": settings.kl_coef != 0,
-        "KL_TIMES_RATIO": bool(times_ratio),
+        "KL_TIMES_RATIO": times_ratio == "times_ratio",
         "ENTROPY": settings.entropy_coef != 0,
         "CAP": settings.importance_cap != 0,
         "BLOCK_R": BLOCK_R,
@@ -231,7 +251,7 @@ def _launch(
     out_TV: Tensor | None,
     packed: list[Tensor | None],
     numbers: list[float],
-    flags: list[str],
+    flags: str,
 ) -> Rows:
     inputs, settings = RowInputs(*packed), RowSettings(*numbers)  # pyright: ignore[reportArgumentType]
     rows = _empty_rows(logits_TV)
@@ -267,7 +287,7 @@ def _launch(
 
 @torch.library.custom_op("g2rpo::policy_rows", mutates_args=())
 def rows_op(
-    logits_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: list[str]
+    logits_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _launch(logits_TV, None, packed, numbers, flags)
 
@@ -279,7 +299,7 @@ def _(logits_TV: Tensor, packed: Any, numbers: Any, flags: Any) -> Rows:
 
 @torch.library.custom_op("g2rpo::policy_rows_out", mutates_args=("out_TV",))
 def rows_out_op(
-    logits_TV: Tensor, out_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: list[str]
+    logits_TV: Tensor, out_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _launch(logits_TV, out_TV, packed, numbers, flags)
 
@@ -315,9 +335,9 @@ def policy_rows(
     check_logits(logits_TV)
     if objective.ratio != "token":
         raise ValueError(f"objective.ratio: wanted 'token', got {objective.ratio!r}")
-    packed = RowInputs.of(target_T, bias_V, edges).packed(logits_TV.device)
-    numbers = list(RowSettings.of(objective, temperature, softcap, 1.0))
-    arguments = (packed, numbers, flags_of(objective, "none"))
+    inputs = RowInputs.of(target_T, bias_V, edges).on(logits_TV.device)
+    settings = RowSettings.of(objective, temperature, softcap)
+    arguments = (list(inputs), list(settings), flags_of(objective, "none"))
     with torch.no_grad():
         rows = rows_op(logits_TV, *arguments) if out is None else rows_out_op(logits_TV, out, *arguments)
     return PolicyRows(*rows[:5])

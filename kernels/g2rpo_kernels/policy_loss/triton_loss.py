@@ -11,7 +11,7 @@ Dimension key: T trained edges, V vocabulary, R rollouts, K reward channels.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.logprob.triton import logprob_triton, row_gradient_, row_numbers
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, tile_for
+from g2rpo_kernels.policy_loss.from_rewards import Rewards
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.stats import Stats
@@ -43,13 +44,15 @@ MASKS = {
 
 
 @triton.jit
-def scale_kernel(values_ptr, factor_ptr, num_v, stride_t, stride_v, BLOCK_V: tl.constexpr):
+def scale_kernel(
+    values_ptr, factor_ptr, num_v, stride_t, stride_v, BLOCK_V: tl.constexpr, STAGES: tl.constexpr
+):
     """values_TV *= factor; nothing is touched where it is 1, and the host need not know."""
     factor = tl.load(factor_ptr).to(tl.float32)
     if factor != 1.0:
         row_ptr = values_ptr + tl.program_id(0).to(tl.int64) * stride_t
         lane_v = tl.arange(0, BLOCK_V)
-        for start in range(0, num_v, BLOCK_V):
+        for start in tl.range(0, num_v, BLOCK_V, num_stages=STAGES):
             ptr_v = row_ptr + (start + lane_v.to(tl.int64)) * stride_v
             mask_v = lane_v < num_v - start
             value_v = tl.load(ptr_v, mask=mask_v, other=0.0).to(tl.float32) * factor
@@ -134,17 +137,6 @@ def _backward(ctx: Any, grad_loss: Tensor) -> Any:
 _attach.register_autograd(_backward, setup_context=_save)
 
 
-class RewardRows(NamedTuple):
-    """Rewards in place of a_pos and a_neg: see `policy_loss_from_rewards`."""
-
-    reward_RK: Tensor
-    channel_weight_K: Tensor | None
-    group_R: Tensor
-    row_T: Tensor
-    scale: str
-    eps: float
-
-
 def policy_loss_triton(
     logits_TV: Tensor,
     target_T: Tensor,
@@ -153,54 +145,79 @@ def policy_loss_triton(
     temperature: float,
     softcap: float | None,
     overwrite_logits: bool,
-    rewards: RewardRows | None = None,
 ) -> PolicyLoss:
-    """As the reference, in float32. Once differentiable; overwritten logits hand their gradient over once.
-
-    With `rewards`, `edges.a_pos_T` and `a_neg_T` are not read. Token ratios only.
-    """
+    """As the reference, in float32. Once differentiable; overwritten logits hand their gradient over once."""
     check_logits(logits_TV)
+    if objective.ratio == "token":
+        inputs = RowInputs.of(target_T, None, edges).on(logits_TV.device)
+        settings = RowSettings.of(objective, temperature, softcap)
+        return _token_loss(logits_TV, inputs, settings, objective, "none", overwrite_logits)
+    overwrite = overwrite_logits and torch.is_grad_enabled() and logits_TV.requires_grad
+    run = _tied_overwriting if overwrite else _tied
+    return run(logits_TV, target_T, edges, objective, temperature, softcap)
+
+
+def policy_loss_from_rewards_triton(
+    logits_TV: Tensor,
+    target_T: Tensor,
+    edges: Edges,
+    rewards: Rewards,
+    objective: Objective,
+    temperature: float,
+    softcap: float | None,
+    overwrite_logits: bool,
+) -> PolicyLoss:
+    """The same with advantages computed by the launch itself; a_pos and a_neg of `edges` are not read."""
+    check_logits(logits_TV)
+    inputs = RowInputs.of(target_T, None, edges)._replace(
+        a_pos_T=None,
+        a_neg_T=None,
+        reward_RK=rewards.reward_RK,
+        channel_weight_K=rewards.channel_weight_K,
+        group_R=rewards.group_R,
+        row_T=rewards.row_T,
+    )
+    settings = RowSettings.of(objective, temperature, softcap, rewards.eps)
+    inputs = inputs.on(logits_TV.device)
+    return _token_loss(logits_TV, inputs, settings, objective, rewards.scale, overwrite_logits)
+
+
+def _token_loss(
+    logits_TV: Tensor,
+    inputs: RowInputs,
+    settings: RowSettings,
+    objective: Objective,
+    scale: str,
+    overwrite_logits: bool,
+) -> PolicyLoss:
     wants_gradient = torch.is_grad_enabled() and logits_TV.requires_grad
     overwrite = overwrite_logits and wants_gradient
-    if objective.ratio != "token":
-        assert rewards is None
-        run = _tied_overwriting if overwrite else _tied
-        return run(logits_TV, target_T, edges, objective, temperature, softcap)
-    inputs, scale, eps = RowInputs.of(target_T, None, edges), "none", 1.0
-    if rewards is not None:
-        *four, scale, eps = rewards
-        inputs = inputs._replace(a_pos_T=None, a_neg_T=None, **dict(zip(inputs._fields[8:], four)))
-    packed = inputs.packed(logits_TV.device)
-    arguments = (
-        packed,
-        list(RowSettings.of(objective, temperature, softcap, eps)),
-        flags_of(objective, scale),
-    )
     given_TV = logits_TV.detach()
+    arguments = (list(inputs), list(settings), flags_of(objective, scale))
     with torch.no_grad():
         rows = rows_out_op(given_TV, given_TV, *arguments) if overwrite else rows_op(given_TV, *arguments)
-    loss_T, logp_T, entropy_T, c_T, e_T, lse_T, stats_KT = rows
-    loss = loss_T.sum(dtype=torch.float64).float()
+        loss_T, logp_T, entropy_T, c_T, e_T, lse_T, stats_KT = rows
+        loss = loss_T.sum(dtype=torch.float64).float()
+        metrics = _metrics(stats_KT, inputs, objective)
     if overwrite:
         loss = _Overwritten.apply(logits_TV, loss, given_TV)
     elif wants_gradient:
-        e = e_T if objective.entropy_coef else None
-        target_T = packed[0] if packed[0] is not None else target_T
-        loss = _attach(logits_TV, loss, target_T, lse_T, entropy_T, c_T, e, temperature, softcap)
-    return PolicyLoss(loss, logp_T, entropy_T, _metrics(stats_KT, edges, objective))
+        vectors = (inputs.target_T, lse_T, entropy_T, c_T, e_T if objective.entropy_coef else None)
+        loss = _attach(logits_TV, loss, *vectors, settings.temperature, settings.softcap or None)
+    return PolicyLoss(loss, logp_T, entropy_T, metrics)
 
 
-def _metrics(stats_KT: Tensor, edges: Edges, objective: Objective) -> Stats:
+def _metrics(stats_KT: Tensor, inputs: RowInputs, objective: Objective) -> Stats:
     """Sums in float64: fixed order, no atomics."""
     sums: dict[str, Tensor] = dict(
         zip(STAT_ROWS, stats_KT.sum(1, dtype=torch.float64).float().unbind(0), strict=True)
     )
     absent = set() if objective.surrogate in ("clip", "cispo") else {"clipped"}
-    if edges.ref_logp_T is None:
+    if inputs.ref_logp_T is None:
         absent |= {"kl"}
-    if edges.rollout_logp_T is None:
+    if inputs.rollout_logp_T is None:
         absent |= {"importance_raw"}
-    if edges.rollout_logp_T is None or objective.importance_cap is None:
+    if inputs.rollout_logp_T is None or objective.importance_cap is None:
         absent |= {"importance", "importance_capped"}
     return {name: (sums[name], sums[mask]) for name, mask in MASKS.items() if name not in absent}
 

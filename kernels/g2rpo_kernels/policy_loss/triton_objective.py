@@ -76,17 +76,23 @@ def kl_penalty(log_ratio, KL: tl.constexpr):
 
 
 @triton.jit
-def load_logp(logp_ptr, t, active):
-    """An edge's given log-probability in float64, 0 where it has no coefficient."""
-    return tl.where(active, tl.load(logp_ptr + t).to(tl.float64), 0.0)
+def log_ratio_to(logp, other_ptr, t, active):
+    """logp - other in float64, 0 where inactive; exactly 0 where they agree in float32.
+
+    The last is for an `other` that is this very logp, stored: the first ratio must be exactly 1.
+    """
+    other = tl.load(other_ptr + t)
+    apart = active & (logp.to(tl.float32) != other.to(tl.float32))
+    return tl.where(apart, logp - other.to(tl.float64), 0.0)
 
 
 @triton.jit
-def importance_weight(old, rollout_ptr, t, active):
+def importance_weight(logp, log_ratio, rollout_ptr, t, active):
     """(exp(old - rollout) before any cap, whether the engine sampled the token); 1 where it did not."""
-    rollout = tl.load(rollout_ptr + t).to(tl.float64)
+    rollout = tl.load(rollout_ptr + t)
     sampled = active & (rollout == rollout)
-    return tl.exp(tl.where(sampled, bounded_log_ratio(old - rollout), 0.0)), sampled
+    log_weight = log_ratio_to(logp, rollout_ptr, t, sampled) - log_ratio
+    return tl.exp(tl.where(sampled, bounded_log_ratio(log_weight), 0.0)), sampled
 
 
 @triton.jit
@@ -120,20 +126,18 @@ def edge_loss(
     """(loss, d loss / d logp, d loss / d entropy) of edge t; its metrics go to column t of stats_KT."""
     active = (a_pos != 0.0) | (a_neg != 0.0) | (weight != 0.0)
     used = (a_pos != 0.0) | (a_neg != 0.0)
-    # As the caller will see it, so that the ratio to a stored old_logp is exactly 1 at first.
-    logp = tl.where(active, logp.to(tl.float32).to(tl.float64), 0.0)
-    entropy = tl.where(active, entropy, 0.0)
-    old = logp
+    logp, entropy = tl.where(active, logp, 0.0), tl.where(active, entropy, 0.0)
+    log_ratio = tl.zeros((), tl.float64)
     if old_ptr is not None:
-        old = load_logp(old_ptr, t, active)
-    ratio, slope = ratio_and_slope(logp - old)
+        log_ratio = log_ratio_to(logp, old_ptr, t, active)
+    ratio, slope = ratio_and_slope(log_ratio)
     plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = surrogate(
         ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE, DUAL
     )
     gain, d_gain = a_pos * plus + a_neg * minus, a_pos * d_plus + a_neg * d_minus
     one_column = stats_ptr + t
     if rollout_ptr is not None:
-        raw, sampled = importance_weight(old, rollout_ptr, t, active)
+        raw, sampled = importance_weight(logp, log_ratio, rollout_ptr, t, active)
         tl.store(one_column + 2 * num_t, sampled.to(tl.float32))
         tl.store(one_column + 8 * num_t, tl.where(sampled, raw, 0.0).to(tl.float32))
         if CAP:
@@ -143,14 +147,14 @@ def edge_loss(
             tl.store(one_column + 10 * num_t, (sampled & (raw > importance_cap)).to(tl.float32))
     loss, c = -gain - entropy_coef * weight * entropy, -d_gain
     if ref_ptr is not None:
-        kl, d_kl = kl_penalty(logp - load_logp(ref_ptr, t, active), KL)
+        kl, d_kl = kl_penalty(log_ratio_to(logp, ref_ptr, t, active), KL)
         tl.store(one_column + 7 * num_t, kl.to(tl.float32))
         if KL_TIMES_RATIO:
             kl, d_kl = kl * ratio, d_kl * ratio + kl * slope
         if PENALTY:
             loss += kl_coef * weight * kl
             c += kl_coef * weight * d_kl
-    approx_kl, _ = kl_k3(old - logp)
+    approx_kl, _ = kl_k3(-log_ratio)
     clipped = ((a_pos != 0.0) & clipped_plus) | ((a_neg != 0.0) & clipped_minus)
     tl.store(one_column, active.to(tl.float32))
     tl.store(one_column + num_t, used.to(tl.float32))
