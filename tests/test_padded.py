@@ -39,9 +39,10 @@ class Batch:
     """Importance ratios [B, L]: some 0, 1 outside the mask."""
 
 
-def make_batch() -> Batch:
-    hidden, head, bias = normal(B, L, D, seed=0), normal(V, D, seed=1), normal(V, seed=2)
-    ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(3))
+def make_batch(seed: int = 0) -> Batch:
+    first = 100 * seed
+    hidden, head, bias = normal(B, L, D, seed=first), normal(V, D, seed=first + 1), normal(V, seed=first + 2)
+    ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(first + 3))
     mask = (torch.arange(L) < torch.tensor([5, 1, 3, 0, 2, 4])[:, None]).long()
     logp = torch.log_softmax((hidden @ head.T + bias) / TEMPERATURE, -1).gather(-1, ids[..., None])[..., 0]
     ratio = (0.5 * normal(B, L, seed=6)).exp().clamp(max=1.5)
