@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 PARTS: list[tuple[str, int, list[str]]] = [
@@ -34,6 +36,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_results")))
     out: Path = parser.parse_args().out
+    if not torch.cuda.is_available():
+        raise SystemExit("on_gpu.py: wanted a CUDA device, got none")
     out.mkdir(parents=True, exist_ok=True)
     outcomes = {name: run_part(name, limit, command, out) for name, limit, command in PARTS}
     for file in (ROOT / "benchmarks" / "results").glob("*_cuda*.json"):
