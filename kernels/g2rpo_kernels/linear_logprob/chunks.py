@@ -84,12 +84,18 @@ class ChunkBuffer:
         """Statistics of the chunk's logits, to its rows `out`."""
         linear, target_C = self._linear, self._linear.target_T[chunk]
         scaling = (linear.temperature, linear.softcap)
-        sharded = linear.shard is not None
+        options = {"keep_exp": self._keep_exp, "some_elsewhere": linear.shard is not None}
+        blocks = tiles(len(z_CV), self._row_bytes)
+        scratch_CV = torch.empty_like(z_CV[blocks[0]])
         parts = [
             row_partials(
-                z_CV[tile], target_C[tile], *scaling, keep_exp=self._keep_exp, some_elsewhere=sharded
+                z_CV[tile],
+                target_C[tile],
+                *scaling,
+                **options,
+                scratch_CV=scratch_CV[: tile.stop - tile.start],
             )
-            for tile in tiles(len(z_CV), self._row_bytes)
+            for tile in blocks
         ]
         partials = parts[0] if len(parts) == 1 else RowPartials(*map(torch.cat, zip(*parts, strict=True)))
         if linear.shard is not None:

@@ -80,10 +80,12 @@ def row_partials(
     *,
     keep_exp: bool = False,
     some_elsewhere: bool = False,
+    scratch_CV: Tensor | None = None,
 ) -> RowPartials:
     """Sums of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max).
 
-    With `some_elsewhere` a target of -1 is no column of this block.
+    With `some_elsewhere` a target of -1 is no column of this block. A `scratch_CV` kept from block to block
+    spares the heap the holes that temporaries of this size leave between smaller tensors.
     """
     divisor = _divisor(temperature, softcap)
     if keep_exp:
@@ -93,7 +95,7 @@ def row_partials(
     max_C = z_CV.amax(-1)
     target_C1 = target_C[:, None].clamp(min=0) if some_elsewhere else target_C[:, None]
     target_logit_C1 = z_CV.gather(1, target_C1)
-    below_CV = (z_CV - max_C[:, None]).clamp_(min=FLOOR)
+    below_CV = torch.sub(z_CV, max_C[:, None], out=scratch_CV).clamp_(min=FLOOR)
     exp_CV = torch.exp(below_CV, out=held_CV) if keep_exp else below_CV.exp()
     if some_elsewhere:
         elsewhere_C1 = target_C[:, None] < 0
