@@ -49,6 +49,7 @@ def grpo_loss(
     options: GRPOOptions = DEFAULTS,
     temperature: float = 1.0,
     softcap: float | None = None,
+    overwrite_logits: bool = False,
     impl: Impl | None = None,
 ) -> PaddedLoss:
     """TRL's GRPO loss of a padded batch, for each of its loss types.
@@ -71,6 +72,7 @@ def grpo_loss(
             by; None = those of this batch on all ranks.
         options: which loss (see `GRPOOptions`).
         temperature, softcap, impl: as in `policy_loss`.
+        overwrite_logits: as in `policy_loss`; not where KL and an entropy bonus are both on.
 
     Returns:
         `PaddedLoss(loss, logp_BL, entropy_BL, stats)`.
@@ -97,7 +99,8 @@ def grpo_loss(
     target_T = torch.where(problem.counted_T, completion_ids.reshape(-1), 0)
     scaling = {"temperature": temperature, "softcap": softcap, "impl": impl}
     if problem.entropy_weight_T is None:
-        out = policy_loss(logits_TV, target_T, problem.edges, problem.objective, **scaling)
+        edges, objective = problem.edges, problem.objective
+        out = policy_loss(logits_TV, target_T, edges, objective, overwrite_logits=overwrite_logits, **scaling)
     else:
         logp_T, entropy_T, _ = logprob(logits_TV, target_T, **scaling)
         out = problem_loss(logp_T, entropy_T, problem)
