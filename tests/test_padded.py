@@ -427,3 +427,14 @@ def test_fused_linear_names_what_is_missing() -> None:
         FusedLinearGRPOLoss(use_ref_model=False)(b.hidden, b.head, b.ids[:, 1:], b.mask, b.advantages)
     with pytest.raises(ValueError, match="entropies: wanted with entropy_coef"):
         grpo_loss_of_logps(b.old, b.mask, advantages=b.advantages, options=GRPOOptions(entropy_coef=0.1))
+
+
+@pytest.mark.parametrize(("level", "loss_type"), LEVELS)
+def test_an_empty_mask_is_a_zero_loss(level: str, loss_type: str) -> None:
+    b = replace(make_batch(), mask=torch.zeros(B, L, dtype=torch.bool))
+    o = GRPOOptions(
+        loss_type=loss_type, importance_sampling_level=level, entropy_coef=0.1, max_completion_length=9
+    )
+    loss, *gradients = value_and_gradients(b, fused_loss(b, o, False, b.ratio, None))
+    assert float(loss) == 0.0
+    assert all((g == 0).all() for g in gradients)
