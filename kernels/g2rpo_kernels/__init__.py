@@ -12,7 +12,14 @@ from g2rpo_kernels.padded import (
     grpo_loss_of_logps,
     token_logprobs,
 )
-from g2rpo_kernels.policy_loss import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels.policy_loss import (
+    Edges,
+    Objective,
+    PolicyLoss,
+    Rewards,
+    policy_loss,
+    policy_loss_from_rewards,
+)
 from g2rpo_kernels.policy_loss.logps import policy_loss_of_logps
 from g2rpo_kernels.tree_attention import cascade_plan, tree_attention
 
@@ -24,6 +31,7 @@ __all__ = [
     "Objective",
     "PaddedLoss",
     "PolicyLoss",
+    "Rewards",
     "cascade_plan",
     "edge_coefficients",
     "group_advantage",
@@ -33,6 +41,7 @@ __all__ = [
     "linear_policy_loss",
     "logprob",
     "policy_loss",
+    "policy_loss_from_rewards",
     "policy_loss_of_logps",
     "token_logprobs",
     "tree_attention",

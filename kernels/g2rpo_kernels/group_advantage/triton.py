@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from g2rpo_kernels.group_advantage.triton_groups import advantage, spread
+from g2rpo_kernels.group_advantage.triton_groups import advantage, inverse, spread
 from g2rpo_kernels.logprob.triton_launch import on_device
 
-BLOCK_R = 256
+BLOCK_R = 128
 BLOCK_T = 128
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
@@ -63,7 +63,7 @@ def standardised_sum_kernel(
     for k in range(num_k):
         channel_ptr = reward_ptr + k * stride_k
         deviation, std = spread(channel_ptr, None, group_ptr, r, num_r, 1, stride_r, stride_k, False, BLOCK_R)
-        weighted = deviation / (std + eps)
+        weighted = deviation * inverse(std + eps)
         if channel_weight_ptr is not None:
             weighted *= tl.load(channel_weight_ptr + k).to(tl.float64)
         total += weighted
@@ -75,7 +75,7 @@ def whole_batch_kernel(value_ptr, group_ptr, out_ptr, num_r, eps: tl.float64, BL
     """(value - batch mean) / (batch std + eps)."""
     r = tl.program_id(0)
     deviation, std = spread(value_ptr, None, group_ptr, r, num_r, 1, 1, 1, True, BLOCK_R)
-    tl.store(out_ptr + r, deviation / (std + eps))
+    tl.store(out_ptr + r, deviation * inverse(std + eps))
 
 
 @triton.jit

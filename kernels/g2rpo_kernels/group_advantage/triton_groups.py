@@ -18,6 +18,17 @@ TIE = tl.constexpr(64 * 2.220446049250313e-16)
 
 
 @triton.jit
+def inverse(number):
+    """1 / number in float64, by Newton's steps from float32: the division of float64 is a call on the stack.
+
+    For numbers within the range of float32: counts, standard deviations.
+    """
+    guess = (1.0 / number.to(tl.float32)).to(tl.float64)
+    guess = guess * (2.0 - number * guess)
+    return guess * (2.0 - number * guess)
+
+
+@triton.jit
 def totals(reward_ptr, channel_weight_ptr, offs_r, mask_r, stride_r, stride_k, num_k):
     """sum_k w_k reward_rk in float64; all weights 1 without `channel_weight_ptr`."""
     ptr_r = reward_ptr + offs_r.to(tl.int64) * stride_r
@@ -59,7 +70,7 @@ def spread(
         low_r = tl.minimum(low_r, tl.where(mask_r, total_r, float("inf")))
         high_r = tl.maximum(high_r, tl.where(mask_r, total_r, -float("inf")))
     low, high = tl.min(low_r, 0), tl.max(high_r, 0)
-    tied = high - low <= TIE * tl.maximum(tl.abs(low), tl.abs(high))
+    tied = high - low <= tl.maximum(tl.abs(low), tl.abs(high)) * TIE
     # From the minimum: equal rewards give exact zeros, and a common offset costs no digits.
     sum_r = tl.zeros((BLOCK_R,), tl.float64)
     count_r = tl.zeros((BLOCK_R,), tl.float64)
@@ -71,7 +82,7 @@ def spread(
         sum_r += tl.where(mask_r, total_r - low, 0.0)
         count_r += tl.where(mask_r, 1.0, 0.0)
     count = tl.sum(count_r, 0)
-    mean = tl.where(tied, 0.0, tl.sum(sum_r, 0) / count)
+    mean = tl.where(tied, 0.0, tl.sum(sum_r, 0) * inverse(count))
     square_r = tl.zeros((BLOCK_R,), tl.float64)
     for start in range(0, num_r, BLOCK_R):
         mask_r = lane_r < num_r - start
@@ -80,7 +91,9 @@ def spread(
             mask_r = mask_r & (tl.load(group_ptr + start + lane_r, mask=mask_r, other=0) == own)
         apart_r = tl.where(mask_r, total_r - low - mean, 0.0)
         square_r += apart_r * apart_r
-    std = tl.sqrt(tl.where(tied, 0.0, tl.sum(square_r, 0) / tl.maximum(count - 1.0, 1.0)))
+    variance = tl.where(tied, 0.0, tl.sum(square_r, 0) * inverse(tl.maximum(count - 1.0, 1.0)))
+    # The square root of float64 is such a call, too.
+    std = tl.exp(0.5 * tl.log(variance))
     total = totals(reward_ptr, channel_weight_ptr, rollout, rollout >= 0, stride_r, stride_k, num_k)
     return tl.where(tied, 0.0, total - low - mean), std
 
@@ -117,5 +130,5 @@ def advantage(
             BLOCK_R,
         )
     if SCALE != "none":
-        deviation = deviation / (std + eps)
+        deviation = deviation * inverse(std + eps)
     return deviation

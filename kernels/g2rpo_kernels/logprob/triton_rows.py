@@ -115,7 +115,7 @@ def row_sums(
 ):
     """(m, rest, moment) of one row in float64, in one sweep. `target` -1: no column is the target."""
     lane_v = tl.arange(0, BLOCK_V)
-    m = LOWEST + tl.zeros((), tl.float32)
+    m = tl.zeros((), tl.float32) + LOWEST
     rest_v = tl.zeros((BLOCK_V,), tl.float32)
     moment_v = tl.zeros((BLOCK_V,), tl.float32)
     full = num_v // BLOCK_V * BLOCK_V

@@ -84,6 +84,16 @@ def policy_kernel(
     STAGES: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
+    weight = tl.load(weight_ptr + t).to(tl.float64)
+    if reward_ptr is None:
+        a_pos = tl.load(a_pos_ptr + t).to(tl.float64)
+        a_neg = tl.load(a_neg_ptr + t).to(tl.float64)
+    else:
+        own = advantage(
+            reward_ptr, channel_weight_ptr, group_ptr, tl.load(row_ptr + t), num_r, num_k,
+            reward_stride_r, reward_stride_k, eps, SCALE, BLOCK_R,
+        )  # fmt: skip
+        a_pos, a_neg = weight * tl.maximum(own, 0.0), weight * tl.minimum(own, 0.0)
     logits_row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
     scale, scale_f32 = both(scale)
@@ -104,16 +114,6 @@ def policy_kernel(
         STAGES,
     )
     logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
-    weight = tl.load(weight_ptr + t).to(tl.float64)
-    if reward_ptr is None:
-        a_pos = tl.load(a_pos_ptr + t).to(tl.float64)
-        a_neg = tl.load(a_neg_ptr + t).to(tl.float64)
-    else:
-        own = advantage(
-            reward_ptr, channel_weight_ptr, group_ptr, tl.load(row_ptr + t), num_r, num_k,
-            reward_stride_r, reward_stride_k, eps, SCALE, BLOCK_R,
-        )  # fmt: skip
-        a_pos, a_neg = weight * tl.maximum(own, 0.0), weight * tl.minimum(own, 0.0)
     loss, c, e = edge_loss(
         logp, entropy, a_pos, a_neg, weight, t, num_t, stats_ptr, old_ptr, ref_ptr, rollout_ptr,
         low, high, dual_clip, tau_pos, tau_neg, kl_coef, entropy_coef, importance_cap,
@@ -134,7 +134,7 @@ def policy_kernel(
         )  # fmt: skip
 
 
-BLOCK_R = 256
+BLOCK_R = 128
 """Rollouts per block of a sweep over the rewards."""
 
 

@@ -1,0 +1,288 @@
+"""The one-launch policy loss in the interpreter: surrogates, estimators and ratios against the reference."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels.policy_loss.triton import policy_rows
+from torch import Tensor
+
+from test_logprob import rows
+from test_policy_loss import PENALTIES, SURROGATES
+
+Scaling = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    logits: Tensor
+    target: Tensor
+    edges: Edges
+    scaling: Scaling = (0.9, None)
+
+    def on_policy(self) -> Case:
+        return replace(self, edges=self.edges._replace(old_logp_T=None))
+
+
+def random_case(seed: int, num_rows: int, vocab: int, scaling: Scaling = (0.9, None)) -> Case:
+    """Edges with one or two members of any sign, some of no weight, a few not sampled by the engine."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    logits = 2 * normal(num_rows, vocab)
+    target = torch.randint(vocab, (num_rows,), generator=generator)
+    logp = torch.log_softmax(logits.double() / scaling[0], -1).gather(1, target[:, None])[:, 0]
+    old, ref, rollout = ((logp + 0.4 * normal(num_rows)).float() for _ in range(3))
+    rollout[0] = torch.nan
+    counts = torch.randint(1, 3, (num_rows,), generator=generator)
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    num_members = int(ptr[-1])
+    weight, advantage = torch.rand(num_members, generator=generator), normal(num_members)
+    weight[ptr[1] : ptr[2]] = 0
+    edge = torch.repeat_interleave(counts)
+
+    def total(value: Tensor) -> Tensor:
+        return torch.zeros(num_rows).index_add(0, edge, value)
+
+    edges = Edges(
+        total(weight * advantage.clamp(min=0)),
+        total(weight * advantage.clamp(max=0)),
+        total(weight),
+        old,
+        ref,
+        rollout,
+        ptr,
+        torch.randint(3, (num_members,), generator=generator),
+        advantage,
+        weight,
+        3,
+    )
+    return Case(logits, target, edges, scaling)
+
+
+def run(
+    case: Case, o: Objective, impl: str, dtype: torch.dtype, overwrite: bool = False, factor: float = 3.0
+) -> tuple[PolicyLoss, Tensor]:
+    leaf = case.logits.to(dtype, copy=True).requires_grad_()
+    out = policy_loss(
+        leaf,
+        case.target,
+        case.edges,
+        o,
+        temperature=case.scaling[0],
+        softcap=case.scaling[1],
+        overwrite_logits=overwrite,
+        impl=impl,
+    )
+    (gradient,) = torch.autograd.grad(factor * out.loss, leaf)
+    return out, gradient
+
+
+class Errors:
+    """Errors of the kernel and of same-precision eager, relative to the truth's largest value, over cases.
+
+    The budget holds for the worst of each: in one case of a few rows eager may be exact by luck.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.worst: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, got: Tensor, eager: Tensor, truth: Tensor) -> None:
+        got, eager, truth = (value.detach().double() for value in (got, eager, truth))
+        assert torch.isfinite(got).all()
+        size = truth.abs().max()
+        assert size > 0
+        before = self.worst.get(name, (0.0, 0.0))
+        errors = (float((value - truth).abs().max() / size) for value in (got, eager))
+        self.worst[name] = tuple(max(pair) for pair in zip(before, errors, strict=True))  # pyright: ignore
+
+    def compare(self, case: Case, o: Objective, overwrite: bool = False) -> None:
+        got, d_got = run(case, o, "triton", self.dtype, overwrite)
+        eager, d_eager = run(case, o, "reference", self.dtype)
+        true, d_true = run(case, o, "reference", torch.float64)
+        self.add("gradient", d_got, d_eager, d_true)
+        self.add("logp", got.logp_T, eager.logp_T, true.logp_T)
+        self.add("entropy", got.entropy_T, eager.entropy_T, true.entropy_T)
+        # Terms of both signs add up to the loss: its error is one of its largest term.
+        offset = true.loss.detach().sign() * case.edges.weight_T.double().sum()
+        self.add("loss", *(out.loss.detach().double() + offset for out in (got, eager, true)))
+        assert got.stats.keys() == true.stats.keys()
+        for name, (total, count) in true.stats.items():
+            assert float(got.stats[name][1]) == float(count), name
+            torch.testing.assert_close(got.stats[name][0].double(), total, rtol=1e-5, atol=1e-5)
+
+    def check(self) -> None:
+        for name, (got, eager) in self.worst.items():
+            eps = torch.finfo(self.dtype if name == "gradient" else torch.float32).eps
+            assert got <= 2 * eager + eps, (name, got, eager)
+        assert self.worst["gradient"][1] > 0
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_policy_loss_equals_reference(surrogate: dict, ratio: str) -> None:
+    errors = Errors(torch.float32)
+    case = random_case(0, 6, 301)
+    for penalty, on_policy in itertools.product(PENALTIES, (False, True)):
+        o = Objective(**surrogate, ratio=ratio, **penalty)
+        errors.compare(case.on_policy() if on_policy else case, o, overwrite=on_policy)
+    errors.check()
+
+
+def random_objective(generator: torch.Generator) -> Objective:
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    return Objective(
+        surrogate=pick("clip", "cispo", "sapo", "reinforce"),
+        clip_low=pick(0.2, 0.1, 1.0),
+        clip_high=pick(0.2, 0.28),
+        dual_clip=pick(None, 1.5),
+        sapo_tau_neg=pick(1.05, 2.0),
+        kl=pick("k1", "k2", "k3"),
+        kl_coef=pick(0.0, 0.05, 0.2),
+        kl_times_ratio=pick(False, True),
+        entropy_coef=pick(0.0, 0.01, 0.1),
+        importance_cap=pick(None, 1.2),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_policy_loss_within_budget_on_random_cases(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(9)
+    errors = Errors(dtype)
+    for seed in range(100):
+        num_rows, vocab = (int(torch.randint(3, high, (), generator=generator)) for high in (6, 500))
+        scaling = [(1.0, None), (0.8, None), (1.1, 20.0)][seed % 3]
+        case = random_case(seed, num_rows, vocab, scaling)
+        case = replace(case, logits=case.logits.to(dtype) + [0, 50, -50][seed % 3])
+        case = case.on_policy() if seed % 4 == 0 else case
+        errors.compare(case, random_objective(generator), overwrite=seed % 2 == 1)
+    errors.check()
+
+
+@pytest.mark.parametrize("kind", ["up", "down", "confident", "equal", "impossible"])
+def test_policy_loss_within_budget_on_awkward_rows(kind: str) -> None:
+    errors = Errors(torch.float32)
+    logits, target = rows(kind, 6, 2 * 2048 + 37)
+    case = random_case(3, 6, logits.shape[1], (1.0, None))
+    logp = torch.log_softmax(logits.double(), -1).gather(1, target[:, None])[:, 0]
+    near = {
+        name: (logp + 0.3 * torch.randn(6, generator=torch.Generator().manual_seed(4))).float()
+        for name in ("old_logp_T", "ref_logp_T", "rollout_logp_T")
+    }
+    case = replace(case, logits=logits, target=target, edges=case.edges._replace(**near))
+    o = Objective(kl_coef=0.1, entropy_coef=0.05, importance_cap=1.2)
+    errors.compare(case, o)
+    errors.compare(case, o, overwrite=True)
+    errors.check()
+
+
+def test_first_ratio_is_exactly_one_with_stored_log_probabilities() -> None:
+    case = random_case(5, 6, 700)
+    old = run(case, Objective(), "triton", torch.float32)[0].logp_T
+    stored = replace(case, edges=case.edges._replace(old_logp_T=old, ref_logp_T=old))
+    out, gradient = run(stored, Objective(kl_coef=0.1), "triton", torch.float32)
+    assert [float(x) for x in out.stats["ratio"]] == [5.0, 5.0]
+    assert float(out.stats["approx_kl"][0]) == float(out.stats["kl"][0]) == 0.0
+    want = run(case.on_policy(), Objective(), "triton", torch.float32)[1]
+    assert torch.equal(gradient, want)
+
+
+def test_zero_weights_contribute_nothing_even_from_nan() -> None:
+    on, nan = torch.tensor([1.0, 0.0]), torch.tensor([-2.0, torch.nan])
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
+    logits[1] = torch.nan
+    case = Case(logits, torch.tensor([3, 4]), Edges(on, -0.5 * on, on, nan, nan, nan))
+    o = Objective(kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0)
+    for overwrite in (False, True):
+        out, gradient = run(case, o, "triton", torch.float32, overwrite)
+        assert torch.isfinite(out.loss)
+        assert (gradient[1] == 0).all()
+        assert gradient[0].abs().max() > 0.01
+        assert all(torch.isfinite(total) for total, _ in out.stats.values())
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo", "sapo", "reinforce"])
+def test_huge_ratios_stay_finite(surrogate: str) -> None:
+    far = torch.tensor([-500.0, 400.0])
+    edges = Edges(torch.ones(2), -torch.ones(2), torch.ones(2), far, far, 2 * far)
+    case = Case(torch.randn(2, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]), edges)
+    o = Objective(surrogate=surrogate, kl_coef=0.1, importance_cap=2.0)
+    got, want = (run(case, o, impl, torch.float32) for impl in ("triton", "reference"))
+    assert torch.isfinite(got[1]).all()
+    torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[0].loss, want[0].loss, rtol=1e-5, atol=1e-5)
+
+
+def test_overwritten_logits_hold_their_gradient_and_guard_others() -> None:
+    case = random_case(7, 4, 300)
+    leaf = case.logits.clone().requires_grad_()
+    logits = leaf * 1.0
+    where = logits.data_ptr()
+    out = policy_loss(logits, case.target, case.edges, Objective(), overwrite_logits=True, impl="triton")
+    given = []
+    logits.register_hook(lambda gradient: given.append(gradient.data_ptr()))
+    out.loss.backward(retain_graph=True)
+    assert given == [where]
+    with pytest.raises(RuntimeError, match="backward ran already"):
+        out.loss.backward()
+    leaf = case.logits.clone().requires_grad_()
+    logits = leaf.exp()  # its backward reads them
+    out = policy_loss(logits, case.target, case.edges, Objective(), overwrite_logits=True, impl="triton")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.backward()
+
+
+def test_without_gradient_the_logits_stay() -> None:
+    case = random_case(8, 4, 300)
+    kept = case.logits.clone()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            arguments = (case.logits, case.target, case.edges, Objective())
+            out = policy_loss(*arguments, overwrite_logits=True, impl="triton")
+        assert not out.loss.requires_grad
+        assert torch.equal(case.logits, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_policy_rows_writes_beside_and_over_the_logits(dtype: torch.dtype) -> None:
+    case = random_case(9, 5, 2100)
+    bias = torch.randn(2100, generator=torch.Generator().manual_seed(3))
+    o = Objective(kl_coef=0.1, entropy_coef=0.05)
+    settings = {"temperature": 0.9, "softcap": 25.0, "bias_V": bias}
+    arguments = (case.target, case.edges, o)
+    alone = policy_rows(case.logits, *arguments, out=None, **settings)
+    beside = torch.full(case.logits.shape, torch.nan, dtype=dtype)
+    both = policy_rows(case.logits, *arguments, out=beside, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    leaf = (case.logits + bias).double().requires_grad_()
+    true = policy_loss(leaf, case.target, case.edges, o, temperature=0.9, softcap=25.0, impl="reference")
+    (want,) = torch.autograd.grad(true.loss, leaf)
+    torch.testing.assert_close(both.loss_T.double().sum(), true.loss.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        beside.double(), want, rtol=1e-5, atol=2e-3 if dtype == torch.float16 else 1e-6
+    )
+    over = case.logits.clone()
+    policy_rows(over, *arguments, out=over, **settings)
+    torch.testing.assert_close(over, beside.float(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"objective\.ratio: wanted 'token', got 'sequence'"):
+        policy_rows(case.logits, case.target, case.edges, replace(o, ratio="sequence"), out=None, **settings)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_edges_is_a_zero_loss(ratio: str, overwrite: bool) -> None:
+    none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    edges = Edges(none, none, none, None, none, none, torch.zeros(1, dtype=torch.int64), ids, none, none, 0)
+    o = Objective(ratio=ratio, kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0)
+    out, gradient = run(Case(torch.zeros(0, 5), ids, edges), o, "triton", torch.float32, overwrite)
+    assert float(out.loss.detach()) == 0.0
+    assert gradient.shape == (0, 5)

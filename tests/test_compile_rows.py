@@ -1,0 +1,102 @@
+"""Row kernels compiled offline for each chip of the static table: no spills, tiles in flight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from g2rpo_kernels.group_advantage import triton as groups
+from g2rpo_kernels.logprob import triton as rows
+from g2rpo_kernels.logprob.triton_launch import TILES
+from g2rpo_kernels.policy_loss import triton as policy
+from g2rpo_kernels.policy_loss import triton_loss
+
+from compiling import Compiled, compile_for
+
+CHIPS = {8: "sm_80", 9: "sm_90", 10: "sm_100"}
+FLOATS = {
+    "scale", "inv_softcap", "inv_temperature", "eps", "low", "high", "dual_clip", "tau_pos", "tau_neg",
+    "kl_coef", "entropy_coef", "importance_cap",
+}  # fmt: skip
+INDICES = {"target_ptr", "group_ptr", "row_ptr", "member_ptr"}
+ALIGNED = {"num_v", "stride_t", "out_stride_t"}
+
+
+def compiled(chip: str, kernel: Any, logits: str, fixed: dict[str, Any], **options: Any) -> Compiled:
+    """`kernel` for logits of a type; `fixed` are its compile-time arguments, None and 1 among them."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in fixed:
+            continue
+        if name in ("logits_ptr", "out_ptr", "values_ptr"):
+            types[name] = f"*{logits}"
+        elif name.endswith("_ptr"):
+            types[name] = "*i64" if name in INDICES else "*fp64" if name == "lse_ptr" else "*fp32"
+        else:
+            types[name] = "fp64" if name in FLOATS else "i32"
+    aligned = {name for name, kind in types.items() if kind.startswith("*") or name in ALIGNED}
+    return compile_for(chip, kernel, types, fixed, aligned, **options)
+
+
+@pytest.mark.parametrize("major", CHIPS)
+@pytest.mark.parametrize("logits", ["bf16", "fp32"])
+def test_row_kernels_never_spill(major: int, logits: str) -> None:
+    tile = TILES[major, {"bf16": 2, "fp32": 4}[logits]]
+    options = dict(tile.options)
+    sizes = {name: options.pop(name) for name in ("BLOCK_V", "STAGES")} | {"stride_v": 1}
+    plain = {"SOFTCAP": False, "bias_ptr": None} | sizes
+    capped = {"SOFTCAP": True} | sizes
+    numbers = {"third_ptr": None, "fourth_ptr": None}
+    beside = {"out_stride_v": 1}
+    objective = {
+        "SCALE": "none", "SURROGATE": "clip", "DUAL": True, "KL": "k3", "PENALTY": True, "ENTROPY": True,
+        "KL_TIMES_RATIO": True, "CAP": True, "BLOCK_R": policy.BLOCK_R,
+    }  # fmt: skip
+    given = dict.fromkeys(("reward_ptr", "channel_weight_ptr", "group_ptr", "row_ptr"))
+    from_rewards = {"a_pos_ptr": None, "a_neg_ptr": None, "SCALE": "batch"}
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (rows.stats_kernel, plain | numbers),
+        (rows.stats_kernel, capped | {"lse_ptr": None}),
+        (rows.gradient_kernel, plain | beside | {"e_ptr": None, "g_ptr": None}),
+        (rows.gradient_kernel, capped | beside),
+        (policy.policy_kernel, plain | beside | objective | given),
+        (policy.policy_kernel, capped | beside | objective | from_rewards),
+    ]
+    for kernel, fixed in cases:
+        out = compiled(CHIPS[major], kernel, logits, fixed, **options)
+        assert out.stack == 0, (kernel.fn.__name__, fixed, out.registers)
+        assert 16 < out.registers <= 128, (kernel.fn.__name__, out.registers)  # two programs fit at least
+        assert "cp.async" in out.ptx, kernel.fn.__name__
+
+
+@pytest.mark.parametrize("chip", CHIPS.values())
+def test_small_kernels_never_spill(chip: str) -> None:
+    tile = TILES[9, 2]
+    rewards = {"BLOCK_R": groups.BLOCK_R, "stride_k": 1}
+    cases: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+        (triton_loss.scale_kernel, {"stride_v": 1}, tile.options),
+        (groups.advantage_kernel, rewards | {"SCALE": "batch"}, groups.OPTIONS),
+        (groups.standardised_sum_kernel, rewards, groups.OPTIONS),
+        (groups.whole_batch_kernel, {"BLOCK_R": groups.BLOCK_R}, groups.OPTIONS),
+        (groups.edge_kernel, {"BLOCK_T": groups.BLOCK_T}, groups.OPTIONS),
+    ]
+    for kernel, fixed, given in cases:
+        options = dict(given)
+        sizes = {name: options.pop(name) for name in ("BLOCK_V", "STAGES") if name in options}
+        assert compiled(chip, kernel, "bf16", fixed | sizes, **options).stack == 0, kernel.fn.__name__
+
+
+def test_every_surrogate_and_estimator_compiles() -> None:
+    options = dict(TILES[9, 4].options)
+    fixed = {name: options.pop(name) for name in ("BLOCK_V", "STAGES")} | {
+        "stride_v": 1, "out_stride_v": 1, "SOFTCAP": False, "bias_ptr": None, "SCALE": "none", "DUAL": False,
+        "PENALTY": True, "KL_TIMES_RATIO": False, "ENTROPY": False, "CAP": False, "BLOCK_R": policy.BLOCK_R,
+        "rollout_ptr": None, "old_ptr": None,
+    }  # fmt: skip
+    fixed |= dict.fromkeys(("reward_ptr", "channel_weight_ptr", "group_ptr", "row_ptr"))
+    for surrogate, kl in (("clip", "k1"), ("cispo", "k2"), ("sapo", "k3"), ("reinforce", "k3")):
+        pieces = {"SURROGATE": surrogate, "KL": kl}
+        assert compiled("sm_90", policy.policy_kernel, "fp32", fixed | pieces, **options).stack == 0
