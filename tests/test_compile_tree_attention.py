@@ -7,15 +7,17 @@ import re
 from typing import Any
 
 import pytest
-from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles
+import torch
+from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles, tiles_for
 
 triton = pytest.importorskip("triton")
 
-from compiling import Compiled, compile_for  # noqa: E402
 from g2rpo_kernels.tree_attention import triton_backward, triton_forward, triton_kv_grad  # noqa: E402
 
-TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
-SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
+from compiling import Compiled, compile_for  # noqa: E402
+
+TENSOR_CORES = {"sm_80": "mma.sync", "sm_86": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 FLOAT32 = {"lse_ptr", "delta_ptr", "dk_slot_ptr", "dv_slot_ptr"}
 INT32 = {"end_ptr", "position_ptr", "work_ptr", "key_ptr", "query_ptr", "slot_ptr"}
 
@@ -82,6 +84,19 @@ def test_half_precision_tiles_compile_with_window_and_softcap(
     check(chip, width, HALF[chip, width], "bf16", windowed=windowed, capped=capped)
 
 
+@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize("chip", ["sm_86", "sm_120"])
+def test_small_chips_have_the_shared_memory(chip: str, width: int) -> None:
+    """Capabilities 8.6, 8.9 and 12.0 use the tiles of "sm_86"; the most shared memory is the forward's."""
+    tile = tiles_for("sm_86", torch.bfloat16, width).forward
+    flags = {"WINDOWED": True, "CAPPED": True, "PADDED": False, "UPCAST": False, "BLOCK_E": width}
+    blocks = {"BLOCK_M": tile.block_q, "BLOCK_N": tile.block_kv}
+    compiled = built(chip, triton_forward.forward_kernel, "bf16", flags | blocks, tile)
+    assert compiled.stack == 0
+    assert compiled.shared <= SHARED_BYTES["sm_86"]
+    assert "mma.sync" in compiled.ptx
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", SINGLE)
 def test_float32_tiles_compile(width: int) -> None:
@@ -90,6 +105,6 @@ def test_float32_tiles_compile(width: int) -> None:
 
 @pytest.mark.parametrize("chip", TENSOR_CORES)
 def test_side_kernels_compile_without_spills(chip: str) -> None:
-    shape = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_E": 256, "BLOCK_X": 1024}
+    shape = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_E": 256, "BLOCK_X": 1024}
     for kernel in (triton_backward.delta_kernel, triton_kv_grad.slots_kernel):
         assert built(chip, kernel, "bf16", shape, None).stack == 0

@@ -11,6 +11,7 @@ import torch
 from g2rpo_kernels.tree_attention.reference import visible
 from g2rpo_kernels.tree_attention.tile_lists import KvLists, QueryLists, TileLists, tile_plan
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
+
 from trees import forest, path_lengths
 
 SHAPES = [(4, 4), (8, 4), (4, 8), (16, 16), (2, 1)]

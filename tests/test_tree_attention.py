@@ -11,6 +11,7 @@ from g2rpo_kernels.tree_attention import cascade, cascade_cuda, cascade_plan, tr
 from g2rpo_kernels.tree_attention.cascade_cuda import backward_cuda, forward_cuda, plan_cuda
 from g2rpo_kernels.tree_attention.nodes import nodes_of
 from torch import Tensor
+
 from trees import QKV, copies, forest, incoming, out_and_grads, path_lengths, qkv, with_grads
 
 

@@ -10,6 +10,7 @@ import torch
 from g2rpo_kernels.tree_attention import tile_plan, tree_attention
 from g2rpo_kernels.tree_attention.tiles import CHIPS, tiles_for
 from torch import Tensor
+
 from trees import QKV, copies, forest, path_lengths, qkv, with_grads, worst_excess
 
 pytestmark = [

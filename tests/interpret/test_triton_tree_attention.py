@@ -14,6 +14,7 @@ from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
 from g2rpo_kernels.tree_attention.triton import tree_attention_triton
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
 from trees import QKV, forest, path_lengths, qkv, with_grads, worst_excess
 
 

@@ -176,8 +176,8 @@ def _rows(visited_RC: Tensor, full_RC: Tensor, num_pairs: int) -> _Rows:
     first_R = count_R.cumsum(0) - count_R
     place_RC = torch.where(
         full_RC,
-        full_RC.cumsum(1) + (first_R[:, None] - 1),
-        (visited_RC & ~full_RC).cumsum(1) + (first_R + full_R - 1)[:, None],
+        full_RC.cumsum(1, dtype=torch.int32) + (first_R[:, None] - 1),
+        (visited_RC & ~full_RC).cumsum(1, dtype=torch.int32) + (first_R + full_R - 1)[:, None],
     ).where(visited_RC, num_pairs)
     column_C = torch.arange(visited_RC.shape[1], dtype=torch.int32, device=visited_RC.device)
     entry_L = torch.zeros(num_pairs + 1, dtype=torch.int32, device=visited_RC.device)

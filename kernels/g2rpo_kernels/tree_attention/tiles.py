@@ -20,7 +20,7 @@ class Tile:
     stages: int
     spill_free: bool = True
     """Compiles without a byte of stack, whatever the window and the softcap (see
-    tests/test_compile_tree_attention.py). False: measured to spill, and the other shapes are no better."""
+    tests/test_compile_tree_attention.py). False: measured to spill, and other shapes are no better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,12 @@ HALF: dict[tuple[str, int], Tiles] = {
         kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=2),
         split_kv_grad=True,
     ),
+    ("sm_86", 256): Tiles(  # 99 KB of shared memory
+        forward=Tile(block_q=64, block_kv=32, warps=8, stages=2),
+        query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=1),
+        kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=1),
+        split_kv_grad=True,
+    ),
     ("sm_90", 64): Tiles(
         forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
         query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
@@ -71,12 +77,12 @@ HALF: dict[tuple[str, int], Tiles] = {
     ("sm_90", 256): Tiles(
         forward=Tile(block_q=128, block_kv=64, warps=8, stages=2),
         query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2, spill_free=False),
+        kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=2),
         split_kv_grad=True,
     ),
     ("sm_100", 64): Tiles(
         forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
-        query_grad=Tile(block_q=128, block_kv=64, warps=4, stages=2),
+        query_grad=Tile(block_q=64, block_kv=64, warps=4, stages=2),
         kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
     ),
     ("sm_100", 128): Tiles(
@@ -91,26 +97,39 @@ HALF: dict[tuple[str, int], Tiles] = {
         split_kv_grad=True,
     ),
 }
-"""bfloat16 and float16, by (chip, head width padded up)."""
+"""bfloat16 and float16, by (chip, head width padded up). "sm_86" differs from "sm_80" at 256 only."""
 
 SINGLE: dict[int, Tiles] = {
-    width: Tiles(
-        forward=Tile(block_q=32, block_kv=32, warps=4, stages=1),
-        query_grad=Tile(block_q=32, block_kv=32, warps=4, stages=1),
-        kv_grad=Tile(block_q=32, block_kv=32, warps=4, stages=1),
-        split_kv_grad=width == 256,
-    )
-    for width in (64, 128, 256)
+    64: Tiles(
+        forward=Tile(block_q=32, block_kv=32, warps=8, stages=1),
+        query_grad=Tile(block_q=32, block_kv=32, warps=8, stages=1),
+        kv_grad=Tile(block_q=32, block_kv=32, warps=8, stages=1),
+    ),
+    128: Tiles(
+        forward=Tile(block_q=16, block_kv=16, warps=8, stages=1),
+        query_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1),
+        kv_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1),
+    ),
+    256: Tiles(
+        forward=Tile(block_q=16, block_kv=16, warps=8, stages=1),
+        query_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, spill_free=False),
+        kv_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, spill_free=False),
+        split_kv_grad=True,
+    ),
 }
-"""float32, by head width padded up: products in full float32, without tensor cores, on any chip."""
+"""float32, by head width padded up: products in full float32, without tensor cores, on any chip. A thread
+holds whole rows of its operands: two products of 256 columns do not fit (dq 176, dk 152 bytes of stack)."""
 
 CHIPS: dict[tuple[int, int], str] = {
     (8, 0): "sm_80",
+    (8, 6): "sm_86",
+    (8, 9): "sm_86",
+    (12, 0): "sm_86",
     (9, 0): "sm_90",
     (10, 0): "sm_100",
     (10, 3): "sm_100",
 }
-"""Compute capability -> row of the table."""
+"""Compute capability -> chip in the table."""
 
 
 def width_class(width: int) -> int:
@@ -122,7 +141,8 @@ def tiles_for(chip: str, dtype: torch.dtype, width: int) -> Tiles:
     """The table's entry for heads of `width` in `dtype` on a chip of `CHIPS`."""
     if dtype == torch.float32:
         return SINGLE[width_class(width)]
-    return HALF[chip, width_class(width)]
+    wide = width_class(width)
+    return HALF[chip, wide] if (chip, wide) in HALF else HALF["sm_80", wide]
 
 
 def unsupported_triton(q_SHE: torch.Tensor) -> str | None:

@@ -24,10 +24,7 @@ from g2rpo_kernels.tree_attention.triton_kv_grad import kv_kernel, slots_kernel
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Was TRITON_INTERPRET set when Triton was imported? Then the kernels run on CPU tensors."""
 
-FP_FUSION = {"enable_fp_fusion": True}
-"""Triton's own default differs between releases (on to 3.9, off from 3.10)."""
-
-DELTA_ROWS = 32
+DELTA_ROWS = 16
 SLOT_PIECE = 1024
 
 
@@ -145,9 +142,15 @@ def _shared(
     }
 
 
+def _constants(**constants: int) -> dict[str, Any]:
+    """Compile-time arguments. Fusing a * b + c is pinned: Triton's default differs between releases (on to
+    3.9, off from 3.10)."""
+    return {**constants, "enable_fp_fusion": True}
+
+
 def _options(tile: Tile) -> dict[str, Any]:
-    options = {"BLOCK_M": tile.block_q, "BLOCK_N": tile.block_kv}
-    return options | {"num_warps": tile.warps, "num_stages": tile.stages} | FP_FUSION
+    options = _constants(BLOCK_M=tile.block_q, BLOCK_N=tile.block_kv)
+    return options | {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 _LISTS = "Tensor work_P4, Tensor key_L, Tensor dq_work_P4, Tensor dq_key_L"
@@ -266,9 +269,7 @@ def _delta(out_SHE: Tensor, grad_SHE: Tensor, padded: int) -> Tensor:
         stride_oh=out_SHE.stride(1),
         stride_gs=grad_SHE.stride(0),
         stride_gh=grad_SHE.stride(1),
-        BLOCK_M=DELTA_ROWS,
-        BLOCK_E=padded,
-        **FP_FUSION,
+        **_constants(BLOCK_M=DELTA_ROWS, BLOCK_E=padded),
     )
     return delta_HS
 
@@ -286,12 +287,10 @@ def _kv_grads(
         kv_kernel[len(work_I5) * kv_heads,](
             **shared,
             **results,
-            **_options(static.kv_grad),
+            **(_options(static.kv_grad) | _constants(WANT_DK="dk" in want, WANT_DV="dv" in want)),
             work_ptr=work_I5,
             query_ptr=query_L,
             num_kv_heads=kv_heads,
-            WANT_DK="dk" in want,
-            WANT_DV="dv" in want,
         )
     slots_kernel[-(-block * width // SLOT_PIECE) * len(slot_N2) * kv_heads,](
         **results,
@@ -299,9 +298,7 @@ def _kv_grads(
         num_rows=len(k_SKE),
         num_kv_heads=kv_heads,
         width=width,
-        BLOCK_N=block,
-        BLOCK_X=SLOT_PIECE,
-        **FP_FUSION,
+        **_constants(BLOCK_N=block, BLOCK_X=SLOT_PIECE),
     )
     return dk_SKE, dv_SKE
 
