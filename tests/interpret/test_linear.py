@@ -258,6 +258,20 @@ def test_works_under_activation_checkpointing(reentrant: bool) -> None:
         assert torch.equal(a, b)
 
 
+def test_works_inside_a_compiled_caller() -> None:
+    case = Case()
+
+    def plain(hidden: Tensor, head: Tensor) -> Tensor:
+        return 2 * fused(case, [hidden.tanh(), head], Objective()) + head.square().sum()
+
+    leaves = case.leaves(torch.float32, bias=False)
+    want = torch.autograd.grad(plain(*leaves), leaves)
+    got = torch.autograd.grad(torch.compile(plain, backend="aot_eager")(*leaves), leaves)
+    for a, b in zip(got, want, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 def test_edges_of_zero_weight_contribute_nothing_even_from_nan() -> None:
     on = torch.tensor([1.0, 0.0, 1.0, 0.0])
     nan = torch.tensor([-2.0, torch.nan, -2.0, torch.nan])

@@ -45,6 +45,8 @@ def linear_policy_loss(
     coefficients: a chunk then holds whole rows, cut at `edges.row_cuts`. Rows longer than a chunk take a
     fourth product; so do, with `triton`, members on the GPU without `row_cuts`, and an entropy term.
 
+    Works under activation checkpointing. `torch.compile` does not look inside: a graph break in the caller.
+
     Args:
         hidden_SD: [S, D] floating; differentiable.
         head_VD: [V, D] floating; differentiable.
@@ -69,10 +71,24 @@ def linear_policy_loss(
         ValueError: as `linear_logprob` and `policy_loss`.
         RuntimeError: a second backward through a `cpu` result.
     """
-    linear = checked_linear(hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, shard)
-    checked_edges(edges, objective, len(target_T))
+    tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
+    scaling = (temperature, softcap, shard)
+    return _run(tensors, scaling, edges, objective, chunk_bytes, impl)  # pyright: ignore[reportCallIssue]
+
+
+@torch.compiler.disable
+def _run(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    scaling: tuple[float, float | None, VocabShard | None],
+    edges: Edges,
+    objective: Objective,
+    chunk_bytes: int | None,
+    impl: Impl | None,
+) -> PolicyLoss:
+    linear = checked_linear(*tensors, *scaling)
+    checked_edges(edges, objective, linear.num_rows)
     impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu, "triton": _triton}
-    with torch.autocast(hidden_SD.device.type, enabled=False):
+    with torch.autocast(linear.hidden_SD.device.type, enabled=False):
         return impls[choose_linear_impl(impl, linear)](linear, edges, objective, chunk_bytes)
 
 

@@ -75,7 +75,8 @@ def _sequence_terms(
     assert row_M is not None
     assert advantage_M is not None
     assert weight_M is not None
-    edge_M = torch.repeat_interleave(ptr_T1.diff())
+    # The size is given: finding it out would stall the device.
+    edge_M = torch.repeat_interleave(ptr_T1.diff(), output_size=len(row_M))
     counted_M = (weight_M != 0).to(logp_T.dtype)
     if product:
         log_ratio_T = log_ratio_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -123,7 +124,7 @@ def tied_kl_loss(terms: Terms, logp_T: Tensor, edges: Edges, objective: Objectiv
     """0-dim: the KL penalty where it multiplies the ratios of `terms`, per (edge, member) pair."""
     assert edges.member_ptr_T1 is not None
     assert edges.member_weight_M is not None
-    edge_M = torch.repeat_interleave(edges.member_ptr_T1.diff())
+    edge_M = torch.repeat_interleave(edges.member_ptr_T1.diff(), output_size=len(edges.member_weight_M))
     kl_M = _kl(logp_T, edges, objective)[edge_M]
     return objective.kl_coef * (edges.member_weight_M * kl_M * ratio_of(terms.log_ratio)).sum()
 
