@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-AttentionChoice = Literal["auto", "reference", "cascade"]
+AttentionChoice = Literal["auto", "reference", "cascade", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Keep one activation per layer and recompute the rest in the backward pass."""
     attention: AttentionChoice = "auto"
-    """Tree attention: reference (quadratic memory), cascade (flash calls); auto = cascade where it can."""
+    """Tree attention: reference (quadratic memory), cascade (flash calls), triton (block-sparse, CUDA only);
+    auto = cascade where it can, then triton on CUDA, else reference."""
 
 
 def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from g2rpo_kernels.tree_attention import CascadePlan, Impl, cascade_plan, tree_attention
+from g2rpo_kernels.tree_attention import (
+    CascadePlan,
+    Impl,
+    TilePlan,
+    cascade_plan,
+    tile_plan,
+    tree_attention,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -44,8 +51,11 @@ class TreeContext:
         self._position_S = torch.from_numpy(plan.position_S).to(device)
         self._impl: Impl | None = None if attention == "auto" else attention
         self._plan: CascadePlan | None = None
-        if attention != "reference":
+        if attention in ("auto", "cascade"):
             self._plan = cascade_plan(torch.from_numpy(plan.end_S), device)
+        self._tiles: TilePlan | None = None
+        if attention in ("auto", "triton"):
+            self._tiles = tile_plan(self._end_S, self._position_S)
         self._collect = collect_kv
         self._layers: list[int] = []
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
@@ -84,6 +94,7 @@ class TreeContext:
                 softcap=softcap,
                 impl=self._impl,
                 plan=self._plan,
+                tiles=self._tiles,
             )
         return out_SHE[None]
 

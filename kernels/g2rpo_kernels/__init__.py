@@ -21,7 +21,7 @@ from g2rpo_kernels.policy_loss import (
     policy_loss_from_rewards,
 )
 from g2rpo_kernels.policy_loss.logps import policy_loss_of_logps
-from g2rpo_kernels.tree_attention import cascade_plan, tree_attention
+from g2rpo_kernels.tree_attention import cascade_plan, tile_plan, tree_attention
 
 __all__ = [
     "Edges",
@@ -43,6 +43,7 @@ __all__ = [
     "policy_loss",
     "policy_loss_from_rewards",
     "policy_loss_of_logps",
+    "tile_plan",
     "token_logprobs",
     "tree_attention",
 ]
