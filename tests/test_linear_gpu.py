@@ -1,4 +1,4 @@
-"""The linear ops on a GPU: bfloat16 within the error budget, the same bits twice, nothing waits, memory bound.
+"""The linear ops on a GPU: bfloat16 within the error budget, the same bits twice, no waiting, bounded memory.
 
 Budget (style rule 26): twice the float64 error of same-precision eager, plus one rounding.
 """
