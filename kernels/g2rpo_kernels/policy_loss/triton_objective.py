@@ -35,7 +35,7 @@ STAT_ROWS = (
     "importance_capped",
     "logp",
 )
-"""Rows of stats_KT: three masks, then values, 0 outside their mask. Those without a use are not written."""
+"""Rows of stats_KT: three masks, then values, 0 outside their mask."""
 
 
 @triton.jit
@@ -135,32 +135,35 @@ def edge_loss(
         ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE, DUAL
     )
     gain, d_gain = a_pos * plus + a_neg * minus, a_pos * d_plus + a_neg * d_minus
-    one_column = stats_ptr + t
+    none = tl.zeros((), tl.float64)
+    raw, capped, kl, d_kl, sampled = none, none, none, none, active & (none != none)
     if rollout_ptr is not None:
         raw, sampled = importance_weight(logp, log_ratio, rollout_ptr, t, active)
-        tl.store(one_column + 2 * num_t, sampled.to(tl.float32))
-        tl.store(one_column + 8 * num_t, tl.where(sampled, raw, 0.0).to(tl.float32))
         if CAP:
             capped = tl.minimum(raw, importance_cap)
             gain, d_gain = gain * capped, d_gain * capped
-            tl.store(one_column + 9 * num_t, tl.where(sampled, capped, 0.0).to(tl.float32))
-            tl.store(one_column + 10 * num_t, (sampled & (raw > importance_cap)).to(tl.float32))
     loss, c = -gain - entropy_coef * weight * entropy, -d_gain
     if ref_ptr is not None:
         kl, d_kl = kl_penalty(log_ratio_to(logp, ref_ptr, t, active), KL)
-        tl.store(one_column + 7 * num_t, kl.to(tl.float32))
-        if KL_TIMES_RATIO:
-            kl, d_kl = kl * ratio, d_kl * ratio + kl * slope
         if PENALTY:
-            loss += kl_coef * weight * kl
-            c += kl_coef * weight * d_kl
+            times, d_times = kl, d_kl
+            if KL_TIMES_RATIO:
+                times, d_times = kl * ratio, d_kl * ratio + kl * slope
+            loss += kl_coef * weight * times
+            c += kl_coef * weight * d_times
     approx_kl, _ = kl_k3(-log_ratio)
     clipped = ((a_pos != 0.0) & clipped_plus) | ((a_neg != 0.0) & clipped_minus)
-    tl.store(one_column, active.to(tl.float32))
-    tl.store(one_column + num_t, used.to(tl.float32))
-    tl.store(one_column + 3 * num_t, entropy.to(tl.float32))
-    tl.store(one_column + 4 * num_t, tl.where(used, ratio, 0.0).to(tl.float32))
-    tl.store(one_column + 5 * num_t, tl.where(used, approx_kl, 0.0).to(tl.float32))
-    tl.store(one_column + 6 * num_t, clipped.to(tl.float32))
-    tl.store(one_column + 11 * num_t, logp.to(tl.float32))
+    column_ptr = stats_ptr + t
+    tl.store(column_ptr, active.to(tl.float32))
+    tl.store(column_ptr + num_t, used.to(tl.float32))
+    tl.store(column_ptr + 2 * num_t, sampled.to(tl.float32))
+    tl.store(column_ptr + 3 * num_t, entropy.to(tl.float32))
+    tl.store(column_ptr + 4 * num_t, tl.where(used, ratio, 0.0).to(tl.float32))
+    tl.store(column_ptr + 5 * num_t, tl.where(used, approx_kl, 0.0).to(tl.float32))
+    tl.store(column_ptr + 6 * num_t, clipped.to(tl.float32))
+    tl.store(column_ptr + 7 * num_t, kl.to(tl.float32))
+    tl.store(column_ptr + 8 * num_t, tl.where(sampled, raw, 0.0).to(tl.float32))
+    tl.store(column_ptr + 9 * num_t, tl.where(sampled, capped, 0.0).to(tl.float32))
+    tl.store(column_ptr + 10 * num_t, (sampled & (capped < raw)).to(tl.float32))
+    tl.store(column_ptr + 11 * num_t, logp.to(tl.float32))
     return loss, c, -entropy_coef * weight
