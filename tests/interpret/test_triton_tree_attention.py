@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from g2rpo_kernels.tree_attention import TilePlan, tile_plan, tree_attention
+from g2rpo_kernels.tree_attention.nodes import nodes_of
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
 from g2rpo_kernels.tree_attention.triton import tree_attention_triton
 from torch import Tensor
@@ -96,6 +97,14 @@ def test_kernels_share_keys_between_query_heads(group: int, dtype: torch.dtype) 
     end_S = forest(20, trees=1, depth=2, lengths=(1, 7, 12))
     assert 16 < len(end_S) < 40
     assert excess_of(qkv(len(end_S), 2 * group, 2, 16, dtype), end_S, tiles_of(16, 16)) <= 1.0
+
+
+@pytest.mark.parametrize("seed", [1, 32, 106, 149])
+def test_kernels_on_six_levels_of_nodes(seed: int) -> None:
+    end_S = forest(seed, trees=1, depth=6, lengths=(1, 2, 5))
+    assert nodes_of(end_S).depth_N.max() == 5
+    assert excess_of(qkv(len(end_S), 2, 1, 16, torch.float32), end_S, tiles_of(16, 8)) <= 1.0
+    assert excess_of(qkv(len(end_S), 1, 1, 16, torch.float16), end_S, tiles_of(16, 16), window=6) <= 1.0
 
 
 @pytest.mark.parametrize("width", [8, 40, 64, 96, 128, 256])
