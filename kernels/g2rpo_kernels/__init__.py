@@ -1,7 +1,7 @@
 """Kernels for training on groups of sampled sequences. Knows no trainer; needs torch only."""
 
 from g2rpo_kernels.group_advantage import edge_coefficients, group_advantage
-from g2rpo_kernels.linear_logprob import linear_logprob
+from g2rpo_kernels.linear_logprob import VocabShard, linear_logprob
 from g2rpo_kernels.linear_policy_loss import linear_policy_loss
 from g2rpo_kernels.logprob import LogProb, logprob
 from g2rpo_kernels.padded import (
@@ -32,6 +32,7 @@ __all__ = [
     "PaddedLoss",
     "PolicyLoss",
     "Rewards",
+    "VocabShard",
     "cascade_plan",
     "edge_coefficients",
     "group_advantage",
