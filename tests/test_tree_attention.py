@@ -215,6 +215,8 @@ def test_refusals_name_what_was_wanted() -> None:
     refused("at least 6.*got 5", q, k, v, end_S, window=5, position_S=position_S, impl="cascade")
     refused("position_S.*got None", q, k, v, end_S, window=5)
     refused("impl.*got 'flash'", q, k, v, end_S, impl="flash")
+    refused("TRITON_INTERPRET=1, got cpu", q.float(), k.float(), v.float(), end_S, impl="triton")
+    refused("float32, got torch.float64", q, k, v, end_S, impl="triton")
     refused("a divisor of 4", q, k[:, :1].expand(6, 3, 8), v[:, :1].expand(6, 3, 8), end_S)
     refused("one floating dtype", q.float(), k, v, end_S)
     refused(r"end_S: wanted integers \[6\]", q, k, v, end_S[:5])
