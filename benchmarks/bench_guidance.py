@@ -15,7 +15,6 @@ from g2rpo_fast.train import train
 
 ARMS: dict[str, dict[str, Any]] = {
     "guided": {},
-    "guided, masked from the loss": {"guidance": {"in_loss": False}},
     "unguided": {"guidance": {"enabled": False}},
 }
 
