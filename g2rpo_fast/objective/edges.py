@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from g2rpo_kernels import Edges, edge_coefficients
+from g2rpo_kernels.linear_policy_loss.bins import row_cuts
 
 from g2rpo_fast.types import Doubles, Floats, Longs, Sequences, TreePlan
 
@@ -42,19 +43,20 @@ def edges_of(
     rollout_logp_T = None
     if rollout_logp_N is not None:
         rollout_logp_T = torch.from_numpy(_mean_of_known(rollout_logp_N[member_M], plan.member_ptr_T1))
-    return Edges(
-        a_pos_T=a_pos_T.to(device),
-        a_neg_T=a_neg_T.to(device),
-        weight_T=weight_T.to(device),
-        old_logp_T=old_logp_T,
-        ref_logp_T=ref_logp_T,
-        rollout_logp_T=None if rollout_logp_T is None else rollout_logp_T.to(device),
-        member_ptr_T1=member_ptr_T1.to(device),
-        member_row_M=torch.from_numpy(_plan_rows(plan, sequences)).to(device),
-        member_advantage_M=advantage_M.to(device),
-        member_weight_M=weight_M.to(device),
+    members = Edges(
+        a_pos_T=a_pos_T,
+        a_neg_T=a_neg_T,
+        weight_T=weight_T,
+        rollout_logp_T=rollout_logp_T,
+        member_ptr_T1=member_ptr_T1,
+        member_row_M=torch.from_numpy(_plan_rows(plan, sequences)),
+        member_advantage_M=advantage_M,
+        member_weight_M=weight_M,
         num_rows=len(plan.row_B),
     )
+    if torch.device(device).type != "cpu":  # found on the host, or the device would be waited for
+        members = members._replace(row_cuts=row_cuts(members)).cast(torch.float64, torch.device(device))
+    return members._replace(old_logp_T=old_logp_T, ref_logp_T=ref_logp_T)
 
 
 def _plan_rows(plan: TreePlan, sequences: Sequences) -> Longs:

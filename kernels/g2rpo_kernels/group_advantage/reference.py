@@ -71,7 +71,7 @@ AGGREGATIONS = {"sum_then_normalize": sum_then_normalize, "normalize_then_sum": 
 def edge_coefficients_reference(
     advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    edge_M = torch.repeat_interleave(member_ptr_T1.diff())
+    edge_M = torch.repeat_interleave(member_ptr_T1.diff(), output_size=len(weight_M))
     zeros_T = weight_M.new_zeros(len(member_ptr_T1) - 1)
 
     def total(value_M: Tensor) -> Tensor:
