@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint
 from g2rpo_fast.config import Config
+from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data import PromptSet, load_prompts, read_texts
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import local_engine, sampling_of, text_decoder
@@ -81,6 +82,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     rewards = load_rewards(config.reward)
     directory, config = open_directory(config)
     torch.set_num_threads(config.run.threads or 1)
+    keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
     prompts = load_prompts(paths[1], config.data, tokenizer, split="train")

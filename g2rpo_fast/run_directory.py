@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.config import Config
+from g2rpo_fast.cpu import free_threads
 
 MAY_CHANGE = ("run.dir", "run.steps", "checkpoint.", "evaluate.")
 """Keys in which a continuation may differ from the run that it continues."""
@@ -48,12 +49,6 @@ def open_directory(config: Config) -> tuple[Path, Config]:
     temporary.write_text(json.dumps(dataclasses.asdict(resolved), indent=1))
     os.replace(temporary, file)
     return directory, resolved
-
-
-def free_threads() -> int:
-    """Cores that this process may use, less the ones that others keep busy: two programs on one core spin."""
-    available = len(os.sched_getaffinity(0))
-    return max(1, available - round(os.getloadavg()[0]))
 
 
 def _with_run(config: Config, **values: Any) -> Config:

@@ -15,7 +15,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types"},
-    {"metrics", "distributed"},
+    {"metrics", "distributed", "cpu"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table"},
     {"config"},

@@ -1,6 +1,8 @@
 """The loop on the embedded default, made tiny: what a run leaves, and what it must never do."""
 
 import json
+import os
+import platform
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from g2rpo_fast import train
 from g2rpo_fast.assemble import assemble
+from g2rpo_fast.cpu import free_threads, keep_freed_memory
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import before_training, train_step
@@ -156,6 +159,11 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
 def _steps_until_it_stops(parts, state, console):
     for _ in range(20):
         state = train_step(parts, state, console)
+
+
+def test_freed_memory_is_kept_where_glibc_can():
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    assert 1 <= free_threads() <= len(os.sched_getaffinity(0))
 
 
 def test_profile_is_measured_before_training(tmp_path):
