@@ -36,7 +36,7 @@ def _render(record: Mapping[str, Any]) -> str:
 def _rows(figures: Mapping[str, Any]) -> Iterator[Row]:
     """The lists of cases in a record, one row a case; a record without a list is one row."""
     lists = [value for value in figures.values() if isinstance(value, list)]
-    for case in [case for cases in lists for case in cases] or [figures]:
+    for case in [case for cases in lists for case in cases if isinstance(case, Mapping)] or [figures]:
         yield dict(_flat(case))
 
 

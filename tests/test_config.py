@@ -87,7 +87,7 @@ def test_cli_shows_benchmark_records(capsys, tmp_path):
         "machine": {"cpu": "C"},
         "versions": {"torch": "2"},
         "commit": "abc",
-        "figures": {"cases": [case, case | {"prompt": 256, "time_ratio": 4.125}]},
+        "figures": {"sizes": [1, 2], "cases": [case, case | {"prompt": 256, "time_ratio": 4.125}]},
     }
     (tmp_path / "speed.json").write_text(json.dumps(record))
     assert main(["bench", "--table", "--results", str(tmp_path)]) == 0
