@@ -147,7 +147,3 @@ class Learner:
         means.add("loss", out.loss.detach(), share)
         means.add_all(out.stats, prefix="update/")
         return out.logp_T
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan

@@ -15,7 +15,7 @@ S packed tree positions, T trained edges, M (edge, member) pairs. A trailing 1 (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -79,17 +79,39 @@ class Completion:
     """Log-probability (nats) of each sampled token, temperature, top-p and top-k applied."""
     finish_reason: FinishReason
     weight_version: int
+    """The oldest weights that drew a token of it."""
+    token_versions: Ints | None = None
+    """[len(token_ids)] the weights that drew each token; None = all by `weight_version`."""
+
+
+class EngineError(RuntimeError):
+    """A rollout engine died, hangs, or refused an update; the message names phase, step and process."""
 
 
 class Engine(Protocol):
     """A rollout engine."""
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request, in the requests' order."""
+        """One completion per request, in the requests' order. Raises EngineError."""
+        ...
+
+    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+        """Starts what `generate` does; the function returned waits for it and gives the completions. An
+        engine in a process of its own works meanwhile; `local` is done when `submit` returns. One batch may be
+        in flight at a time."""
         ...
 
     def sync(self, version: int) -> None:
-        """Make the trainer's present weights the ones that `generate` uses, as `version`."""
+        """Make the trainer's present weights the ones that generation uses, as `version`; rows in flight go on
+        under them. Raises EngineError."""
+        ...
+
+    def release(self) -> None:
+        """Generation pauses until the next `sync`: give back memory that only it needs. For the update."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What generation and syncs cost since the last call, for the step's record."""
         ...
 
     def close(self) -> None: ...

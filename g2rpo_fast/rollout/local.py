@@ -9,7 +9,7 @@ Dimension key: B rows being decoded, D width, V vocabulary, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +77,18 @@ class LocalEngine:
     def sync(self, version: int) -> None:
         """Records the version: the weights are the trainer's own."""
         self._version = version
+
+    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+        """Samples at once: the weights are the trainer's own and may change right after."""
+        completions = self.generate(requests, sampling)
+        return lambda: completions
+
+    def release(self) -> None:
+        """Nothing is kept between two calls of `generate`."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing that the step's timings do not say."""
+        return {}
 
     def close(self) -> None:
         """Nothing to give back."""
