@@ -96,14 +96,16 @@ class Engine(Protocol):
         ...
 
     def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
-        """Starts what `generate` does; the function returned waits for it and gives the completions. An
-        engine in a process of its own works meanwhile; `local` is done when `submit` returns. One batch may be
-        in flight at a time."""
+        """Starts what `generate` does; the function returned waits for it and gives the completions.
+
+        An engine in a process of its own works meanwhile; `local` is done when `submit` returns. At most
+        one batch is in flight."""
         ...
 
     def sync(self, version: int) -> None:
-        """Make the trainer's present weights the ones that generation uses, as `version`; rows in flight go on
-        under them. Raises EngineError."""
+        """Make the trainer's present weights the ones that generation uses, as `version`.
+
+        Rows in flight go on under them. Raises EngineError."""
         ...
 
     def release(self) -> None:
