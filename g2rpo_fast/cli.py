@@ -14,6 +14,7 @@ from g2rpo_fast.bench_table import render_results
 from g2rpo_fast.config import EMBEDDED, Config, load_config, preset_names
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import train
+from g2rpo_fast.types import EngineError
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast bench --table [--results DIR]
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"g2rpo-fast: {error}", file=sys.stderr)
         return 2
-    except (RewardError, FloatingPointError) as error:
+    except (RewardError, EngineError, FloatingPointError) as error:
         print(f"g2rpo-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from g2rpo_fast.optim import learning_rate
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.rollout.groups import sample_groups
 from g2rpo_fast.step_metrics import rollout_metrics
-from g2rpo_fast.types import Bools, Doubles, Prompt, Rewards, Rollout
+from g2rpo_fast.types import Bools, Doubles, EngineError, Prompt, Rewards, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,20 @@ def train(config: Config, *, show: Callable[[str], None] = print) -> TrainResult
 
     Raises:
         ValueError: wrong configuration, data or model; nothing was spent.
-        RewardError: a reward function failed; a checkpoint of the last finished step was saved.
+        RewardError, EngineError: a reward function or the rollout engine failed; a checkpoint of the last
+            finished step was saved.
         FloatingPointError: too many updates in a row had a non-finite gradient; likewise saved.
     """
     parts = assemble(config, show)
-    console = Console(parts, show)
-    console.start()
-    if not parts.resumed:
-        before_training(parts, console)
-    state = parts.state
-    while state.step < parts.config.run.steps:
-        state = train_step(parts, state, console)
-    return finish(parts, state, console)
+    with closing(parts.engine):
+        console = Console(parts, show)
+        console.start()
+        if not parts.resumed:
+            before_training(parts, console)
+        state = parts.state
+        while state.step < parts.config.run.steps:
+            state = train_step(parts, state, console)
+        return finish(parts, state, console)
 
 
 def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
@@ -74,6 +76,7 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
     advantage_R = advantages_of(config.objective, rewards.reward_RK, group_R, rewards.weight_K)
     lr = learning_rate(config.optim, state.step, config.run.steps)
     with phases("update"):
+        parts.engine.release()
         stats = parts.learner.update(train_batches(config, rollouts, advantage_R), lr=lr)
     with phases("sync"):
         parts.engine.sync(state.weight_version + 1)
@@ -83,6 +86,7 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
     with phases("evaluate"):
         stats |= evaluation(parts, state)
     state = with_best(state, stats.get("eval/accuracy"))
+    stats |= parts.engine.metrics()
     record = {"optim/lr": lr, **stats, **{f"time/{name}_s": s for name, s in phases.seconds().items()}}
     parts.log.write(state.step, record)
     console.step(state.step, record)
@@ -195,10 +199,10 @@ def save(parts: Parts, state: TrainState) -> None:
 
 @contextmanager
 def saved_on_error(parts: Parts, state: TrainState) -> Iterator[None]:
-    """Before the update weights and state agree: a reward that fails then loses nothing."""
+    """Before the update weights and state agree: a reward or engine that fails then loses nothing."""
     try:
         yield
-    except RewardError:
+    except (RewardError, EngineError):
         save(parts, state)
         raise
 
@@ -223,7 +227,6 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
     shutil.rmtree(model_dir, ignore_errors=True)
     temporary.rename(model_dir)
     parts.log.close()
-    parts.engine.close()
     console.finish(model_dir)
     return TrainResult(
         directory=parts.directory,
