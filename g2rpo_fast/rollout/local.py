@@ -24,6 +24,7 @@ from g2rpo_fast.rollout.families import Batch, plan_batches
 from g2rpo_fast.rollout.hooked_decoder import HookedDecoder
 from g2rpo_fast.rollout.prefill import Decode, Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.progress import Progress
+from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.sampling import Draws, draw
 from g2rpo_fast.rollout.shared_prefix import Family, SharedPrefix
 from g2rpo_fast.types import Completion, Longs, Request, Sampling
@@ -102,7 +103,7 @@ class LocalEngine:
                 tokens than the model has positions for; the request is named.
         """
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        _check(requests, vocabulary, self._config.max_position_embeddings)
+        check_requests(requests, vocabulary, self._config.max_position_embeddings)
         empty = Completion(
             token_ids=(), logp=np.zeros(0, np.float32), finish_reason="length", weight_version=self._version
         )
@@ -243,24 +244,3 @@ def _last_positions(batch: Batch, prefill: Prefill, requests: list[Request]) -> 
     prefixes = [prefix for family in batch.families for prefix in family]
     last_of = dict(zip(prefixes, prefill.last_B.tolist(), strict=True))
     return np.array([last_of[r.prompt_ids] for r in requests], dtype=np.int64)
-
-
-def _check(requests: list[Request], vocabulary: int, num_positions: int) -> None:
-    checked: set[tuple[int, ...]] = set()
-    for i, request in enumerate(requests):
-        prompt = request.prompt_ids
-        if request.max_tokens < 0:
-            raise ValueError(f"request {i}: wanted max_tokens of at least 0, got {request.max_tokens}")
-        if len(prompt) + request.max_tokens > num_positions:
-            raise ValueError(
-                f"request {i}: wanted prompt and max_tokens within the model's {num_positions} positions, "
-                f"got {len(prompt)} + {request.max_tokens}"
-            )
-        if prompt in checked:
-            continue
-        checked.add(prompt)
-        if not prompt:
-            raise ValueError(f"request {i}: wanted a prompt of at least one token, got none")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            bad = next(token for token in prompt if not 0 <= token < vocabulary)
-            raise ValueError(f"request {i}: wanted token ids in [0, {vocabulary}), got {bad}")

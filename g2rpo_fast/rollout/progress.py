@@ -13,10 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from g2rpo_fast.rollout.prefill import Decode
+from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.types import Completion, FinishReason, Floats, Longs, Request, Sampling
-
-STOP_MARGIN = 8
-"""Tokens decoded before the earliest place where a stop string can begin."""
 
 
 class Progress:
@@ -25,8 +23,7 @@ class Progress:
     def __init__(self, requests: Sequence[Request], sampling: Sampling, decode: Decode) -> None:
         self._limit_R = np.array([request.max_tokens for request in requests])
         self._stop_ids = np.array(sampling.stop_token_ids, dtype=np.int64)
-        self._stop_strings = sampling.stop_strings
-        self._decode = decode
+        self._stop_text = StopText(sampling.stop_strings, decode) if sampling.stop_strings else None
         num_steps = int(self._limit_R.max())
         self._token_RT = np.zeros((len(requests), num_steps), dtype=np.int64)
         self._logp_RT = np.zeros((len(requests), num_steps), dtype=np.float32)
@@ -63,8 +60,13 @@ class Progress:
         if self._stop_ids.size:
             hit_BT = np.isin(token_BT, self._stop_ids)
             stop_B = np.where(hit_BT.any(1), self.step + hit_BT.argmax(1) + 1, stop_B)
-        if self._stop_strings:
-            texts = [self._text_stop(row, self.step, min(last, int(self._limit_R[row]))) for row in rows]
+        if self._stop_text is not None:
+            texts = [
+                self._stop_text.length_at_stop(
+                    self._tokens(row, min(last, int(self._limit_R[row]))), self.step
+                )
+                for row in rows
+            ]
             stop_B = np.minimum(stop_B, [last + 1 if length is None else length for length in texts])
         end_B = np.minimum(stop_B, self._limit_R[rows])
         ended = end_B <= last
@@ -73,23 +75,8 @@ class Progress:
         self._stopped_R[rows] = ended & (stop_B <= end_B)
         self.step = last
 
-    def _text_stop(self, row: int, seen: int, last: int) -> int | None:
-        """The row's length with the first token after `seen` that completes a stop string, if one does.
-
-        Decodes only the last tokens: a token that shows at all is at least one byte of text.
-        """
-        num_bytes = max(len(text.encode()) for text in self._stop_strings)
-        first = max(0, seen - num_bytes - STOP_MARGIN)
-        tokens: list[int] = self._token_RT[row, first:last].tolist()
-        if not self._contains_stop(tokens):
-            return None
-        return next(
-            length for length in range(seen + 1, last + 1) if self._contains_stop(tokens[: length - first])
-        )
-
-    def _contains_stop(self, tokens: list[int]) -> bool:
-        text = self._decode(tokens)
-        return any(stop in text for stop in self._stop_strings)
+    def _tokens(self, row: int, length: int) -> list[int]:
+        return self._token_RT[row, :length].tolist()
 
     def completion(self, row: int, request: int, weight_version: int) -> Completion:
         """What a row of the wave has sampled; `request` names it in errors.
@@ -104,7 +91,7 @@ class Progress:
             raise ValueError(f"request {request}: wanted finite logits, got NaN or infinity at token {step}")
         reason: FinishReason = "stop" if self._stopped_R[row] else "length"
         return Completion(
-            token_ids=tuple(self._token_RT[row, :length].tolist()),
+            token_ids=tuple(self._tokens(row, length)),
             logp=logp,
             finish_reason=reason,
             weight_version=weight_version,
