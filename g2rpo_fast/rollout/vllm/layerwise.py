@@ -1,0 +1,130 @@
+"""Weights into a live vLLM model whatever became of them after loading: vLLM's own layerwise reload.
+
+    initialize_layerwise_reload(model)        every layer back to its checkpoint format, on the meta device
+    model.load_weights(pairs)                 buffered until a layer is complete; it is then loaded into a new
+                                              layer, processed (quantised, packed), copied to the old storage
+    finalize_layerwise_reload(model, config)  attention scales, padded layers
+
+Two copies of every byte and Python for every tensor, but right for any layout: quantised, MoE, packed for
+a CPU library. What vLLM leaves out is added: a reload that is not complete is an error (vLLM warns, and
+leaves uninitialised memory in fused layers), and heads that share a weight are packed again.
+
+Not atomic: after any exception the model holds meta tensors and must not be used again.
+
+The reload functions are internal to vLLM: `reload_functions` is the one place that imports them. They are
+the same in 0.20.0 and 0.32.0 (read in both wheels; run with 0.32.0).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SUPPORTED = "0.20 to 0.33"
+
+
+@dataclass(frozen=True)
+class ReloadFunctions:
+    """What is used of vLLM's internals."""
+
+    info: Any
+    """layer -> its LayerReloadingInfo: `restore_metadata`, `load_numel`, `can_load()`."""
+    initialize: Any
+    finalize: Any
+    materialize: Any
+    """Meta tensor -> a new tensor of its class, with its loader."""
+    restore_references: Any
+    """(tensor, layer): its loader is the layer's method again."""
+    with_config: Any
+    """Context in which layers find vLLM's configuration."""
+
+
+def reload_functions() -> ReloadFunctions:
+    """RuntimeError, with the version found and those supported, when vLLM has moved them."""
+    package = "vllm.model_executor.model_loader.reload"
+    try:
+        layerwise, meta, sanitize = (
+            importlib.import_module(f"{package}.{name}") for name in ("layerwise", "meta", "sanitize")
+        )
+        return ReloadFunctions(
+            info=layerwise.get_layerwise_info,
+            initialize=layerwise.initialize_layerwise_reload,
+            finalize=layerwise.finalize_layerwise_reload,
+            materialize=meta.materialize_meta_tensor,
+            restore_references=sanitize.restore_layer_refs,
+            with_config=importlib.import_module("vllm.config").set_current_vllm_config,
+        )
+    except (ImportError, AttributeError) as error:
+        version = importlib.import_module("vllm").__version__
+        raise RuntimeError(
+            f"layerwise reload: wanted vLLM {SUPPORTED}, got {version}, without {error.name}"
+        ) from error
+
+
+@torch.no_grad()
+def layerwise_reload(model: nn.Module, vllm_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Every parameter of `model` from `weights`, (checkpoint name, full tensor) pairs.
+
+    RuntimeError names layers whose weights did not all come.
+    """
+    functions = reload_functions()
+    shared = shared_weights(model)
+    with functions.with_config(vllm_config):
+        functions.initialize(model)
+        model.load_weights(weights)  # pyright: ignore[reportCallIssue]
+        missing, tied = _not_loaded(model, functions, shared)
+        if missing:
+            raise RuntimeError(
+                f"layerwise reload: wanted all weights, got none or too few for {len(missing)} layers: "
+                + ", ".join(missing[:8])
+            )
+        functions.finalize(model, vllm_config.model_config)
+        for layer in tied:
+            pack_again(layer)
+
+
+def shared_weights(model: nn.Module) -> set[nn.Module]:
+    """Modules whose `weight` is also another module's (a head tied to the embedding)."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(module)
+    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
+
+
+def pack_again(layer: nn.Module) -> None:
+    """On a CPU: vLLM computes a linear layer from a packed copy, and packs only the layers it reloads."""
+    if "cpu_linear" in vars(layer):
+        layer.quant_method.process_weights_after_loading(layer)  # pyright: ignore
+
+
+def _not_loaded(
+    model: nn.Module, functions: ReloadFunctions, shared: set[nn.Module]
+) -> tuple[list[str], list[nn.Module]]:
+    """(names of layers that lack weights, layers that have theirs by sharing), before the end of a reload."""
+    missing, tied = [], []
+    for name, layer in model.named_modules():
+        info = functions.info(layer)
+        if not info.can_load():  # complete, and back in its place
+            continue
+        wanted = _wanted_elements(layer)
+        if not info.load_numel and layer in shared:
+            tied.append(layer)
+        elif wanted and info.load_numel < wanted:
+            missing.append(f"{name} ({info.load_numel} of {wanted} elements)")
+    return missing, tied
+
+
+def _wanted_elements(layer: nn.Module) -> int:
+    """Elements that a checkpoint has for a layer: a vocabulary is padded, buffers are not loaded."""
+    shard = vars(layer).get("shard_indices")
+    parameters = [p for p in layer._parameters.values() if p is not None]
+    if shard is not None:
+        return sum(p.numel() // p.shape[0] * shard.num_org_elements for p in parameters)
+    return sum(getattr(p, "weight_loader_numel", p.numel()) for p in parameters)
