@@ -1,5 +1,7 @@
 // Python's view of csrc/: arrays checked on the way in, handed over without a copy on the way out.
 // `g2rpo_fast.tree` calls this with contents already checked; what is checked here keeps memory safe.
+#include "bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -151,4 +153,5 @@ PYBIND11_MODULE(_C, module) {
     module.def("swiglu_backward", &swiglu_backward, py::arg("gate").noconvert(), py::arg("up").noconvert(),
                py::arg("dout").noconvert(), py::arg("dgate").noconvert(), py::arg("dup").noconvert(),
                py::arg("threads"));
+    bind_arena(module);
 }

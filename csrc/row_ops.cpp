@@ -3,16 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
-#include <thread>
 #include <vector>
 
-// The loops below are written for the compiler's vectoriser, which gets one copy for each instruction set.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define G2RPO_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define G2RPO_VECTORISED
-#endif
+#include "parallel.h"
 
 namespace g2rpo {
 namespace {
@@ -95,16 +88,6 @@ void swiglu_backward_range(const float* gate, const float* up, const float* dout
         dup[i] = dout[i] * (gate[i] * sigmoid);
         dgate[i] = dout[i] * up[i] * (sigmoid * (1.0f + gate[i] * (1.0f - sigmoid)));
     }
-}
-
-// Calls work(first, last) for runs of [0, items), the first on this thread.
-void share_out(int64_t items, int threads, const std::function<void(int64_t, int64_t)>& work) {
-    const int64_t parts = std::clamp<int64_t>(threads, 1, std::max<int64_t>(items, 1));
-    std::vector<std::thread> others;
-    for (int64_t part = 1; part < parts; ++part)
-        others.emplace_back(work, items * part / parts, items * (part + 1) / parts);
-    work(0, items / parts);
-    for (std::thread& other : others) other.join();
 }
 
 int64_t blocks_of(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }

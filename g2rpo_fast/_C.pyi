@@ -1,6 +1,9 @@
 """The extension built from csrc/."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
+
+import numpy.typing as npt
+from typing_extensions import Buffer
 
 from g2rpo_fast.types import Bools, Floats, Ints, Longs
 
@@ -33,3 +36,35 @@ def swiglu_forward(gate: Floats, up: Floats, out: Floats, threads: int) -> None:
 def swiglu_backward(
     gate: Floats, up: Floats, dout: Floats, dgate: Floats, dup: Floats, threads: int
 ) -> None: ...
+
+class SharedMemory(Buffer):
+    """A mapping of an anonymous file; unmapped when the last tensor on it goes."""
+
+    fd: int
+    """-1 where it was opened, not created."""
+    inode: int
+    nbytes: int
+    @staticmethod
+    def create(nbytes: int, threads: int) -> SharedMemory: ...
+    @staticmethod
+    def open(owner: int, fd: int, inode: int, nbytes: int, threads: int) -> SharedMemory: ...
+    def close(self) -> None:
+        """Closes the descriptor; the mapping stays."""
+
+class ControlPage:
+    """What the slots hold; the owner writes, others read."""
+
+    memory: SharedMemory
+    closed: bool
+    owner_alive: bool
+    @staticmethod
+    def create(memory: SharedMemory, fingerprint: int) -> ControlPage: ...
+    @staticmethod
+    def open(memory: SharedMemory, fingerprint: int) -> ControlPage: ...
+    def begin(self, slot: int, version: int) -> None: ...
+    def publish(self, slot: int, nbytes: int, checksum: int | None) -> None: ...
+    def read(self, slot: int) -> tuple[int, int, int, int | None]:
+        """(sequence: 0 = never written, odd = being written; version; bytes; checksum)."""
+    def close(self) -> None: ...
+
+def checksum(array: Buffer | npt.NDArray[Any], threads: int) -> int: ...
