@@ -1,110 +1,147 @@
-"""From hidden states and LM head to a clipped loss and both gradients: against eager, compiled and Liger.
+"""From hidden states and LM head to a clipped loss and both gradients: against eager, compiled and peers.
 
-The floor is three matrix products; `share_of_products` says how much of a step they are when run alone. On a
-CPU sides run in turn in processes of their own, and the times compared are CPU times of one thread, which
-other work on the machine disturbs least.
+The floor is three matrix products; `matmul_percent` is the share of the device's measured ceiling that a step
+reaches when it is counted as three products. On a CPU sides run in turn in processes of their own, and the
+times compared are CPU times of one thread, which other work on the machine disturbs least.
+
+On a CPU eager, too, spends most of a step in these products, near the ceiling: at D = 512 and V = 151,936 they
+alone take 0.7 of its time, so nothing that computes them in float32 can be 1.5 times as fast. The gain in time
+shrinks as D grows; the gain in memory does not.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
-from linear_sides import Figures, in_own_process, make_problem, step_of
-from timing import medians
-
-CPU_SHAPES = [
-    {"rows": 512, "width": 256, "vocabulary": 151_936},
-    {"rows": 512, "width": 512, "vocabulary": 151_936},
-    {"rows": 2048, "width": 256, "vocabulary": 151_936},
-    {"rows": 2048, "width": 512, "vocabulary": 32_000},
-    {"rows": 11_008, "width": 128, "vocabulary": 40},
-]
-"""The third is for memory; the last is the embedded task's size."""
-GPU_SHAPES = [
-    {"rows": 16_384, "width": 2048, "vocabulary": 151_936},
-    {"rows": 16_384, "width": 4096, "vocabulary": 151_936},
-]
-SMALL = {"rows": 64, "width": 8, "vocabulary": 101}
-CPU_SIDES = ["ours", "eager", "products"]
-HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
+from conftest import Record
+from linear_peers import LOSSES
+from linear_problem import make_problem
+from linear_sides import SAME_LOSS, SIDES, Figures, in_own_process, step_of
+from peers import unasked, usable
+from timing import Deadline, ceilings, interleaved, peak_mib, spread_ms
 
 
-def test_linear_policy_loss_against_eager(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
-    """One step (loss, d hidden, d head) at several shapes; peak memory of a step beside the inputs."""
-    shapes, steps, rounds = (CPU_SHAPES, 2, 2) if benchmark_mode else ([SMALL], 1, 1)
-    sides = [*CPU_SIDES, "liger"] if HAS_LIGER else CPU_SIDES
-    cases = [on_cpu(shape, sides, steps, rounds) for shape in shapes]
-    for case in cases:
-        losses = [case[side]["loss"] for side in sides if side != "products"]
-        assert losses[0] != 0
-        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-3)
-    record("linear_policy_loss_cpu", {"cases": cases})
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    width: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        return f"n{self.rows}_d{self.width}_v{self.vocabulary}"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_linear_policy_loss_on_cuda(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
-    """The same in bfloat16, N = 16,384; milliseconds, peak memory, share of the products' time."""
-    shapes, rounds = (GPU_SHAPES, 5) if benchmark_mode else ([SMALL], 1)
-    record("linear_policy_loss_cuda", {"cases": [on_cuda(shape, rounds) for shape in shapes]})
+@dataclass(frozen=True)
+class Effort:
+    """Processes of each side, and steps timed in each; whether peers are asked as well."""
+
+    rounds: int = 2
+    steps: int = 1
+    peers: bool = False
 
 
-def on_cpu(shape: dict[str, int], sides: list[str], steps: int, rounds: int) -> Figures:
-    runs: dict[str, list[Figures]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side in sides:
-            runs[side].append(in_own_process(side, {**shape, "steps": steps}))
-    results = {side: summary(found) for side, found in runs.items()}
-    ours = results["ours"]
-    return {
-        **shape,
-        **results,
-        "share_of_products": results["products"]["median_cpu_s"] / ours["median_cpu_s"],
-        "cpu_time_ratio": {s: results[s]["median_cpu_s"] / ours["median_cpu_s"] for s in sides},
-        "peak_memory_ratio": {s: results[s]["peak_mib"] / ours["peak_mib"] for s in sides},
+ON_GPU = torch.cuda.is_available()
+CPU_CASES = {
+    Shape(512, 256, 151_936): Effort(steps=2, peers=True),
+    Shape(512, 512, 151_936): Effort(steps=2),
+    Shape(2048, 256, 151_936): Effort(),
+    Shape(2048, 512, 151_936): Effort(),
+    Shape(2048, 512, 32_000): Effort(steps=2),
+    Shape(11_008, 128, 40): Effort(steps=5, peers=True),
+}
+"""The last is the embedded task's size."""
+GPU_CASES = {Shape(16_384, width, 151_936): Effort(steps=5, peers=True) for width in (2048, 4096)}
+CASES = GPU_CASES if ON_GPU else CPU_CASES
+SMALL = Shape(64, 8, 104)
+LOSS_TOLERANCE = 2e-2 if ON_GPU else 1e-3
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+def test_linear_policy_loss(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
+    """One step (loss, d hidden, d head); peak memory of a step beside the inputs."""
+    size = shape if benchmark_mode else SMALL
+    effort = CASES[shape] if benchmark_mode else Effort(rounds=1, peers=shape == next(iter(CASES)))
+    measured = in_processes if benchmark_mode and not ON_GPU else in_this_process
+    results, skipped = measured(size, effort, deadline)
+    losses = [result["loss"] for side, result in results.items() if side in SAME_LOSS]
+    assert losses[0] != 0
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=LOSS_TOLERANCE)
+    device, dtype = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
+    ceiling = ceilings(device, dtype, small=not benchmark_mode)
+    figures = {
+        **asdict(size),
+        "dtype": str(dtype).removeprefix("torch."),
+        "ceilings": ceiling,
+        "sides": rows_of(results, size, ceiling["matmul_tflops"]),
+        "skipped": skipped,
     }
+    record(f"linear_policy_loss_{device}_{size}", figures)
 
 
-def summary(runs: list[Figures]) -> Figures:
-    cpu = sorted(seconds for run in runs for seconds in run["cpu_seconds"])
-    wall = sorted(seconds for run in runs for seconds in run["seconds"])
-    return {
-        "median_cpu_s": statistics.median(cpu),
-        "min_cpu_s": cpu[0],
-        "max_cpu_s": cpu[-1],
-        "median_s": statistics.median(wall),
-        "measured_steps": len(cpu),
-        "peak_mib": statistics.median(run["peak_mib"] for run in runs),
-        "loss": runs[0]["loss"],
+def rows_of(results: dict[str, Figures], shape: Shape, matmul_tflops: float) -> list[Figures]:
+    """A row of figures for each side; ratios are to ours."""
+    ours, operations = results["ours"], 6e-12 * shape.rows * shape.width * shape.vocabulary
+    best = statistics.median(ours["seconds"])
+    return [
+        {
+            "side": side,
+            **spread_ms(result["seconds"]),
+            "time_ratio": statistics.median(result["seconds"]) / best,
+            "matmul_percent": 100 * operations / statistics.median(result["seconds"]) / matmul_tflops,
+            "peak_mib": result["peak_mib"],
+            "memory_ratio": result["peak_mib"] / max(ours["peak_mib"], 1.0),
+        }
+        for side, result in results.items()
+    ]
+
+
+def in_processes(
+    shape: Shape, effort: Effort, deadline: Deadline
+) -> tuple[dict[str, Figures], dict[str, str]]:
+    """On a CPU: each side in processes of its own, in turn."""
+    results: dict[str, Figures] = {}
+    skipped: dict[str, str] = {}
+    whys = {name: unasked(peer, deadline) for name, peer in LOSSES.items()} if effort.peers else {}
+    skipped |= {name: why for name, why in whys.items() if why is not None}
+    for _ in range(effort.rounds):
+        for side in [side for side in (*SIDES, *whys) if side not in skipped]:
+            try:
+                found = in_own_process(side, {**asdict(shape), "steps": effort.steps})
+            except RuntimeError as error:
+                if side in SIDES:
+                    raise
+                skipped[side] = str(error)[-200:]
+                continue
+            result = results.setdefault(side, {"seconds": [], "peak_mib": 0.0, "loss": found["loss"]})
+            result["seconds"] += found["cpu_seconds"]
+            result["peak_mib"] = max(result["peak_mib"], found["peak_mib"])
+    return results, skipped
+
+
+def in_this_process(
+    shape: Shape, effort: Effort, deadline: Deadline
+) -> tuple[dict[str, Figures], dict[str, str]]:
+    """On CUDA, and small: all sides on the same inputs, in turn."""
+    problem = make_problem(**asdict(shape), device="cuda" if ON_GPU else "cpu")
+    steps: dict[str, Callable[[], Any]] = {s: step_of(make(), problem) for s, make in SIDES.items()}
+    skipped: dict[str, str] = {}
+    if effort.peers:
+        peers = {
+            name: replace(peer, make=lambda make=peer.make: step_of(make(), problem))
+            for name, peer in LOSSES.items()
+        }
+        found, skipped = usable(peers, deadline)
+        steps |= found
+    losses = {side: float(step()) for side, step in steps.items()}
+    seconds = interleaved(steps, effort.steps)
+    results = {
+        side: {"seconds": seconds[side], "peak_mib": peak_mib(step), "loss": losses[side]}
+        for side, step in steps.items()
     }
-
-
-def on_cuda(shape: dict[str, int], rounds: int) -> Figures:
-    problem = make_problem(**shape, device="cuda")
-    sides = ["ours", "eager", "compiled", "products", *(["liger"] if HAS_LIGER else [])]
-    steps = {side: step_of(side, problem) for side in sides}
-    seconds = medians(steps, rounds)
-    operations = 6 * shape["rows"] * shape["width"] * shape["vocabulary"]
-    return {
-        **shape,
-        "dtype": "bfloat16",
-        "ms": {side: 1e3 * s for side, s in seconds.items()},
-        "share_of_products": seconds["products"] / seconds["ours"],
-        "tflop_per_s": operations / seconds["ours"] / 1e12,
-        "time_ratio": {side: s / seconds["ours"] for side, s in seconds.items()},
-        "peak_mib": {side: allocated_mib(step) for side, step in steps.items()},
-    }
-
-
-def allocated_mib(step: Callable[[], object]) -> float:
-    """Most that a step allocates beside what is there before."""
-    torch.cuda.empty_cache()
-    base = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return (torch.cuda.max_memory_allocated() - base) / 2**20
+    return results, skipped

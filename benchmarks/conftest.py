@@ -11,12 +11,17 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
+from timing import Deadline
+
+Record = Callable[[str, dict], None]
 RESULTS = Path(__file__).parent / "results"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="measure at full size and write results/*.json")
+    parser.addoption("--seconds", type=float, help="ask no more peers after this time (default: no limit)")
 
 
 @pytest.fixture
@@ -24,8 +29,13 @@ def benchmark_mode(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--benchmark"))
 
 
+@pytest.fixture(scope="session")
+def deadline(request: pytest.FixtureRequest) -> Deadline:
+    return Deadline(request.config.getoption("--seconds"))
+
+
 @pytest.fixture
-def record(request: pytest.FixtureRequest, benchmark_mode: bool) -> Callable[[str, dict], None]:
+def record(request: pytest.FixtureRequest, benchmark_mode: bool) -> Record:
     """Writes `results/NAME.json`: the figures and how to get them again. A smoke test only prints them."""
 
     def write(name: str, figures: dict) -> None:
@@ -55,13 +65,22 @@ def machine() -> dict[str, object]:
         ),
         platform.processor(),
     )
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": platform.system(), **gpu}
+
+
+PACKAGES = (
+    "torch", "triton", "transformers", "trl", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels",
+    "prefix-grouper", "flash-attn",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "trl", "numpy")
-    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
-    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names if n in installed}}
+    installed = {
+        str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in metadata.distributions()
+    }
+    found = {name: installed[name] for name in PACKAGES if name in installed}
+    return {"python": platform.python_version(), **found}
 
 
 def commit() -> str:

@@ -1,29 +1,100 @@
-"""Interleaved medians of calls in one process."""
+"""Times of calls taken in turn, the memory that a call adds, and what the device itself can do.
+
+Every record states its figures against the ceilings measured in the same run: a matrix product with float32
+or bfloat16 operands, and a copy.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 Run = Callable[[], object]
+Figures = dict[str, float]
 
 
-def medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each run, taken in turn after a warm-up; waits for the device."""
+class Deadline:
+    """When optional work is left out, so that a run with a time limit ends with what it has."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def passed(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
+    """Seconds of each run, taken in turn; unless they are `warm`, after a round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
+    for round_ in range(rounds if warm else rounds + 1):
         for name, run in runs.items():
             start = now()
             run()
-            if round_:
+            if warm or round_:
                 seconds[name].append(now() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in interleaved(runs, rounds).items()}
+
+
+def spread_ms(seconds: Sequence[float], prefix: str = "") -> Figures:
+    """Median, least and most, in milliseconds."""
+    figures = {"median_ms": statistics.median(seconds), "min_ms": min(seconds), "max_ms": max(seconds)}
+    return {prefix + name: 1e3 * value for name, value in figures.items()}
 
 
 def now() -> float:
+    """Seconds of the wall clock on CUDA, the device idle; on a CPU those of this process."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def peak_mib(run: Run) -> float:
+    """Most that a call holds beside what is there before: allocated on CUDA, resident on a CPU (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - base) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    base = _resident_mib("VmRSS")
+    run()
+    return max(0.0, _resident_mib("VmHWM") - base)
+
+
+def _resident_mib(field: str) -> float:
+    """VmRSS (now) or VmHWM (the most since the peak was cleared) of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def ceilings(device: str, dtype: torch.dtype, *, small: bool = False) -> Figures:
+    """Best of five square matrix products and copies on this device (one thread on a CPU)."""
+    on_gpu = device == "cuda"
+    width, copied = (8192, 1 << 31) if on_gpu else (2048, 1 << 28)
+    if small:
+        width, copied = 64, 1 << 16
+    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    runs: dict[str, Run] = {
+        "product": lambda: torch.mm(left, right, out=product),
+        "copy": lambda: target.copy_(source),
+    }
+    best = {name: min(seconds) for name, seconds in interleaved(runs, 5).items()}
+    return {
+        "matmul_tflops": 2e-12 * width**3 / best["product"],
+        "copy_gb_per_s": 2e-9 * copied / best["copy"],
+    }

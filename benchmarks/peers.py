@@ -1,0 +1,62 @@
+"""Other people's implementations: taken where they are installed and run on the device at hand.
+
+A peer may be missing, refuse a device, dtype or shape, or fail to compile; then the record says so instead of
+giving its figures. Only what is not ours is asked this way: an error of ours is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from timing import Deadline, Run
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An implementation to compare with."""
+
+    make: Callable[[], Callable[..., Any]]
+    """Imports what it needs and returns what to call."""
+    needs: str | None = None
+    """Package that must be installed, by its import name."""
+    cuda_only: str | None = None
+    """Why it is not asked on a CPU; None = it is."""
+
+
+def usable(peers: Mapping[str, Peer], deadline: Deadline) -> tuple[dict[str, Run], dict[str, str]]:
+    """(calls of the peers that ran once on this device, why the others are left out); `make` gives calls
+    without arguments."""
+    runs: dict[str, Run] = {}
+    skipped: dict[str, str] = {}
+    for name, peer in peers.items():
+        why = unasked(peer, deadline) or _tried(name, peer, runs)
+        if why is not None:
+            skipped[name] = why
+    return runs, skipped
+
+
+def unasked(peer: Peer, deadline: Deadline) -> str | None:
+    """Why a peer is not even tried; None = it is."""
+    if peer.needs is not None and importlib.util.find_spec(peer.needs) is None:
+        return f"{peer.needs} is not installed"
+    if peer.cuda_only is not None and not torch.cuda.is_available():
+        return peer.cuda_only
+    return "no time left" if deadline.passed() else None
+
+
+def _tried(name: str, peer: Peer, runs: dict[str, Run]) -> str | None:
+    try:
+        run = peer.make()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except Exception as error:  # a peer may fail in any way: that is a result
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0]}"[:200]
+    runs[name] = run
+    return None
