@@ -19,7 +19,7 @@ from compiling import Compiled, compile_for
 CHIPS = {8: "sm_80", 9: "sm_90", 10: "sm_100"}
 FLOATS = {
     "scale", "inv_softcap", "inv_temperature", "eps", "low", "high", "dual_clip", "tau_pos", "tau_neg",
-    "kl_coef", "entropy_coef", "importance_cap",
+    "kl_coef", "entropy_coef", "importance_cap", "importance_low",
 }  # fmt: skip
 INDICES = {"target_ptr", "group_ptr", "row_ptr", "member_ptr"}
 ALIGNED = {"num_v", "stride_t", "out_stride_t"}
@@ -53,7 +53,7 @@ def test_row_kernels_never_spill(major: int, logits: str) -> None:
     beside = {"out_stride_v": 1}
     objective = {
         "SCALE": "none", "SURROGATE": "clip", "DUAL": True, "KL": "k3", "PENALTY": True, "ENTROPY": True,
-        "KL_TIMES_RATIO": True, "CAP": True, "BLOCK_R": policy.BLOCK_R,
+        "KL_TIMES_RATIO": True, "IMPORTANCE": "mask", "BLOCK_R": policy.BLOCK_R,
     }  # fmt: skip
     given = dict.fromkeys(("reward_ptr", "channel_weight_ptr", "group_ptr", "row_ptr"))
     from_rewards = {"a_pos_ptr": None, "a_neg_ptr": None, "SCALE": "batch"}
@@ -63,7 +63,7 @@ def test_row_kernels_never_spill(major: int, logits: str) -> None:
         (rows.gradient_kernel, plain | beside | {"e_ptr": None, "g_ptr": None}),
         (rows.gradient_kernel, capped | beside),
         (policy.policy_kernel, plain | beside | objective | given),
-        (policy.policy_kernel, capped | beside | objective | from_rewards),
+        (policy.policy_kernel, capped | beside | objective | from_rewards | {"IMPORTANCE": "truncate"}),
     ]
     for kernel, fixed in cases:
         out = compiled(CHIPS[major], kernel, logits, fixed, **options)
@@ -93,8 +93,8 @@ def test_every_surrogate_and_estimator_compiles() -> None:
     options = dict(TILES[9, 4].options)
     fixed = {name: options.pop(name) for name in ("BLOCK_V", "STAGES")} | {
         "stride_v": 1, "out_stride_v": 1, "SOFTCAP": False, "bias_ptr": None, "SCALE": "none", "DUAL": False,
-        "PENALTY": True, "KL_TIMES_RATIO": False, "ENTROPY": False, "CAP": False, "BLOCK_R": policy.BLOCK_R,
-        "rollout_ptr": None, "old_ptr": None,
+        "PENALTY": True, "KL_TIMES_RATIO": False, "ENTROPY": False, "IMPORTANCE": "none",
+        "BLOCK_R": policy.BLOCK_R, "rollout_ptr": None, "old_ptr": None,
     }  # fmt: skip
     fixed |= dict.fromkeys(("reward_ptr", "channel_weight_ptr", "group_ptr", "row_ptr"))
     for surrogate, kl in (("clip", "k1"), ("cispo", "k2"), ("sapo", "k3"), ("reinforce", "k3")):

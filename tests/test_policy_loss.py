@@ -96,7 +96,9 @@ def textbook(
     else:
         loss = -advantage * logp
     if o.importance_cap is not None:
-        weight = (old - batch.rollout_BL).exp().clamp(max=o.importance_cap).detach()
+        raw = (old - batch.rollout_BL).exp().detach()
+        kept = ((raw >= o.importance_low) & (raw <= o.importance_cap)).double()
+        weight = raw * kept if o.importance_mask else raw.clamp(o.importance_low, o.importance_cap)
         loss = loss * torch.where(batch.rollout_BL.isnan(), 1.0, weight)
     if o.kl_coef:
         d = logp - batch.ref_BL
@@ -153,7 +155,8 @@ PENALTIES = [
     {"kl": "k1", "kl_coef": 0.1},
     {"kl": "k2", "kl_coef": 0.1, "entropy_coef": 0.02},
     {"kl": "k3", "kl_coef": 0.1, "importance_cap": 1.2},
-    {"entropy_coef": 0.02, "importance_cap": 1.2},
+    {"entropy_coef": 0.02, "importance_cap": 1.2, "importance_low": 0.8},
+    {"kl": "k3", "kl_coef": 0.1, "importance_cap": 1.3, "importance_low": 0.7, "importance_mask": True},
 ]
 
 
@@ -405,16 +408,43 @@ def test_no_edges_is_a_zero_loss(ratio: str, impl: str) -> None:
     assert float(head.grad.abs().sum()) == 0.0
 
 
-def test_importance_stats_before_and_after_the_cap() -> None:
-    logits = torch.zeros(3, 4)
-    old = torch.full((3,), -1.0)
-    rollout = torch.tensor([-1.0, -1.0 - torch.tensor(4.0).log(), torch.nan])
-    edges = Edges(torch.ones(3), torch.zeros(3), torch.ones(3), old, None, rollout)
-    stats = policy_loss(logits, torch.tensor([0, 1, 2]), edges, Objective(importance_cap=2.0)).stats
+@pytest.mark.parametrize(("mask", "used"), [(False, [4.5, 4.0]), (True, [2.0, 4.0])])
+def test_importance_stats_before_and_after_the_bounds(mask: bool, used: list[float]) -> None:
+    """Raw weights 1, 4, 1/4, none, 1 within [1/2, 2]."""
+    one = torch.ones(5)
+    four = torch.tensor(4.0).log()
+    rollout = torch.tensor([-1.0, -1.0 - four, -1.0 + four, torch.nan, -1.0])
+    edges = Edges(one, 0 * one, one, -one, None, rollout)
+    o = Objective(importance_cap=2.0, importance_low=0.5, importance_mask=mask)
+    stats = policy_loss(torch.zeros(5, 4), torch.arange(5) % 4, edges, o).stats
     values = {k: [float(x) for x in v] for k, v in stats.items() if k.startswith("importance")}
-    assert values["importance_raw"] == pytest.approx([5.0, 2.0], rel=1e-6)
-    assert values["importance"] == pytest.approx([3.0, 2.0], rel=1e-6)
-    assert values["importance_capped"] == [1.0, 2.0]
+    assert values["importance_raw"] == pytest.approx([6.25, 4.0], rel=1e-6)
+    assert values["importance"] == pytest.approx(used, rel=1e-6)
+    assert values["importance_outside"] == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence", "product"])
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_edges_without_old_log_probability_are_on_policy(ratio: str, impl: str) -> None:
+    """NaN there = this policy's own, detached."""
+    batch = make_batch()
+    edges, target = edges_of(batch, "grpo", on_policy=False), batch.target_BL[batch.mask_BL]
+    hidden = batch.hidden_BLD[batch.mask_BL]
+    logp = torch.log_softmax(hidden @ batch.head_VD.T, -1).gather(1, target[:, None])[:, 0]
+    assert edges.old_logp_T is not None
+    some = torch.arange(len(logp)) % 3 == 0
+    results = []
+    for old_T in (torch.where(some, torch.nan, edges.old_logp_T), torch.where(some, logp, edges.old_logp_T)):
+        leaves = hidden.clone().requires_grad_(), batch.head_VD.clone().requires_grad_()
+        o = Objective(ratio=ratio, importance_cap=1.2)
+        out = linear_policy_loss(
+            *leaves, target, edges._replace(old_logp_T=old_T), o, chunk_bytes=3 * V * 8, impl=impl
+        )
+        results.append((out.loss.detach(), *torch.autograd.grad(out.loss, leaves)))
+        results[-1] += tuple(value for _, value in sorted(out.stats.items()) for value in value)
+    assert results[0][2].abs().max() > 1e-3
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, **EPS)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +468,8 @@ def test_edges_that_do_not_fit_are_refused(objective: dict, edges: dict, message
         ({"surrogate": "ppo"}, "surrogate: wanted one of .* got 'ppo'"),
         ({"clip_low": -0.1}, "clip_low: wanted >= 0"),
         ({"dual_clip": 0.5}, "dual_clip: wanted > 1"),
-        ({"importance_cap": 0.0}, "importance_cap: wanted > 0"),
+        ({"importance_cap": 0.5}, "importance_cap: wanted >= 1"),
+        ({"importance_low": 1.5}, "importance_low: wanted in"),
         ({"sapo_tau_neg": 0.0}, "sapo_tau_neg: wanted > 0"),
     ],
 )

@@ -17,6 +17,7 @@ OBJECTIVES = [
     {"surrogate": "vespo", "ratio": "product", "kl_coef": 0.1, "kl_times_ratio": True},
     {"surrogate": "vespo", "ratio": "product", "importance_cap": 1.1, "entropy_coef": 0.03},
     {"surrogate": "clip", "ratio": "product", "importance_cap": 1.1},
+    {"surrogate": "clip", "ratio": "sequence", "importance_cap": 1.4, "importance_mask": True},
     {"surrogate": "clip", "ratio": "token", "kl_coef": 0.1, "kl_times_ratio": True, "kl": "k2"},
     {"surrogate": "clip", "ratio": "sequence", "kl_coef": 0.1, "kl_times_ratio": True, "entropy_coef": 0.03},
 ]
@@ -77,6 +78,15 @@ def test_vespo_by_hand() -> None:
         assert float(out.loss.detach()) == pytest.approx(4 * weight, rel=1e-6)
         (gradient,) = torch.autograd.grad(out.loss, logp)
         assert gradient.tolist() == pytest.approx([-2 * weight] * 2, rel=1e-6)
+
+
+def test_vespo_with_a_masked_token_by_hand() -> None:
+    """Ratios 1/2 and importance e^5 out of bounds, twice: w = 1/4 * 1e-16, which phi sees as 1e-8."""
+    old = math.log(2) - 1
+    logp, edges = one_row(old, old - 5)
+    objective = Objective(surrogate="vespo", ratio="product", importance_cap=2.0, importance_mask=True)
+    out = policy_loss_of_logps(logp, edges, objective)
+    assert float(out.loss.detach()) == pytest.approx(4 * 1e-16 * math.exp(3), rel=1e-6)
 
 
 def test_kl_times_ratio_by_hand() -> None:

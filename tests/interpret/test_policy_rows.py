@@ -150,13 +150,15 @@ def random_objective(generator: torch.Generator) -> Objective:
         kl_coef=pick(0.0, 0.05, 0.2),
         kl_times_ratio=pick(False, True),
         entropy_coef=pick(0.0, 0.01, 0.1),
-        importance_cap=pick(None, 1.2),
+        importance_cap=pick(None, 1.2, 3.0),
+        importance_low=pick(0.0, 0.3),
+        importance_mask=pick(False, True),
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_policy_loss_within_budget_on_random_cases(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(9)
+    generator = torch.Generator().manual_seed(10)
     errors = Errors(dtype)
     for seed in range(100):
         num_rows, vocab = (int(torch.randint(3, high, (), generator=generator)) for high in (6, 500))
@@ -194,6 +196,24 @@ def test_first_ratio_is_exactly_one_with_stored_log_probabilities() -> None:
     assert float(out.stats["approx_kl"][0]) == float(out.stats["kl"][0]) == 0.0
     want = run(case.on_policy(), Objective(), "triton", torch.float32)[1]
     assert torch.equal(gradient, want)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_rows_without_old_log_probability_are_on_policy(overwrite: bool) -> None:
+    case = random_case(6, 6, 700)
+    own = run(case, Objective(), "triton", torch.float32)[0].logp_T
+    some = torch.arange(6) % 2 == 0
+    results = []
+    for filler in (torch.full((6,), torch.nan), own):
+        edges = case.edges._replace(old_logp_T=torch.where(some, filler, case.edges.old_logp_T))
+        o = Objective(importance_cap=1.2, kl_coef=0.1)
+        results.append(run(replace(case, edges=edges), o, "triton", torch.float32, overwrite))
+    (got, gradient), (want, wanted) = results
+    assert torch.equal(gradient, wanted)
+    assert float(got.loss) == float(want.loss) != 0
+    assert {k: list(map(float, v)) for k, v in got.stats.items()} == {
+        k: list(map(float, v)) for k, v in want.stats.items()
+    }
 
 
 def test_zero_weights_contribute_nothing_even_from_nan() -> None:

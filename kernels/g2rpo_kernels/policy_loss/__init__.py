@@ -51,8 +51,8 @@ def policy_loss(
         `PolicyLoss(loss, logp_T, entropy_T, stats)`. `stats` maps names to (sum, count):
         `entropy`, `logp` over edges with a coefficient; `ratio`, `approx_kl` (k3 of old || new) and, for
         clip and cispo, `clipped` over entries of the surrogate; `kl` with ref_logp; with rollout_logp
-        `importance_raw` (before the cap), and with a cap `importance` and `importance_capped` (fraction
-        above it).
+        `importance_raw` (before the bounds), and with a cap `importance` (as used) and `importance_outside`
+        (fraction outside the bounds).
 
     Raises:
         ValueError: as `logprob`; an edge vector of another length; ref_logp, rollout_logp or members missing

@@ -5,7 +5,8 @@
 Token ratios: r_t = exp(logp_t - old_logp_t). Sequence ratios: the surrogate is summed over (edge, member)
 pairs, with the member row's s = exp(mean over the row's weighted tokens of logp - old_logp) in place of r;
 `product` ratios have the sum of the clamped log-ratios in place of the mean, times the importance. Else the
-truncated importance weight multiplies the surrogate only; KL and entropy stand outside it (TRL's order).
+importance weight, truncated or masked, multiplies the surrogate only; KL and entropy stand outside it (TRL's
+order).
 With `kl_times_ratio` kl is multiplied by r, or by s per pair of `sequence` ratios.
 
 Edges are neutralised before any exp: where all coefficients are zero, log-probabilities are replaced by 0.
@@ -21,7 +22,14 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.policy_loss.records import Edges, Objective
-from g2rpo_kernels.policy_loss.surrogates import KLS, MAX_LOG_RATIO, SURROGATES, Surrogate, ratio_of
+from g2rpo_kernels.policy_loss.surrogates import (
+    KLS,
+    MAX_LOG_RATIO,
+    MIN_VESPO_RATIO,
+    SURROGATES,
+    Surrogate,
+    ratio_of,
+)
 
 
 class Terms(NamedTuple):
@@ -42,9 +50,25 @@ def active_edges(edges: Edges) -> Tensor:
 def log_importance(logp_T: Tensor, edges: Edges) -> Tensor:
     """[T] log(old policy / engine), detached and clamped; 0 where the engine sampled nothing."""
     assert edges.rollout_logp_T is not None
-    old_logp_T = logp_T.detach() if edges.old_logp_T is None else edges.old_logp_T
+    old_logp_T = _old_logp(logp_T, edges)
     log_weight_T = (old_logp_T - edges.rollout_logp_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return log_weight_T.masked_fill(edges.rollout_logp_T.isnan() | ~active_edges(edges), 0.0)
+
+
+def bounded_importance(raw: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """(weights as they are used, bool: which of the raw ones lie outside the bounds)."""
+    assert objective.importance_cap is not None
+    outside = (raw < objective.importance_low) | (raw > objective.importance_cap)
+    if objective.importance_mask:
+        return raw.masked_fill(outside, 0.0), outside
+    return raw.clamp(objective.importance_low, objective.importance_cap), outside
+
+
+def _old_logp(logp_T: Tensor, edges: Edges) -> Tensor:
+    """[T] log-probabilities that ratios are taken to; this policy's own, detached, where none is given."""
+    if edges.old_logp_T is None:
+        return logp_T.detach()
+    return torch.where(edges.old_logp_T.isnan(), logp_T.detach(), edges.old_logp_T)
 
 
 def surrogate_terms(logp_T: Tensor, edges: Edges, objective: Objective) -> Terms:
@@ -52,7 +76,7 @@ def surrogate_terms(logp_T: Tensor, edges: Edges, objective: Objective) -> Terms
     safe_T, log_ratio_T = _token_log_ratio(logp_T, edges)
     importance_T = None
     if objective.importance_cap is not None:
-        importance_T = log_importance(logp_T, edges).exp().clamp(max=objective.importance_cap)
+        importance_T, _ = bounded_importance(log_importance(logp_T, edges).exp(), objective)
     if objective.ratio == "token":
         return Terms(log_ratio_T, safe_T, edges.a_pos_T, edges.a_neg_T, importance_T)
     return _sequence_terms(safe_T, log_ratio_T, importance_T, edges, objective.ratio == "product")
@@ -62,8 +86,7 @@ def _token_log_ratio(logp_T: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
     """(logp, logp - old_logp), both 0 where nothing contributes."""
     active_T = active_edges(edges)
     safe_T = torch.where(active_T, logp_T, 0.0)
-    old_T = safe_T.detach() if edges.old_logp_T is None else torch.where(active_T, edges.old_logp_T, 0.0)
-    return safe_T, safe_T - old_T
+    return safe_T, safe_T - torch.where(active_T, _old_logp(logp_T, edges), 0.0)
 
 
 def _sequence_terms(
@@ -81,7 +104,8 @@ def _sequence_terms(
     if product:
         log_ratio_T = log_ratio_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         if importance_T is not None:
-            log_ratio_T, importance_T = log_ratio_T + importance_T.log(), None
+            # A weight of 0 counts as the smallest ratio.
+            log_ratio_T, importance_T = log_ratio_T + importance_T.clamp(min=MIN_VESPO_RATIO).log(), None
     zeros_B = logp_T.new_zeros(edges.num_rows)
     log_ratio_B = zeros_B.index_add(0, row_M, log_ratio_T[edge_M] * counted_M)
     if not product:

@@ -44,7 +44,12 @@ class Objective:
     unbiased for samples of the old policy (DeepSeek-V3.2, arXiv 2512.02556)."""
     entropy_coef: float = 0.0
     importance_cap: float | None = None
-    """Truncated importance weights min(exp(old_logp - rollout_logp), cap); None = none."""
+    """Largest importance weight exp(old_logp - rollout_logp), at least 1; None = no weights."""
+    importance_low: float = 0.0
+    """Smallest, in [0, 1]. Tokens that the engine did not sample have the weight 1."""
+    importance_mask: bool = False
+    """Weights outside [low, cap] become 0 (masked, arXiv 2510.18855), not the bound (truncated). `product`
+    ratios are multiplied by at least 1e-8: one masked token lets a row's ratio vanish, as in TRL."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -68,8 +73,10 @@ class Objective:
                 raise ValueError(f"{name}: wanted > 0, got {getattr(self, name)}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip: wanted > 1 or None, got {self.dual_clip}")
-        if self.importance_cap is not None and not self.importance_cap > 0:
-            raise ValueError(f"importance_cap: wanted > 0 or None, got {self.importance_cap}")
+        if self.importance_cap is not None and not self.importance_cap >= 1:
+            raise ValueError(f"importance_cap: wanted >= 1 or None, got {self.importance_cap}")
+        if not 0 <= self.importance_low <= 1:
+            raise ValueError(f"importance_low: wanted in [0, 1], got {self.importance_low}")
         if self.surrogate == "vespo" and self.ratio != "product":
             raise ValueError(f"ratio: wanted 'product' with surrogate='vespo', got {self.ratio!r}")
 
@@ -89,7 +96,8 @@ class Edges(NamedTuple):
     weight_T: Tensor
     """sum over members of weight: multiplies KL and entropy."""
     old_logp_T: Tensor | None = None
-    """Under the policy before this batch's first step; None = on-policy: exp(logp - logp.detach())."""
+    """Under the policy before this batch's first step; None, or NaN for an edge, = on-policy there:
+    exp(logp - logp.detach())."""
     ref_logp_T: Tensor | None = None
     rollout_logp_T: Tensor | None = None
     """Reported by the engine; NaN = not sampled (importance weight 1)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.policy_loss.objective import Terms, active_edges, log_importance
+from g2rpo_kernels.policy_loss.objective import Terms, active_edges, bounded_importance, log_importance
 from g2rpo_kernels.policy_loss.records import Edges, Objective
 from g2rpo_kernels.policy_loss.surrogates import KLS, Surrogate, ratio_of
 
@@ -58,8 +58,9 @@ def _importance_stats(logp_T: Tensor, edges: Edges, objective: Objective) -> Sta
     raw_T = log_importance(logp_T, edges).exp()
     stats = {"importance_raw": _mean(raw_T, sampled_T)}
     if objective.importance_cap is not None:
-        stats["importance"] = _mean(raw_T.clamp(max=objective.importance_cap), sampled_T)
-        stats["importance_capped"] = _mean((raw_T > objective.importance_cap).to(raw_T.dtype), sampled_T)
+        used_T, outside_T = bounded_importance(raw_T, objective)
+        stats["importance"] = _mean(used_T, sampled_T)
+        stats["importance_outside"] = _mean(outside_T.to(raw_T.dtype), sampled_T)
     return stats
 
 

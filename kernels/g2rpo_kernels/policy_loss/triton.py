@@ -70,6 +70,7 @@ def policy_kernel(
     kl_coef: tl.float64,
     entropy_coef: tl.float64,
     importance_cap: tl.float64,
+    importance_low: tl.float64,
     SOFTCAP: tl.constexpr,
     SCALE: tl.constexpr,
     SURROGATE: tl.constexpr,
@@ -78,7 +79,7 @@ def policy_kernel(
     PENALTY: tl.constexpr,
     KL_TIMES_RATIO: tl.constexpr,
     ENTROPY: tl.constexpr,
-    CAP: tl.constexpr,
+    IMPORTANCE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     STAGES: tl.constexpr,
@@ -116,8 +117,8 @@ def policy_kernel(
     logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
     loss, c, e = edge_loss(
         logp, entropy, a_pos, a_neg, weight, t, num_t, stats_ptr, old_ptr, ref_ptr, rollout_ptr,
-        low, high, dual_clip, tau_pos, tau_neg, kl_coef, entropy_coef, importance_cap,
-        SURROGATE, DUAL, KL, PENALTY, KL_TIMES_RATIO, CAP,
+        low, high, dual_clip, tau_pos, tau_neg, kl_coef, entropy_coef, importance_cap, importance_low,
+        SURROGATE, DUAL, KL, PENALTY, KL_TIMES_RATIO, IMPORTANCE,
     )  # fmt: skip
     tl.store(loss_ptr + t, loss.to(tl.float32))
     tl.store(logp_ptr + t, logp.to(tl.float32))
@@ -193,6 +194,7 @@ class RowSettings(NamedTuple):
     kl_coef: float
     entropy_coef: float
     importance_cap: float
+    importance_low: float
 
     @classmethod
     def of(
@@ -211,13 +213,18 @@ class RowSettings(NamedTuple):
             kl_coef=objective.kl_coef,
             entropy_coef=objective.entropy_coef,
             importance_cap=objective.importance_cap or 0.0,
+            importance_low=objective.importance_low,
         )
 
 
 def flags_of(objective: Objective, scale: str) -> str:
-    """What the kernel is specialised on: surrogate, KL estimator, whether it multiplies the ratio, scale."""
+    """What the kernel is specialised on: surrogate, KL estimator, whether it multiplies the ratio, what
+    becomes of importance weights out of bounds, scale."""
     times_ratio = "times_ratio" if objective.kl_times_ratio else "alone"
-    return f"{objective.surrogate} {objective.kl} {times_ratio} {scale}"
+    importance = "mask" if objective.importance_mask else "truncate"
+    if objective.importance_cap is None:
+        importance = "none"
+    return f"{objective.surrogate} {objective.kl} {times_ratio} {importance} {scale}"
 
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -232,7 +239,7 @@ def _empty_rows(logits_TV: Tensor) -> Rows:
 
 
 def _specialisation(settings: RowSettings, flags: str) -> dict[str, Any]:
-    surrogate, kl, times_ratio, scale = flags.split()
+    surrogate, kl, times_ratio, importance, scale = flags.split()
     return {
         "SCALE": scale,
         "SURROGATE": surrogate,
@@ -241,7 +248,7 @@ def _specialisation(settings: RowSettings, flags: str) -> dict[str, Any]:
         "PENALTY": settings.kl_coef != 0,
         "KL_TIMES_RATIO": times_ratio == "times_ratio",
         "ENTROPY": settings.entropy_coef != 0,
-        "CAP": settings.importance_cap != 0,
+        "IMPORTANCE": importance,
         "BLOCK_R": BLOCK_R,
     }
 

@@ -38,7 +38,7 @@ MASKS = {
     "clipped": "used",
     "importance_raw": "sampled",
     "importance": "sampled",
-    "importance_capped": "sampled",
+    "importance_outside": "sampled",
 }
 """Metric -> the mask that it is averaged over."""
 
@@ -218,7 +218,7 @@ def _metrics(stats_KT: Tensor, inputs: RowInputs, objective: Objective) -> Stats
     if inputs.rollout_logp_T is None:
         absent |= {"importance_raw"}
     if inputs.rollout_logp_T is None or objective.importance_cap is None:
-        absent |= {"importance", "importance_capped"}
+        absent |= {"importance", "importance_outside"}
     return {name: (sums[name], sums[mask]) for name, mask in MASKS.items() if name not in absent}
 
 

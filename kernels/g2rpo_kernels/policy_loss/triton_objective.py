@@ -32,7 +32,7 @@ STAT_ROWS = (
     "kl",
     "importance_raw",
     "importance",
-    "importance_capped",
+    "importance_outside",
     "logp",
 )
 """Rows of stats_KT: three masks, then values, 0 outside their mask."""
@@ -96,6 +96,18 @@ def importance_weight(logp, log_ratio, rollout_ptr, t, active):
 
 
 @triton.jit
+def bounded_importance(raw, low, cap, IMPORTANCE: tl.constexpr):
+    """(weight as it is used, whether the raw one lies outside the bounds)."""
+    outside = (raw < low) | (raw > cap)
+    if IMPORTANCE == "mask":
+        used = tl.where(outside, 0.0, raw)
+    else:
+        tl.static_assert(IMPORTANCE == "truncate")
+        used = tl.minimum(tl.maximum(raw, low), cap)
+    return used, outside
+
+
+@triton.jit
 def edge_loss(
     logp,
     entropy,
@@ -116,12 +128,13 @@ def edge_loss(
     kl_coef,
     entropy_coef,
     importance_cap,
+    importance_low,
     SURROGATE: tl.constexpr,
     DUAL: tl.constexpr,
     KL: tl.constexpr,
     PENALTY: tl.constexpr,
     KL_TIMES_RATIO: tl.constexpr,
-    CAP: tl.constexpr,
+    IMPORTANCE: tl.constexpr,
 ):
     """(loss, d loss / d logp, d loss / d entropy) of edge t; its metrics go to column t of stats_KT."""
     active = (a_pos != 0.0) | (a_neg != 0.0) | (weight != 0.0)
@@ -129,19 +142,22 @@ def edge_loss(
     logp, entropy = tl.where(active, logp, 0.0), tl.where(active, entropy, 0.0)
     log_ratio = tl.zeros((), tl.float64)
     if old_ptr is not None:
-        log_ratio = log_ratio_to(logp, old_ptr, t, active)
+        old = tl.load(old_ptr + t)
+        log_ratio = log_ratio_to(logp, old_ptr, t, active & (old == old))  # NaN: on-policy
     ratio, slope = ratio_and_slope(log_ratio)
     plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = surrogate(
         ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE, DUAL
     )
     gain, d_gain = a_pos * plus + a_neg * minus, a_pos * d_plus + a_neg * d_minus
     none = tl.zeros((), tl.float64)
-    raw, capped, kl, d_kl, sampled = none, none, none, none, active & (none != none)
+    raw, importance, kl, d_kl = none, none, none, none
+    sampled = active & (none != none)
+    outside = sampled
     if rollout_ptr is not None:
         raw, sampled = importance_weight(logp, log_ratio, rollout_ptr, t, active)
-        if CAP:
-            capped = tl.minimum(raw, importance_cap)
-            gain, d_gain = gain * capped, d_gain * capped
+        if IMPORTANCE != "none":
+            importance, outside = bounded_importance(raw, importance_low, importance_cap, IMPORTANCE)
+            gain, d_gain = gain * importance, d_gain * importance
     loss, c = -gain - entropy_coef * weight * entropy, -d_gain
     if ref_ptr is not None:
         kl, d_kl = kl_penalty(log_ratio_to(logp, ref_ptr, t, active), KL)
@@ -163,7 +179,7 @@ def edge_loss(
     tl.store(column_ptr + 6 * num_t, clipped.to(tl.float32))
     tl.store(column_ptr + 7 * num_t, kl.to(tl.float32))
     tl.store(column_ptr + 8 * num_t, tl.where(sampled, raw, 0.0).to(tl.float32))
-    tl.store(column_ptr + 9 * num_t, tl.where(sampled, capped, 0.0).to(tl.float32))
-    tl.store(column_ptr + 10 * num_t, (sampled & (capped < raw)).to(tl.float32))
+    tl.store(column_ptr + 9 * num_t, tl.where(sampled, importance, 0.0).to(tl.float32))
+    tl.store(column_ptr + 10 * num_t, (sampled & outside).to(tl.float32))
     tl.store(column_ptr + 11 * num_t, logp.to(tl.float32))
     return loss, c, -entropy_coef * weight
