@@ -4,9 +4,9 @@ The floor is three matrix products; `matmul_percent` is the share of the device'
 reaches when it is counted as three products. On a CPU sides run in turn in processes of their own, and the
 times compared are CPU times of one thread, which other work on the machine disturbs least.
 
-On a CPU eager, too, spends most of a step in these products, near the ceiling: at D = 512 and V = 151,936 they
-alone take 0.7 of its time, so nothing that computes them in float32 can be 1.5 times as fast. The gain in time
-shrinks as D grows; the gain in memory does not.
+On a CPU eager, too, spends most of a step in these products, near the ceiling: at D = 512 and V = 151,936
+they alone take 0.7 of its time, so nothing that computes them in float32 can be 1.5 times as fast. The gains
+shrink as D grows: the products' share rises, and d head is most of what a step of ours holds.
 """
 
 from __future__ import annotations

@@ -1,56 +1,60 @@
 """From logits to loss and dlogits: time, and the share of the device's own copy bandwidth that it reaches.
 
-The floor is one read and one write of the logits. Baselines: eager autograd; on CUDA also torch.compile and,
-where it is installed, Liger's `triton_grpo_loss`.
+The floor is one read and one write of the logits. Baselines: eager autograd, torch.compile and Liger's
+`triton_grpo_loss`.
+
+Dimension key: T rows (one edge each), V vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import statistics
 from collections.abc import Callable
 
+import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, policy_loss
 from torch import Tensor
 
-from timing import Run, medians
+from conftest import Record
+from peers import Peer, usable
+from timing import Deadline, Run, ceilings, interleaved, peak_mib, spread_ms
 
 CLIP = Objective()
+ON_GPU = torch.cuda.is_available()
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32} if ON_GPU else {"float32": torch.float32}
 
 
-def test_policy_loss_from_logits(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_policy_loss_from_logits(
+    benchmark_mode: bool, deadline: Deadline, record: Record, dtype: str
+) -> None:
     """Loss and dlogits of N rows at V = 151,936."""
-    on_gpu = torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
-    rows, vocabulary, rounds = (16384 if on_gpu else 64), 151_936, 9
+    device = "cuda" if ON_GPU else "cpu"
+    rows, vocabulary, rounds = (16384 if ON_GPU else 64), 151_936, 9
     if not benchmark_mode:
         rows, vocabulary, rounds = 4, 997, 1
     torch.set_num_threads(1)
-    cases = [measured(device, dtype, rows, vocabulary, rounds) for dtype in dtypes(device)]
-    assert all(seconds > 0 for case in cases for seconds in case["ms"].values())
-    record(f"policy_loss_{device}", {"cases": cases})
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    return [torch.bfloat16, torch.float32] if device == "cuda" else [torch.float32]
-
-
-def measured(device: str, dtype: torch.dtype, rows: int, vocabulary: int, rounds: int) -> dict:
-    logits_TV = (4 * torch.randn(rows, vocabulary, device=device)).to(dtype)
+    ceiling = ceilings(device, DTYPES[dtype], small=not benchmark_mode)
+    logits_TV = (4 * torch.randn(rows, vocabulary, device=device)).to(DTYPES[dtype])
     target_T = torch.randint(vocabulary, (rows,), device=device)
-    edges = edges_for(rows, device)
-    runs = sides(logits_TV, target_T, edges, device)
-    seconds = medians(runs, rounds)
-    moved = 2 * logits_TV.numel() * logits_TV.element_size()
-    return {
-        "rows": rows,
-        "vocabulary": vocabulary,
-        "dtype": str(dtype).removeprefix("torch."),
-        "ms": {name: 1e3 * s for name, s in seconds.items()},
-        "share_of_copy": {name: seconds["copy"] / s for name, s in seconds.items() if name != "copy"},
-        "copy_gb_per_s": moved / seconds["copy"] / 1e9,
-        "speedup_over_eager": seconds["eager"] / seconds["ours"],
-    }
+    runs, skipped = sides(logits_TV, target_T, edges_for(rows, device), deadline)
+    seconds = interleaved(runs, rounds)
+    moved, best = 2e-9 * logits_TV.nbytes, statistics.median(seconds["ours"])
+    cases = [
+        {
+            "side": side,
+            **spread_ms(times),
+            "time_ratio": statistics.median(times) / best,
+            "copy_percent": 100 * moved / statistics.median(times) / ceiling["copy_gb_per_s"],
+            "peak_mib": peak_mib(runs[side]),
+        }
+        for side, times in seconds.items()
+    ]
+    assert all(case["median_ms"] > 0 for case in cases)
+    shape = {"rows": rows, "vocabulary": vocabulary, "dtype": dtype}
+    figures = {**shape, "ceilings": ceiling, "sides": cases, "skipped": skipped}
+    record(f"policy_loss_{device}_{dtype}", figures)
 
 
 def edges_for(rows: int, device: str) -> Edges:
@@ -63,19 +67,32 @@ def edges_for(rows: int, device: str) -> Edges:
     )
 
 
-def sides(logits_TV: Tensor, target_T: Tensor, edges: Edges, device: str) -> dict[str, Run]:
+def sides(
+    logits_TV: Tensor, target_T: Tensor, edges: Edges, deadline: Deadline
+) -> tuple[dict[str, Run], dict[str, str]]:
+    def eager(logits_TV: Tensor) -> Tensor:
+        return eager_loss(logits_TV, target_T, edges)
+
+    def compiled() -> Run:
+        loss = torch.compile(eager_loss)
+        return lambda: gradient_of(lambda z: loss(z, target_T, edges), logits_TV)
+
     other_TV = torch.empty_like(logits_TV)
     runs: dict[str, Run] = {
         "copy": lambda: other_TV.copy_(logits_TV),
         "ours": lambda: gradient_of(lambda z: policy_loss(z, target_T, edges, CLIP).loss, logits_TV),
-        "eager": lambda: gradient_of(lambda z: eager_loss(z, target_T, edges), logits_TV),
+        "eager": lambda: gradient_of(eager, logits_TV),
     }
-    if device == "cuda":
-        compiled = torch.compile(eager_loss)
-        runs["compiled"] = lambda: gradient_of(lambda z: compiled(z, target_T, edges), logits_TV)
-        if importlib.util.find_spec("liger_kernel") is not None:
-            runs["liger"] = liger_side(logits_TV, target_T, edges)
-    return runs
+    peers = {
+        "compiled": Peer(compiled),
+        "liger": Peer(
+            lambda: liger_side(logits_TV, target_T, edges),
+            needs="liger_kernel",
+            cuda_only="triton_grpo_loss runs on CUDA only",
+        ),
+    }
+    found, skipped = usable(peers, deadline)
+    return runs | found, skipped
 
 
 def gradient_of(loss: Callable[[Tensor], Tensor], logits_TV: Tensor) -> Tensor:
@@ -96,7 +113,7 @@ def eager_loss(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> Tensor:
 
 
 def liger_side(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> Run:
-    """One sequence of N tokens; Liger wants a row of logits more than there are tokens."""
+    """One sequence of N tokens; Liger wants a row of logits more than there are tokens. No entropy."""
     from liger_kernel.transformers.grpo_loss import triton_grpo_loss
 
     advantage = ((edges.a_pos_T + edges.a_neg_T) / edges.weight_T).mean()[None]
@@ -109,7 +126,9 @@ def liger_side(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> Run:
             ref_logp=None,
             completion_ids=target_T[None],
             advantages=advantage,
+            temperature=1.0,
             beta=0.0,
+            eps_high=0.2,
             inplace=False,
         )[0].mean()
 
