@@ -20,7 +20,7 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data import PromptSet, load_prompts, read_texts
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
-from g2rpo_fast.engine import local_engine, sampling_of, text_decoder
+from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
 from g2rpo_fast.guidance import GuidanceState, initial_state
 from g2rpo_fast.learner import Learner
@@ -79,6 +79,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     Raises:
         ValueError: anything wrong in configuration, data or model, or a run directory that holds another run.
     """
+    check_engine(config)
     rewards = load_rewards(config.reward)
     directory, config = open_directory(config)
     torch.set_num_threads(config.run.threads or 1)
@@ -95,7 +96,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     checkpoint = latest_checkpoint(directory / "checkpoints")
     if checkpoint is not None:
         state = TrainState.from_dict(load_checkpoint(checkpoint, model, optimizer))
-    engine = local_engine(model, tokenizer, config)
+    engine = make_engine(model, tokenizer, config, directory=directory, show=show)
     engine.sync(state.weight_version)
     return Parts(
         config=config,

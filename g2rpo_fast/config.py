@@ -26,6 +26,7 @@ from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rollout import RolloutConfig
+from g2rpo_fast.rollout.vllm import VllmConfig
 from g2rpo_fast.tree import TreeConfig
 
 EMBEDDED = "embedded"
@@ -65,6 +66,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

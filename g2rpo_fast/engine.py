@@ -1,20 +1,56 @@
-"""The rollout engine of a run: the stage's engine, given the model's tree forward as its prefill."""
+"""The rollout engine of a run: the stage's engine, given what it needs of the model and its tree forward."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from g2rpo_kernels import linear_logprob
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.config import Config
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.rollout import LocalEngine, Prefill
 from g2rpo_fast.rollout.prefill import Decode
+from g2rpo_fast.rollout.vllm import VllmEngine, require_vllm
 from g2rpo_fast.tree import plan_trees
-from g2rpo_fast.types import Sampling, Sequences
+from g2rpo_fast.types import Engine, Floats, Sampling, Sequences
+
+
+def check_engine(config: Config) -> None:
+    """ValueError when the engine asked for cannot run here; before anything is spent."""
+    if config.rollout.engine == "vllm":
+        require_vllm()
+
+
+def make_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    *,
+    directory: Path,
+    show: Callable[[str], None],
+) -> Engine:
+    """The engine that `rollout.engine` names; its first `sync` makes it ready.
+
+    Args:
+        directory: of the run, for the engine's log.
+    """
+    if config.rollout.engine == "local":
+        return local_engine(model, tokenizer, config)
+    return VllmEngine(
+        model,
+        tokenizer,
+        config.vllm,
+        logp=partial(sampled_logp, model, config.model),
+        max_rows=config.rollout.max_rows,
+        threads=config.run.threads or 1,
+        log_path=directory / "vllm.log",
+        show=show,
+    )
 
 
 def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> LocalEngine:
@@ -52,6 +88,38 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
         keys=output.kv,
         hidden_SD=output.hidden_SD,
     )
+
+
+@torch.no_grad()
+def sampled_logp(
+    model: PreTrainedModel, config: ModelConfig, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> list[Floats]:
+    """Log-probabilities (nats, temperature 1) of each row's tokens after its prompt, by the tree forward."""
+    ids_N = np.fromiter((i for prompt, tokens in rows for i in prompt + tokens), np.int32)
+    sequences = Sequences(
+        ids_N=ids_N,
+        ptr_R1=np.cumsum([0, *(len(prompt) + len(tokens) for prompt, tokens in rows)], dtype=np.int64),
+        trained_N=np.concatenate([np.arange(len(p) + len(t)) >= len(p) for p, t in rows]),
+        group_R=np.zeros(len(rows), np.int32),
+    )
+    (plan,) = plan_trees(sequences, whole=True)
+    with compute_context(model, config):
+        hidden_SD = tree_hidden(model, plan, attention=config.attention).hidden_SD
+    head = head_of(model)
+    source_T, target_T = (torch.from_numpy(x).long().to(model.device) for x in (plan.source_T, plan.target_T))
+    logp_T = linear_logprob(
+        hidden_SD,
+        head.weight_VD,
+        target_T,
+        source_T=source_T,
+        bias_V=head.bias_V,
+        temperature=1.0,
+        softcap=head.softcap,
+    ).logp_T
+    logp_N = np.full(len(ids_N), np.nan, np.float32)
+    edge_M = np.repeat(np.arange(len(plan.target_T)), np.diff(plan.member_ptr_T1))
+    logp_N[plan.member_M] = logp_T.float().cpu().numpy()[edge_M]
+    return [logp_N[end - len(tokens) : end] for (_, tokens), end in zip(rows, sequences.ptr_R1[1:])]
 
 
 def text_decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -2,6 +2,7 @@
 
 config.json              the configuration, resolved
 metrics.jsonl            one record a step
+vllm.log                 output of the rollout engine's process
 guidance_profile.json    success against the share of the trace given, before training
 checkpoints/step_*/      whole or absent
 embedded/                the embedded default's model and data
@@ -21,7 +22,18 @@ from typing import Any
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import free_threads
 
-MAY_CHANGE = ("run.dir", "run.steps", "checkpoint.", "evaluate.")
+MAY_CHANGE = (
+    "run.dir",
+    "run.steps",
+    "checkpoint.",
+    "evaluate.",
+    "vllm.start_timeout_s",
+    "vllm.stall_s",
+    "vllm.sync_timeout_s",
+    "vllm.gpu_memory_utilization",
+    "vllm.kv_cache_mib",
+    "vllm.checksum",
+)
 """Keys in which a continuation may differ from the run that it continues."""
 
 

@@ -12,8 +12,8 @@ from g2rpo_fast.types import Sampling
 class RolloutConfig:
     """How completions are sampled for training."""
 
-    engine: Literal["local"] = "local"
-    """local: in this process, on the trainer's own weights."""
+    engine: Literal["local", "vllm"] = "local"
+    """local: in this process, on the trainer's own weights. vllm: vLLM in a process of its own (vllm.*)."""
     group_size: int = 8
     """Rollouts of each prompt (G)."""
     max_tokens: int = 512

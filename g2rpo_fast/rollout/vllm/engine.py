@@ -1,0 +1,260 @@
+"""The `vllm` engine in the trainer's process: it owns the arena of weights and one engine process.
+
+    sync(v):  pack a slot of the arena -> command -> workers copy, caches reset -> acknowledgement
+
+A failed update is fatal for the engine process: it is killed and a new one gets the same weights; the rows in
+flight begin anew. The second failure in a row is an EngineError, as is an engine that dies or hangs while
+generating. The first weights of every new process are checked by a probe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from g2rpo_fast.rollout.requests import check_requests
+from g2rpo_fast.rollout.sync import PackReport
+from g2rpo_fast.rollout.vllm.config import VllmConfig
+from g2rpo_fast.rollout.vllm.launch import dtype_name, engine_dtype, max_model_len
+from g2rpo_fast.rollout.vllm.link import Link
+from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
+from g2rpo_fast.rollout.vllm.process import EngineHung
+from g2rpo_fast.rollout.vllm.versions import require_vllm
+from g2rpo_fast.types import Completion, EngineError, Floats, Request, Sampling
+
+POLL_S = 0.5
+"""Longest wait for one report of the engine while it generates."""
+COLDEST = 0.01
+"""vLLM raises lower temperatures to this one."""
+
+LogpFunction = Callable[[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]], list[Floats]]
+"""(prompt ids, token ids) pairs to the trainer's log-probabilities of the tokens, at temperature 1."""
+
+
+@dataclass
+class Flight:
+    """The batch being generated."""
+
+    sampling: Sampling
+    left: dict[int, Request]
+    """Requests not answered yet, by their place."""
+    answers: dict[int, Completion] = field(default_factory=dict)
+
+
+@dataclass
+class Costs:
+    """Since the last `metrics`."""
+
+    tokens: int = 0
+    busy_s: float = 0.0
+    sync_s: float = 0.0
+    pack_s: float = 0.0
+    sync_bytes: int = 0
+
+
+class VllmEngine:
+    """Implements `types.Engine`.
+
+    Args:
+        model: its parameters are what `sync` sends.
+        tokenizer: decodes for stop strings.
+        logp: the trainer's log-probabilities, for the probe.
+        max_rows: most rows decoded at once.
+        threads: CPU threads if `config.threads` is None.
+        log_path: the engine process's output is appended there.
+        show: is told the rung in use and why the engine was restarted.
+
+    Raises:
+        ValueError: vLLM is missing or of another version, or settings that the device cannot follow.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: VllmConfig,
+        *,
+        logp: LogpFunction,
+        max_rows: int,
+        threads: int,
+        log_path: Path,
+        show: Callable[[str], None],
+    ) -> None:
+        require_vllm()
+        on = model.device.type
+        if config.sleep != "off" and on != "cuda":
+            raise ValueError(f"vllm.sleep: wanted off on {on} (vLLM sleeps on CUDA only), got {config.sleep}")
+        self._max_len = max_model_len(model, config)
+        self._config, self._logp, self._show = config, logp, show
+        self._kind = "quantised" if config.quantization else dtype_name(engine_dtype(config, model.device))
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, torch.Tensor)
+        self._vocabulary = embedding.shape[0]
+        self._flight: Flight | None = None
+        self._costs = Costs()
+        self._restarts = 0
+        self._link = Link(
+            model, tokenizer, config, max_rows=max_rows, threads=threads, log_path=log_path, show=show
+        )
+        self._link.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process; None when there is none."""
+        return self._link.pid
+
+    @property
+    def rung(self) -> str:
+        """How weights enter vLLM; empty before the first sync."""
+        return self._link.rung
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            ValueError: what `local` refuses too; a temperature between 0 and 0.01.
+            EngineError: the engine died, hangs or failed.
+        """
+        return self.submit(requests, sampling)()
+
+    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+        """The engine begins at once; the function returned waits for the completions."""
+        check_requests(requests, self._vocabulary, self._max_len)
+        if 0 < sampling.temperature < COLDEST:
+            raise ValueError(f"temperature: wanted 0 or at least {COLDEST}, got {sampling.temperature}")
+        if self._flight is not None:
+            raise ValueError("submit: wanted at most one batch in flight, got a second")
+        flight = Flight(sampling, {i: r for i, r in enumerate(requests) if r.max_tokens > 0})
+        flight.answers = {
+            i: _nothing(self._link.version) for i, r in enumerate(requests) if r.max_tokens == 0
+        }
+        if flight.left:
+            self._take_off(flight)
+        return lambda: self._collect(flight)
+
+    def sync(self, version: int) -> None:
+        """Sends the model's parameters; returns when the engine computes with them.
+
+        Raises:
+            EngineError: the engine hangs, or a second one failed too.
+        """
+        began = time.perf_counter()
+        flight, self._flight = self._flight, None
+        try:
+            report = self._push(version)
+        except EngineHung:
+            raise
+        except EngineError as error:
+            self._restarts += 1
+            self._show(f"rollout engine: a new one is started; {str(error).splitlines()[0]}")
+            self._link.stop()
+            self._link.start()
+            report = self._push(version)
+            if flight is not None:
+                self._take_off(flight)
+        self._flight = flight
+        self._costs.sync_s += time.perf_counter() - began
+        self._costs.pack_s += report.seconds
+        self._costs.sync_bytes += report.nbytes
+
+    def release(self) -> None:
+        """Gives back what `vllm.sleep` names until the next sync; nothing while a batch is in flight."""
+        level = {"off": 0, "kv": 1, "all": 2}[self._config.sleep]
+        if level and self._flight is None:
+            self._link.ask("release", self._config.sync_timeout_s, "release", level=level)
+
+    def metrics(self) -> dict[str, float]:
+        """`engine/...`: tokens/s while generating, seconds and bytes of syncs, restarts since the start."""
+        costs, self._costs = self._costs, Costs()
+        return {
+            "engine/tokens_per_s": costs.tokens / costs.busy_s if costs.busy_s else 0.0,
+            "engine/sync_s": costs.sync_s,
+            "engine/pack_s": costs.pack_s,
+            "engine/sync_bytes": float(costs.sync_bytes),
+            "engine/weight_version": float(self._link.version),
+            "engine/restarts": float(self._restarts),
+            "engine/rung_plan": float(self._link.rung == "plan"),
+        }
+
+    def close(self) -> None:
+        """Ends the engine process and frees the arena. May be called again."""
+        self._flight = None
+        self._link.close()
+
+    def _take_off(self, flight: Flight) -> None:
+        """Puts the unanswered requests of a batch in flight."""
+        self._link.ask(
+            "generation", self._config.stall_s, "add", requests=flight.left, sampling=flight.sampling
+        )
+        self._flight = flight
+
+    def _collect(self, flight: Flight) -> list[Completion]:
+        """Waits for a batch.
+
+        Raises:
+            ValueError: a log-probability is not a number.
+        """
+        moved = time.monotonic()
+        while flight.left:
+            if self._flight is not flight:
+                raise EngineError("vLLM engine: the batch was lost with the engine that it was given to")
+            try:
+                progress = self._link.ask("generation", self._config.stall_s, "poll", wait_s=POLL_S)
+            except EngineError:
+                self._flight = None
+                raise
+            self._costs.tokens += progress.tokens
+            self._costs.busy_s += progress.busy_s
+            for i, completion in progress.finished.items():
+                del flight.left[i]
+                flight.answers[i] = completion
+            if progress.tokens or progress.finished:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > self._config.stall_s:
+                self._flight = None
+                self._link.stalled("generation", self._config.stall_s)
+        self._flight = None
+        for i, completion in flight.answers.items():
+            _check_finite(i, completion)
+        return [flight.answers[i] for i in sorted(flight.answers)]
+
+    def _push(self, version: int) -> PackReport:
+        fresh = self._link.fresh
+        report = self._link.push(version)
+        if fresh:
+            self._probe()
+            self._link.fresh = False
+        return report
+
+    def _probe(self) -> None:
+        """A new engine's first weights: does it compute what the trainer does?"""
+        requests = probe_requests(self._vocabulary, self._max_len)
+        completions = self.generate(requests, Sampling())
+        self._costs = Costs()
+        wanted = self._logp(
+            [(request.prompt_ids, c.token_ids) for request, c in zip(requests, completions, strict=True)]
+        )
+        try:
+            check_probe(completions, wanted, self._kind)
+        except EngineError:
+            self._link.stop()
+            raise
+
+
+def _nothing(version: int) -> Completion:
+    """The answer to a request for no tokens."""
+    return Completion(
+        token_ids=(), logp=np.zeros(0, np.float32), finish_reason="length", weight_version=version
+    )
+
+
+def _check_finite(request: int, completion: Completion) -> None:
+    bad = np.flatnonzero(~np.isfinite(completion.logp))
+    if len(bad):
+        raise ValueError(f"request {request}: wanted finite logits, got NaN or infinity at token {bad[0]}")

@@ -1,0 +1,212 @@
+"""The engine process: `python -m g2rpo_fast.rollout.vllm.host SOCKET PARENT`.
+
+One thread, one loop: a command of the trainer if one is waiting, else one step of vLLM. So a sync is a
+command like any other and lands between two steps; whatever is sampled after it carries the new weights'
+version. A command that fails is reported and ends the process: nothing goes on with weights in doubt. When
+the trainer is gone, so is this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from g2rpo_fast.rollout.stop_text import StopText
+from g2rpo_fast.rollout.vllm.batch import Batch
+from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead
+from g2rpo_fast.rollout.vllm.messages import Launch, Progress
+from g2rpo_fast.types import Request, Sampling
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Host:
+    """vLLM and at most one batch."""
+
+    def __init__(self, launch: Launch) -> None:
+        from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+        self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
+        self.engine: Any = self.llm.llm_engine
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(launch.model_dir)
+        self.version = -1
+        self.batch: Batch | None = None
+        self.batch_id = 0
+        self.asleep = False
+        self.tokens, self.steps, self.busy_s = 0, 0, 0.0
+
+    @property
+    def generating(self) -> bool:
+        return self.batch is not None and self.batch.unfinished
+
+    def attach(self, address: dict[str, Any], rung: str) -> dict[str, Any]:
+        """Opens the trainer's arena in every worker; one worker's answer, of one that refused if any did."""
+        answers: list[dict[str, Any]] = self.llm.collective_rpc("g2rpo_attach", args=(address, rung))
+        return next((answer for answer in answers if answer["rung"] is None), answers[0])
+
+    def update(self, slot: int, version: int, checksum: bool) -> dict[str, Any]:
+        """Takes the weights of `slot`. Keys and values of the old ones are forgotten, in flight too."""
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        arguments = (slot, version, checksum)
+        answers: list[dict[str, Any]] = self.llm.collective_rpc("g2rpo_update", args=arguments)
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
+        if not self.llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError(f"version {version}: vLLM did not reset its prefix cache")
+        self.version = version
+        return answers[0]
+
+    def add(self, requests: dict[int, Request], sampling: Sampling) -> None:
+        """Begins a batch; keys are the requests' places in it."""
+        assert not self.generating, "a batch is in flight"
+        stop_text = StopText(sampling.stop_strings, self.decode) if sampling.stop_strings else None
+        self.batch = Batch(requests, sampling, stop_text)
+        self.batch_id += 1
+        for index, request in requests.items():
+            self.engine.add_request(
+                f"{self.batch_id}-{index}",
+                {"prompt_token_ids": list(request.prompt_ids)},
+                _params(request, sampling),
+            )
+
+    def poll(self, wait_s: float) -> Progress:
+        """Generates until the batch is done, at most `wait_s`; what is new since the last poll."""
+        until = time.monotonic() + wait_s
+        while self.generating and time.monotonic() < until:
+            self.step()
+        progress = Progress(
+            finished=self.batch.take_finished() if self.batch else {},
+            tokens=self.tokens,
+            steps=self.steps,
+            busy_s=self.busy_s,
+        )
+        self.tokens, self.steps, self.busy_s = 0, 0, 0.0
+        return progress
+
+    def drop(self) -> None:
+        """Forgets the batch."""
+        if self.batch is not None:
+            self.engine.abort_request([f"{self.batch_id}-{index}" for index in self.batch.rows])
+        self.batch = None
+
+    def release(self, level: int) -> None:
+        """Level 1 gives back the KV cache, 2 the weights too; until the next update."""
+        self.llm.sleep(level=level)
+        if level == 1:
+            self.llm.wake_up(tags=["weights"])
+        self.asleep = True
+
+    def step(self) -> None:
+        """One step of vLLM; its tokens go into the batch."""
+        assert self.batch is not None
+        began = time.perf_counter()
+        for output in self.engine.step():
+            index = int(output.request_id.split("-")[1])
+            if index not in self.batch.rows:
+                continue
+            new = output.outputs[0]
+            tokens = list(new.token_ids)
+            logp = [at[token].logprob for at, token in zip(new.logprobs or (), tokens, strict=True)]
+            self.tokens += len(tokens)
+            done = self.batch.add(index, tokens, logp, self.version, ended=output.finished)
+            if done and not output.finished:
+                self.engine.abort_request([output.request_id])
+        self.steps += 1
+        self.busy_s += time.perf_counter() - began
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "attach": Host.attach,
+    "update": Host.update,
+    "add": Host.add,
+    "poll": Host.poll,
+    "drop": Host.drop,
+    "release": Host.release,
+}
+
+
+def _params(request: Request, sampling: Sampling) -> Any:
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=request.seed,
+        max_tokens=request.max_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=True,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def serve(channel: Channel) -> None:
+    """Builds vLLM, then obeys until the trainer is gone."""
+    launch: Launch = channel.receive()
+    try:
+        host = _reported(channel, partial(Host, launch))
+    finally:
+        shutil.rmtree(launch.model_dir, ignore_errors=True)
+    channel.send(("done", None))
+    while True:
+        if host.generating and not channel.readable:
+            _reported(channel, host.step)
+            continue
+        command, arguments = channel.receive()
+        channel.send(("done", _reported(channel, partial(COMMANDS[command], host, **arguments))))
+
+
+def _reported(channel: Channel, action: Callable[[], Any]) -> Any:
+    """The action's result; an exception is told to the trainer before it ends this process."""
+    try:
+        return action()
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(("failed", f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _end_with(parent: int) -> None:
+    """SIGTERM when the trainer ends, also where this process is not reading its commands."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main() -> None:
+    end = socket.socket(fileno=int(sys.argv[1]))
+    end.set_inheritable(False)
+    _end_with(int(sys.argv[2]))
+    try:
+        serve(Channel(end))
+    except PeerDead:
+        if not multiprocessing.active_children():
+            os._exit(
+                0
+            )  # the interpreter's own way out takes seconds; with workers it is the one that ends them
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the engine process is started with: vLLM's arguments, its environment, a model directory."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from g2rpo_fast.rollout.vllm.config import VllmConfig
+from g2rpo_fast.rollout.vllm.messages import Launch
+
+WORKER = "g2rpo_fast.rollout.vllm.worker.WeightReceiver"
+CPU_BLOCK = 32
+"""Tokens of a KV block: CPU kernels want multiples of 32, and what is shorter than a block is not shared."""
+CPU_KV_BYTES = 4 << 30
+
+
+def engine_dtype(config: VllmConfig, device: torch.device) -> torch.dtype:
+    """What `vllm.dtype` means on a device."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As vLLM and configurations write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def make_launch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: VllmConfig, *, max_rows: int
+) -> Launch:
+    """Writes the model directory and gathers vLLM's arguments."""
+    on_cpu = model.device.type == "cpu"
+    max_len = max_model_len(model, config)
+    llm: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "dtype": dtype_name(engine_dtype(config, model.device)),
+        "quantization": config.quantization,
+        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "max_model_len": max_len,
+        "max_num_seqs": max_rows,
+        "enforce_eager": config.enforce_eager or on_cpu,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": WORKER,
+        "async_scheduling": False,  # a step's tokens are there when it returns: versions are exact
+        "enable_sleep_mode": config.sleep != "off",
+        "disable_log_stats": True,
+    }
+    if config.kv_cache_mib is not None:
+        llm["kv_cache_memory_bytes"] = config.kv_cache_mib << 20
+    elif on_cpu:
+        llm["kv_cache_memory_bytes"] = _cpu_kv_bytes(model, max_len, max_rows)
+    if on_cpu:
+        llm["block_size"] = CPU_BLOCK
+    return Launch(model_dir=_model_directory(model, tokenizer), llm=llm)
+
+
+def max_model_len(model: PreTrainedModel, config: VllmConfig) -> int:
+    """Most tokens of one row.
+
+    Raises:
+        ValueError: `vllm.max_model_len` is beyond the model's positions.
+    """
+    positions = model.config.get_text_config().max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > positions:
+        raise ValueError(
+            f"vllm.max_model_len: wanted at most {positions} (the model's), got {config.max_model_len}"
+        )
+    return config.max_model_len or positions
+
+
+def environment(config: VllmConfig, device: torch.device, *, threads: int) -> dict[str, str]:
+    """Variables of the engine process."""
+    values = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(max(1, (config.threads or threads) // config.tensor_parallel)),
+    }
+    if device.type == "cpu":
+        # Dynamo would compile sampler helpers for 13 s; binding would put every engine on the same cores.
+        values |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    elif device.index:
+        values["CUDA_VISIBLE_DEVICES"] = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    return values
+
+
+def _cpu_kv_bytes(model: PreTrainedModel, max_len: int, max_rows: int) -> int:
+    """Room for all rows at full length, at most `CPU_KV_BYTES`, at least one row and 16 MiB."""
+    text: Any = model.config.get_text_config()
+    heads = text.num_key_value_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row = 2 * 4 * text.num_hidden_layers * heads * width * (-(-max_len // CPU_BLOCK) + 1) * CPU_BLOCK
+    return max(row, 16 << 20, min(row * max_rows, CPU_KV_BYTES))
+
+
+def _model_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A temporary directory with all that vLLM reads of a model whose weights it is sent."""
+    directory = tempfile.mkdtemp(prefix="g2rpo-vllm-")
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

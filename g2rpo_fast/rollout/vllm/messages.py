@@ -1,0 +1,29 @@
+"""What trainer and engine process tell each other, beside plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from g2rpo_fast.types import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """The first message: what to build."""
+
+    model_dir: str
+    """config.json and tokenizer; removed once they are read."""
+    llm: dict[str, Any]
+    """Arguments of `vllm.LLM`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The answer to `poll`."""
+
+    finished: dict[int, Completion]
+    tokens: int
+    """Sampled since the last poll."""
+    steps: int
+    busy_s: float
