@@ -8,6 +8,7 @@ engine     ArenaReader.open(address) -> CopyPlan.record(model's own loader) once
 from g2rpo_fast.rollout.sync.arena import Arena, PackReport
 from g2rpo_fast.rollout.sync.checksum import checksum
 from g2rpo_fast.rollout.sync.manifest import Entry, Manifest
+from g2rpo_fast.rollout.sync.memory import Kind
 from g2rpo_fast.rollout.sync.plan import CopyPlan, PlanRefused
 from g2rpo_fast.rollout.sync.reader import ArenaReader
 
@@ -16,6 +17,7 @@ __all__ = [
     "ArenaReader",
     "CopyPlan",
     "Entry",
+    "Kind",
     "Manifest",
     "PackReport",
     "PlanRefused",

@@ -26,9 +26,9 @@ def checksum(tensor: Tensor, impl: Literal["cpp", "torch"] | None = None) -> int
     A tensor that is not contiguous is copied first. Waits for the device.
     """
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if flat.data_ptr() % 8 or flat.storage_offset() % 8:
+        flat = flat.clone()
     if (impl or ("cpp" if flat.device.type == "cpu" else "torch")) == "cpp":
-        if flat.data_ptr() % 8:
-            flat = flat.clone()
         return _C.checksum(flat.numpy(), torch.get_num_threads())
     return _checksum(flat)
 
@@ -36,7 +36,7 @@ def checksum(tensor: Tensor, impl: Literal["cpp", "torch"] | None = None) -> int
 def _checksum(flat: Tensor) -> int:
     """The twin: int64 arithmetic, which wraps like uint64's."""
     whole = flat.numel() // 8 * 8
-    words = flat[:whole].clone().view(torch.int64) if flat.data_ptr() % 8 else flat[:whole].view(torch.int64)
+    words = flat[:whole].view(torch.int64)
     total = flat.numel()
     for start in range(0, len(words), WORDS_AT_ONCE):
         total += _sum_of_mixed(words[start : start + WORDS_AT_ONCE], start)

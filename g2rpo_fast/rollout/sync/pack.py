@@ -45,9 +45,7 @@ def copy_in(
             bucket, held = [], 0
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"arena: wanted all {len(views)} tensors, got none named {next(iter(missing))}{others}"
-        )
+        raise ValueError(f"arena: wanted {len(views)} tensors, got all but {next(iter(missing))}{others}")
     flush(bucket)
 
 
