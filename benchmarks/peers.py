@@ -13,31 +13,41 @@ from typing import Any
 
 import torch
 
-from timing import Deadline, Run
+from timing import Deadline
 
 
 @dataclass(frozen=True)
 class Peer:
     """An implementation to compare with."""
 
-    make: Callable[[], Callable[..., Any]]
-    """Imports what it needs and returns what to call."""
+    make: Callable[[], Any]
+    """Imports what it needs and returns what to call or measure."""
     needs: str | None = None
     """Package that must be installed, by its import name."""
     cuda_only: str | None = None
     """Why it is not asked on a CPU; None = it is."""
 
 
-def usable(peers: Mapping[str, Peer], deadline: Deadline) -> tuple[dict[str, Run], dict[str, str]]:
-    """(calls of the peers that ran once on this device, why the others are left out); `make` gives calls
-    without arguments."""
-    runs: dict[str, Run] = {}
+def usable(
+    peers: Mapping[str, Peer], deadline: Deadline, probe: Callable[[Any], object] = lambda run: run()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(what the peers made that `probe` ran on this device, why the others are left out)."""
+    made: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name, peer in peers.items():
-        why = unasked(peer, deadline) or _tried(name, peer, runs)
+        why = unasked(peer, deadline)
+        if why is None:
+            try:
+                made[name] = peer.make()
+                probe(made[name])
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+            except Exception as error:  # a peer may fail in any way: that is a result
+                made.pop(name, None)
+                why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
         if why is not None:
             skipped[name] = why
-    return runs, skipped
+    return made, skipped
 
 
 def unasked(peer: Peer, deadline: Deadline) -> str | None:
@@ -47,16 +57,3 @@ def unasked(peer: Peer, deadline: Deadline) -> str | None:
     if peer.cuda_only is not None and not torch.cuda.is_available():
         return peer.cuda_only
     return "no time left" if deadline.passed() else None
-
-
-def _tried(name: str, peer: Peer, runs: dict[str, Run]) -> str | None:
-    try:
-        run = peer.make()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    except Exception as error:  # a peer may fail in any way: that is a result
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}"[:200]
-    runs[name] = run
-    return None

@@ -262,45 +262,63 @@ def trl_embedded(steps: int, warm_start_steps: int) -> Figures:
     return _trl(model_dir, wanted, reward, settings, steps)
 
 
-def _synthetic(prompt: int):
-    """Prompts and completions of an update: P random tokens, 16 completions of 64, random advantages."""
-    import numpy as np
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """An update's rollouts: random prompts and completions, random advantages."""
 
-    rng = np.random.default_rng(prompt)
-    prompts = rng.integers(3, VOCABULARY, (PROMPTS, prompt))
-    completions = rng.integers(3, VOCABULARY, (PROMPTS, GROUP, COMPLETION))
-    return prompts, completions, rng.standard_normal((PROMPTS, GROUP))
+    prompt: int
+    prompts: int = PROMPTS
+    group: int = GROUP
+    completion: int = COMPLETION
+
+    def drawn(self):
+        """(prompts [P, prompt], completions [P, G, completion], advantages [P, G])."""
+        import numpy as np
+
+        rng = np.random.default_rng(self.prompt)
+        prompts = rng.integers(3, VOCABULARY, (self.prompts, self.prompt))
+        completions = rng.integers(3, VOCABULARY, (self.prompts, self.group, self.completion))
+        return prompts, completions, rng.standard_normal((self.prompts, self.group))
+
+    def sequences(self):
+        """The same as rows of tokens, prompts first; completions are trained."""
+        import numpy as np
+
+        from g2rpo_fast.types import Sequences
+
+        prompts, completions, _ = self.drawn()
+        ids = np.concatenate([np.repeat(prompts, self.group, 0), completions.reshape(-1, self.completion)], 1)
+        rows, length = ids.shape
+        return Sequences(
+            ids_N=ids.ravel().astype(np.int32),
+            ptr_R1=np.arange(rows + 1, dtype=np.int64) * length,
+            trained_N=np.tile(np.arange(length) >= self.prompt, rows),
+            group_R=np.repeat(np.arange(self.prompts), self.group).astype(np.int32),
+        )
 
 
-def tree_update(prompt: int, steps: int) -> Figures:
+def tree_update(steps: int, **shape: int) -> Figures:
     """Our update on given rollouts: plan, forward, backward, optimiser."""
     import numpy as np
 
     from g2rpo_fast.objective.batch import TrainBatch
-    from g2rpo_fast.types import Sequences
 
     model_dir, train_path, _ = embedded_files(0)
     parts = _parts({"model": {"path": str(model_dir)}, "data": {"path": str(train_path)}})
-    prompts, completions, advantage = _synthetic(prompt)
-    rows = [np.concatenate([prompts[p], completions[p, g]]) for p in range(PROMPTS) for g in range(GROUP)]
-    length = prompt + COMPLETION
-    trained = np.tile(np.arange(length) >= prompt, len(rows))
+    update = Update(**shape)
+    sequences, advantage = update.sequences(), update.drawn()[2]
+    rows, trained = advantage.size, sequences.trained_N
     batch = TrainBatch(
-        sequences=Sequences(
-            ids_N=np.concatenate(rows).astype(np.int32),
-            ptr_R1=np.arange(len(rows) + 1, dtype=np.int64) * length,
-            trained_N=trained,
-            group_R=np.repeat(np.arange(PROMPTS), GROUP).astype(np.int32),
-        ),
-        advantage_N=np.repeat(advantage.ravel(), length).astype(np.float32),
-        weight_N=(trained / (len(rows) * COMPLETION)).astype(np.float32),
+        sequences=sequences,
+        advantage_N=np.repeat(advantage.ravel(), update.prompt + update.completion).astype(np.float32),
+        weight_N=(trained / (rows * update.completion)).astype(np.float32),
         rollout_logp_N=np.full(len(trained), np.nan, np.float32),
-        rollout_R=np.arange(len(rows), dtype=np.int32),
+        rollout_R=np.arange(rows, dtype=np.int32),
     )
     return measure(lambda: parts.learner.update([batch], lr=1e-4) and None, steps)
 
 
-def padded_update(prompt: int, steps: int) -> Figures:
+def padded_update(steps: int, **shape: int) -> Figures:
     """The same update with each prompt repeated for each completion: sdpa, logits of completions only."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -309,14 +327,15 @@ def padded_update(prompt: int, steps: int) -> Figures:
     model_dir, _, _ = embedded_files(0)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    prompts, completions, advantage = _synthetic(prompt)
-    ids = torch.tensor(prompts).repeat_interleave(GROUP, 0)
+    update = Update(**shape)
+    prompts, completions, advantage = update.drawn()
+    ids = torch.tensor(prompts).repeat_interleave(update.group, 0)
     ids = torch.cat([ids, torch.tensor(completions).flatten(0, 1)], 1)
     advantage_R = torch.tensor(advantage.ravel(), dtype=torch.float32)
 
     def step() -> None:
-        logits = model(ids, logits_to_keep=COMPLETION + 1, use_cache=False).logits[:, :-1]
-        logp = logits.log_softmax(-1).gather(-1, ids[:, -COMPLETION:, None])[..., 0]
+        logits = model(ids, logits_to_keep=update.completion + 1, use_cache=False).logits[:, :-1]
+        logp = logits.log_softmax(-1).gather(-1, ids[:, -update.completion :, None])[..., 0]
         ratio = (logp - logp.detach()).exp()
         a = advantage_R[:, None]
         loss = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).mean()
