@@ -1,8 +1,10 @@
-"""`benchmarks/results/*.json` as tables of text: one row for each case, one column for each figure."""
+"""`benchmarks/results/*.json` as tables of text: one row for each case or side, one column for each figure;
+what they share stands above."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,19 @@ def render_results(directory: Path) -> str:
 
 
 def _render(record: Mapping[str, Any]) -> str:
-    machine = f"{record['machine']['cpu']}, torch {record['versions']['torch']}"
+    machine = f"{record['machine'].get('gpu', record['machine']['cpu'])}, torch {record['versions']['torch']}"
+    figures = record["figures"]
+    cases = [case for value in figures.values() if isinstance(value, list) for case in value]
+    rows = [dict(_flat(case)) for case in cases if isinstance(case, Mapping)]
+    common = [f"{name} = {value}" for name, value in _flat(figures)] if rows else []
     return "\n".join(
         [
             f"{record['name']}   {machine}, commit {record['commit']}",
             f"  {record['command']}",
-            *(f"  {line}" for line in _table(list(_rows(record["figures"])))),
+            *textwrap.wrap(", ".join(common), 110, initial_indent="  ", subsequent_indent="  "),
+            *(f"  {line}" for line in _table(rows or [dict(_flat(figures))])),
         ]
     )
-
-
-def _rows(figures: Mapping[str, Any]) -> Iterator[Row]:
-    """The lists of cases in a record, one row a case; a record without a list is one row."""
-    lists = [value for value in figures.values() if isinstance(value, list)]
-    for case in [case for cases in lists for case in cases if isinstance(case, Mapping)] or [figures]:
-        yield dict(_flat(case))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

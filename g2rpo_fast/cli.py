@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 from transformers.utils import logging as transformers_logging
 
+from g2rpo_fast.bench_plots import render_plots
 from g2rpo_fast.bench_table import render_results
 from g2rpo_fast.config import EMBEDDED, Config, load_config, preset_names
 from g2rpo_fast.rewards import RewardError
@@ -18,10 +19,11 @@ from g2rpo_fast.types import EngineError
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast bench --table [--results DIR]
+       g2rpo-fast bench --plots DIR [--results DIR]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
-`g2rpo-fast train --help` lists every key. `bench --table` shows the benchmark records of DIR."""
+`g2rpo-fast train --help` lists every key. `bench` shows the benchmark records of a directory or draws them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,14 +72,16 @@ def run_bench(words: Sequence[str]) -> None:
     def bench(
         *,
         table: Annotated[bool, tyro.conf.arg(help="show the records as tables")] = False,
+        plots: Annotated[Path | None, tyro.conf.arg(help="where to write growth.svg and speedup.svg")] = None,
         results: Annotated[Path, tyro.conf.arg(help="where they are")] = Path("benchmarks/results"),
     ) -> None:
         """Benchmark records. They are measured by `pytest benchmarks/ --benchmark`."""
-        if not table:
-            raise ValueError(
-                "bench: wanted --table (measure with `pytest benchmarks/ --benchmark`), got none"
-            )
-        print(render_results(results))
+        if not table and plots is None:
+            raise ValueError("bench: wanted --table or --plots DIR, got none")
+        if table:
+            print(render_results(results))
+        if plots is not None:
+            print("\n".join(map(str, render_plots(results, plots))))
 
     tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
 

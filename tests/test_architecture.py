@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"types"},
     {"metrics", "distributed", "cpu"},
     STAGES,
-    {"evaluate", "report", "learner", "step_metrics", "bench_table"},
+    {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},
     {"run_directory", "engine"},
     {"assemble"},
