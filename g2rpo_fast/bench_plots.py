@@ -51,7 +51,7 @@ def _growth(sweeps: Sequence[Record], path: Path) -> None:
     every = sorted((case for _, _, cases in columns for case in cases), key=lambda case: case["positions"])
     columns.append(("stream positions S, all points", "positions", every))
     figure = Figure(figsize=(3.2 * len(columns), 6), layout="constrained")
-    panels = figure.subplots(len(COSTS), len(columns), squeeze=False)
+    panels = figure.subplots(len(COSTS), len(columns), squeeze=False, sharey="row")
     for row, (unit, cost) in zip(panels, COSTS.items(), strict=True):
         for panel, (label, key, cases) in zip(row, columns, strict=True):
             at = [case[key] for case in cases]
@@ -59,8 +59,10 @@ def _growth(sweeps: Sequence[Record], path: Path) -> None:
             for side, name in SIDES.items():
                 costs = [cost(case[side]) for case in cases]
                 panel.plot(at, costs, f"o{line}", label=f"{name}: slope {slope(at, costs):.2f}")
-            panel.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+            _logarithmic(panel)
+            panel.set_xlabel(label)
             panel.legend(fontsize="small")
+        row[0].set_ylabel(unit)
     figure.suptitle(f"Cost of an update ({_source(sweeps[0])})", fontsize="medium")
     _save(figure, path)
 
@@ -87,7 +89,8 @@ def _speedup(sweeps: Sequence[Record], records: Sequence[Record], path: Path) ->
     ratios = [point[0] for points in series.values() for point in points]
     panel.plot([1, max(ratios)], [1, max(ratios)], "--", color="grey", label="gain = token ratio")
     panel.axhline(1, color="grey", linewidth=0.5)
-    panel.set(xscale="log", yscale="log", ylabel="speed-up over unshared rows")
+    _logarithmic(panel)
+    panel.set_ylabel("speed-up over unshared rows")
     panel.set_xlabel("token ratio: tokens without sharing / stream positions S")
     panel.legend(fontsize="small")
     panel.set_title(f"What sharing gains ({_source(sweeps[0])})", fontsize="medium")
@@ -112,6 +115,17 @@ def slope(at: Sequence[float], costs: Sequence[float]) -> float:
     if spread == 0:
         return math.nan
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+
+
+def _logarithmic(panel: Any) -> None:
+    """Both axes, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    panel.set(xscale="log", yscale="log")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def _source(record: Record) -> str:

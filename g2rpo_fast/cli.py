@@ -23,7 +23,7 @@ _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
-`g2rpo-fast train --help` lists every key. `bench` shows the benchmark records of a directory or draws them."""
+`g2rpo-fast train --help` lists every key. `bench` shows or draws the benchmark records of a directory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
