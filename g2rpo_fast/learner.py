@@ -1,7 +1,9 @@
 """The update: packed prefix trees through the backbone, the fused loss, and optimiser steps.
 
 Old log-probabilities cost no pass of their own when a batch gets one optimiser step per pass over it: the
-first pass runs on the weights that sampled, so its log-probabilities are the old ones.
+first pass runs on the weights that the update starts from, so its log-probabilities are the old ones. They
+cost one with several minibatches (`optim.minibatches`, unless `objective.old_logp` is the rollout's) and with
+importance weights of sequences, which multiply advantages before the loss.
 """
 
 from __future__ import annotations
@@ -11,13 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from g2rpo_kernels import linear_logprob, linear_policy_loss
+from g2rpo_kernels import Edges, linear_logprob, linear_policy_loss
 from transformers import PreTrainedModel
 
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig, compute_context, head_of, tree_hidden
 from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective
 from g2rpo_fast.objective.batch import TrainBatch
+from g2rpo_fast.objective.importance import (
+    Comparison,
+    EngineTokens,
+    compare,
+    engine_tokens,
+    mismatch_metrics,
+    weighted,
+)
 from g2rpo_fast.optim import OptimConfig, apply_gradients
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import TreePlan
@@ -27,11 +37,14 @@ from g2rpo_fast.types import TreePlan
 class MicroBatch:
     """One packed stream of an optimiser step."""
 
-    batch: TrainBatch
     plan: TreePlan
     source_T: torch.Tensor
     target_T: torch.Tensor
-    ref_logp_T: torch.Tensor | None
+    edges: Edges
+    """Without old log-probabilities."""
+    tokens: EngineTokens
+    logp_T: torch.Tensor | None = None
+    """This policy's before the update, or (rollout as old policy) when first seen; None = not known yet."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +65,20 @@ class Learner:
     def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
-        Returns metrics: means over edges, sums of loss, the last gradient norm, and the number of steps that
-        were skipped for a non-finite gradient.
+        Returns metrics: means over edges, sums of loss, the last gradient norm, the number of steps that
+        were skipped for a non-finite gradient, and the engine's mismatch (`objective/importance.py`).
         """
         means, norm, skipped = Means(), 0.0, 0
         steps = [self._micro_batches(batch) for batch in batches]
-        old: dict[int, torch.Tensor] = {}
-        if len(steps) > 1:
-            old = {id(m): self._logp(self.model, m) for step in steps for m in step}
+        compared: list[Comparison] = []
+        if self._asks_first(len(steps)):
+            steps = [[self._known(m, self._logp(self.model, m), compared) for m in step] for step in steps]
         for _ in range(self.optim.updates_per_batch):
             for step in steps:
-                for micro in step:
-                    logp_T = self._backward(micro, old.get(id(micro)), means, share=1.0 / len(step))
-                    old.setdefault(id(micro), logp_T)
+                for place, micro in enumerate(step):
+                    logp_T = self._backward(micro, means, share=1.0 / len(step))
+                    if micro.logp_T is None:
+                        step[place] = self._known(micro, logp_T, compared)
                 norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
                 skipped += not math.isfinite(norm)
         plans = [micro.plan for step in steps for micro in step]
@@ -72,6 +86,7 @@ class Learner:
         return {
             "loss": 0.0,
             **means.values(),
+            **mismatch_metrics(compared, self.objective),
             "optim/grad_norm": norm,
             "optim/skipped": skipped,
             "update/positions": num_positions,
@@ -81,6 +96,29 @@ class Learner:
             else math.nan,
         }
 
+    def _asks_first(self, num_steps: int) -> bool:
+        """Whether old log-probabilities take a pass of their own before the first step."""
+        by_row = self.objective.importance_level in ("sequence", "geometric")
+        return by_row or (num_steps > 1 and self.objective.old_logp == "trainer")
+
+    def _known(self, micro: MicroBatch, logp_T: torch.Tensor, compared: list[Comparison]) -> MicroBatch:
+        """`micro` with its log-probabilities, and importance weights of rows if there are any."""
+        comparison = compare(logp_T, micro.tokens, self.objective)
+        compared.append(comparison)
+        if self.objective.importance_level in ("sequence", "geometric"):
+            micro = replace(micro, edges=weighted(micro.edges, comparison.weight_B))
+        return replace(micro, logp_T=logp_T)
+
+    def _old_logp(self, micro: MicroBatch) -> torch.Tensor | None:
+        """None, or NaN for an edge: on-policy there."""
+        if self.objective.old_logp == "trainer":
+            return micro.logp_T
+        rollout_logp_T = micro.edges.rollout_logp_T
+        assert rollout_logp_T is not None
+        if micro.logp_T is None:
+            return rollout_logp_T
+        return torch.where(rollout_logp_T.isnan(), micro.logp_T, rollout_logp_T)
+
     def _micro_batches(self, batch: TrainBatch) -> list[MicroBatch]:
         plans = plan_trees(
             batch.sequences, token_budget=self.tree.token_budget, min_saved=self.tree.min_saved
@@ -89,16 +127,24 @@ class Learner:
 
     def _micro_batch(self, batch: TrainBatch, plan: TreePlan) -> MicroBatch:
         device = self.model.device
+        edges = edges_of(
+            plan,
+            batch.sequences,
+            batch.advantage_N,
+            batch.weight_N,
+            rollout_logp_N=batch.rollout_logp_N,
+            device=device,
+        )
         micro = MicroBatch(
-            batch=batch,
             plan=plan,
             source_T=torch.from_numpy(plan.source_T).long().to(device),
             target_T=torch.from_numpy(plan.target_T).long().to(device),
-            ref_logp_T=None,
+            edges=edges,
+            tokens=engine_tokens(plan, edges, batch.rollout_logp_N),
         )
         if self.reference is None:
             return micro
-        return replace(micro, ref_logp_T=self._logp(self.reference, micro))
+        return replace(micro, edges=edges._replace(ref_logp_T=self._logp(self.reference, micro)))
 
     @torch.no_grad()
     def _logp(self, model: PreTrainedModel, micro: MicroBatch) -> torch.Tensor:
@@ -115,28 +161,16 @@ class Learner:
             softcap=head.softcap,
         ).logp_T
 
-    def _backward(
-        self, micro: MicroBatch, old_logp_T: torch.Tensor | None, means: Means, *, share: float
-    ) -> torch.Tensor:
+    def _backward(self, micro: MicroBatch, means: Means, *, share: float) -> torch.Tensor:
         """Adds this micro-batch's gradient, `share` of its step; returns its log-probabilities."""
         head = head_of(self.model)
         with compute_context(self.model, self.compute):
             hidden_SD = tree_hidden(self.model, micro.plan, attention=self.compute.attention).hidden_SD
-        batch = micro.batch
         out = linear_policy_loss(
             hidden_SD,
             head.weight_VD,
             micro.target_T,
-            edges_of(
-                micro.plan,
-                batch.sequences,
-                batch.advantage_N,
-                batch.weight_N,
-                old_logp_T=old_logp_T,
-                ref_logp_T=micro.ref_logp_T,
-                rollout_logp_N=batch.rollout_logp_N,
-                device=self.model.device,
-            ),
+            micro.edges._replace(old_logp_T=self._old_logp(micro)),
             kernel_objective(self.objective),
             source_T=micro.source_T,
             bias_V=head.bias_V,

@@ -20,15 +20,18 @@ Stat = tuple[torch.Tensor | float, torch.Tensor | float]
 
 
 class Means:
-    """Adds (sum, count) pairs under names; `values()` divides each once."""
+    """Adds (sum, count) pairs under names, in float64 where they are; `values()` divides each once.
+
+    Nothing waits for a device until then.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._counts: dict[str, torch.Tensor | float] = {}
 
     def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float = 1.0) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + float(total)
-        self._counts[name] = self._counts.get(name, 0.0) + float(count)
+        for sums, value in ((self._sums, total), (self._counts, count)):
+            sums[name] = sums.get(name, 0.0) + (value.double() if isinstance(value, torch.Tensor) else value)
 
     def add_all(self, stats: Mapping[str, Stat], prefix: str = "") -> None:
         for name, (total, count) in stats.items():
@@ -36,7 +39,8 @@ class Means:
 
     def values(self) -> dict[str, float]:
         """Means by name; NaN where nothing was counted."""
-        return {n: s / self._counts[n] if self._counts[n] else math.nan for n, s in self._sums.items()}
+        pairs = {name: (float(total), float(self._counts[name])) for name, total in self._sums.items()}
+        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
 
 
 class Phases:

@@ -118,9 +118,9 @@ def test_rollout_logp_is_the_mean_over_members_that_sampled() -> None:
 
 
 CONFIGS = [
-    ObjectiveConfig(kl_coef=0.1, entropy_coef=0.01, importance_cap=1.5),
+    ObjectiveConfig(kl_coef=0.1, entropy_coef=0.01, importance="token_truncate", importance_cap=1.1),
     ObjectiveConfig(ratio="sequence", kl_coef=0.1),
-    ObjectiveConfig(surrogate="cispo", ratio="sequence", importance_cap=1.5),
+    ObjectiveConfig(surrogate="cispo", ratio="sequence", importance="token_mask", importance_cap=1.5),
 ]
 
 
@@ -153,10 +153,8 @@ def tree_loss(config: ObjectiveConfig, token_budget: int | None) -> tuple[torch.
             given,
             advantage_N,
             weight_N,
-            old_logp_T=old,
-            ref_logp_T=old - 0.2,
             rollout_logp_N=rollout_N,
-        )
+        )._replace(old_logp_T=old, ref_logp_T=old - 0.2)
         source = torch.from_numpy(plan.source_T).long()
         total = (
             total
@@ -213,8 +211,8 @@ def row_by_row(config: ObjectiveConfig) -> tuple[torch.Tensor, torch.Tensor]:
             loss = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
         else:
             loss = -ratio.clamp(0.8, 1.2).detach() * a * logp
-        if config.importance_cap is not None:
-            loss = loss * min(float(np.exp(0.3)), config.importance_cap)
+        if config.importance != "none":  # exp(0.3) = 1.35: over 1.1, within 1.5
+            loss = loss * min(float(np.exp(0.3)), config.importance_bounds[1])
         if config.kl_coef:
             d = logp - (old - 0.2)
             loss = loss + config.kl_coef * (torch.exp(-d) + d - 1)
@@ -241,6 +239,12 @@ def test_advantages_of_follow_the_section() -> None:
             "objective.advantage_scale: wanted 'group'",
         ),
         ({"clip_high": -1.0}, "clip_high: wanted >= 0"),
+        ({"importance": "token"}, r"objective.importance: wanted one of .* got 'token'"),
+        ({"importance_low": 1.1}, r"objective.importance_low: wanted in \[0, 1\], got 1.1"),
+        ({"importance": "sequence_mask", "importance_cap": 0.9}, "objective.importance_cap: wanted >= 1"),
+        ({"old_logp": "engine"}, "objective.old_logp: wanted 'trainer' or 'rollout', got 'engine'"),
+        ({"old_logp": "rollout", "importance": "token_mask"}, "objective.importance: wanted 'none' with old"),
+        ({"old_logp": "rollout", "surrogate": "reinforce"}, "objective.old_logp: wanted 'trainer' with"),
     ],
 )
 def test_objective_config_names_what_is_wrong(fields: dict, message: str) -> None:

@@ -82,11 +82,8 @@ class RecordingEngine:
         self.asked.append(list(requests))
         return self.engine.generate(requests, sampling)
 
-    def sync(self, version):
-        self.engine.sync(version)
-
-    def close(self):
-        self.engine.close()
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
 
 
 def test_evaluation_never_sees_guidance(tmp_path):
@@ -113,12 +110,15 @@ def test_evaluation_never_sees_guidance(tmp_path):
 
 def test_train_in_bfloat16_with_gradient_checkpointing(tmp_path):
     half = {"precision": "bfloat16", "gradient_checkpointing": True}
-    config = tiny_config(tmp_path / "run", model=half, run={"steps": 2}, objective={"importance_cap": 2.0})
+    truncated = {"importance": "token_truncate"}
+    config = tiny_config(tmp_path / "run", model=half, run={"steps": 2}, objective=truncated)
     result = train(config, show=lambda line: None)
     records = read_metrics(result.metrics_path)[1:]
     assert all(np.isfinite(r["loss"]) and r["optim/grad_norm"] > 0 for r in records)
     for record in records:  # rollout and update round differently in bfloat16, but only a little
         assert 0 < abs(record["update/importance_raw"] - 1) < 0.1
+        assert 0 < record["mismatch/k3"] < record["mismatch/mean_abs"] < record["mismatch/max_abs"] < 1
+        assert 0.9 < record["mismatch/ess_raw"] <= record["mismatch/ess"] < 1
     weights = AutoModelForCausalLM.from_pretrained(result.model_dir)
     assert weights.dtype == torch.float32
 

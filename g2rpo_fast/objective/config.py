@@ -11,6 +11,17 @@ from typing import Literal, get_args
 from g2rpo_kernels import Objective
 
 AggregationName = Literal["sequence_mean", "token_mean", "constant"]
+ImportanceName = Literal[
+    "none",
+    "token_truncate",
+    "token_mask",
+    "sequence_truncate",
+    "sequence_mask",
+    "geometric_truncate",
+    "geometric_mask",
+]
+IMPORTANCE_BOUNDS = {"token": (0.0, 2.0), "sequence": (0.0, 2.0), "geometric": (0.99, 1.01)}
+"""Level of importance weights -> (low, cap) where the configuration names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +49,17 @@ class ObjectiveConfig:
     """Weight of that divergence; 0 = no reference policy."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
+    old_logp: Literal["trainer", "rollout"] = "trainer"
+    """The policy that ratios are taken to: trainer = the weights that the update starts from; rollout = what
+    the engine reported when it sampled (no importance weights then). On-policy where it sampled nothing."""
+    importance: ImportanceName = "none"
+    """Weights trainer / engine on the surrogate, for an engine of other numerics or older weights. Levels:
+    token; sequence = their product, which grows with length; geometric = their geometric mean, which doesn't.
+    Out of bounds a weight becomes the bound (truncate) or 0 (mask). All but token cost one pass more."""
+    importance_low: float | None = None
+    """Smallest weight, in [0, 1]. None = 0; geometric: 0.99."""
     importance_cap: float | None = None
-    """Correct for the engine's numerics: truncated importance weights min(policy / engine, this)."""
+    """Largest weight, 1 or more. None = 2; geometric: 1.01."""
     aggregation: AggregationName = "sequence_mean"
     """Mean of each sequence, then of all (GRPO); over all tokens (DAPO); by a constant (Dr. GRPO)."""
     constant_length: int | None = None
@@ -52,6 +72,7 @@ class ObjectiveConfig:
     """Added to that standard deviation."""
 
     def __post_init__(self) -> None:
+        self._check_importance()
         kernel_objective(self)
         aggregations = get_args(AggregationName)
         if self.aggregation not in aggregations:
@@ -66,9 +87,53 @@ class ObjectiveConfig:
                 f" got {self.advantage_scale!r}"
             )
 
+    def _check_importance(self) -> None:
+        names = get_args(ImportanceName)
+        if self.importance not in names:
+            raise ValueError(f"objective.importance: wanted one of {names}, got {self.importance!r}")
+        low, cap = self.importance_bounds
+        if not 0 <= low <= 1:
+            raise ValueError(f"objective.importance_low: wanted in [0, 1], got {low}")
+        if not cap >= 1:
+            raise ValueError(f"objective.importance_cap: wanted >= 1, got {cap}")
+        if self.old_logp not in ("trainer", "rollout"):
+            raise ValueError(f"objective.old_logp: wanted 'trainer' or 'rollout', got {self.old_logp!r}")
+        if self.old_logp == "rollout" and self.importance != "none":
+            raise ValueError(
+                "objective.importance: wanted 'none' with old_logp='rollout' (its ratios are taken to the "
+                f"engine already), got {self.importance!r}"
+            )
+        if self.old_logp == "rollout" and self.surrogate == "reinforce":
+            raise ValueError(
+                "objective.old_logp: wanted 'trainer' with surrogate='reinforce' (it has no ratio)"
+            )
+
+    @property
+    def importance_level(self) -> str:
+        """none, token, sequence or geometric."""
+        return self.importance.partition("_")[0]
+
+    @property
+    def importance_masks(self) -> bool:
+        return self.importance.endswith("_mask")
+
+    @property
+    def importance_bounds(self) -> tuple[float, float]:
+        """(low, cap); the level's own where not configured."""
+        low, cap = IMPORTANCE_BOUNDS.get(self.importance_level, (0.0, 2.0))
+        return (
+            low if self.importance_low is None else self.importance_low,
+            cap if self.importance_cap is None else self.importance_cap,
+        )
+
 
 def kernel_objective(config: ObjectiveConfig) -> Objective:
-    """The part that the kernels read. Raises ValueError naming the field that is out of range."""
+    """The part that the kernels read: importance weights of tokens; those of sequences are in the edges.
+
+    Raises ValueError naming the field that is out of range.
+    """
+    low, cap = config.importance_bounds
+    weighs_tokens = config.importance_level == "token"
     return Objective(
         surrogate=config.surrogate,
         clip_low=config.clip_low,
@@ -80,5 +145,7 @@ def kernel_objective(config: ObjectiveConfig) -> Objective:
         kl=config.kl,
         kl_coef=config.kl_coef,
         entropy_coef=config.entropy_coef,
-        importance_cap=config.importance_cap,
+        importance_cap=cap if weighs_tokens else None,
+        importance_low=low if weighs_tokens else 0.0,
+        importance_mask=config.importance_masks,
     )

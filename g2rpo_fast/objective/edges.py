@@ -1,7 +1,8 @@
 """Per-token numbers of rows → per-edge numbers of a packed tree: sums and means over each edge's members.
 
 Members of an edge share their prefix and their token, so the engine's log-probability of it is one number,
-up to the engine's rounding: the mean over the members that sampled it is taken.
+up to the engine's rounding: the mean over the members that sampled it is taken. It then stands for members
+that were given the token, too.
 
 Dimension key: R rows, N tokens of all rows, T trained edges, M (edge, member) pairs, B rows of the plan.
 """
@@ -22,17 +23,14 @@ def edges_of(
     advantage_N: Floats | Doubles,
     weight_N: Floats | Doubles,
     *,
-    old_logp_T: torch.Tensor | None = None,
-    ref_logp_T: torch.Tensor | None = None,
     rollout_logp_N: Floats | Doubles | None = None,
     device: torch.device | str = "cpu",
 ) -> Edges:
-    """The loss's constants for one micro-batch, in float64 on `device`.
+    """The loss's constants for one micro-batch, in float64 on `device`, but for old_logp and ref_logp.
 
     Args:
         plan: edges and members, as indices into `sequences.ids_N`.
         advantage_N, weight_N: per token of `sequences`; only trained tokens are read.
-        old_logp_T, ref_logp_T: already per edge of `plan`; passed through.
         rollout_logp_N: the engine's log-probabilities, NaN where nothing was sampled.
     """
     member_M = plan.member_M
@@ -56,7 +54,7 @@ def edges_of(
     )
     if torch.device(device).type != "cpu":  # found on the host, or the device would be waited for
         members = members._replace(row_cuts=row_cuts(members)).cast(torch.float64, torch.device(device))
-    return members._replace(old_logp_T=old_logp_T, ref_logp_T=ref_logp_T)
+    return members
 
 
 def _plan_rows(plan: TreePlan, sequences: Sequences) -> Longs:
