@@ -154,4 +154,5 @@ PYBIND11_MODULE(_C, module) {
                py::arg("dout").noconvert(), py::arg("dgate").noconvert(), py::arg("dup").noconvert(),
                py::arg("threads"));
     bind_arena(module);
+    bind_cuda(module);
 }

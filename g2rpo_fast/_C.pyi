@@ -68,3 +68,36 @@ class ControlPage:
     def close(self) -> None: ...
 
 def checksum(array: Buffer | npt.NDArray[Any], threads: int) -> int: ...
+
+class CudaRuntime:
+    """libcudart, found by dlopen."""
+
+    path: str
+    @staticmethod
+    def load(names: list[str]) -> CudaRuntime: ...
+
+class CudaMemory:
+    """Of one GPU; freed, or closed, when the last tensor on it goes."""
+
+    nbytes: int
+    handle: bytes
+    __cuda_array_interface__: dict[str, Any]
+    @staticmethod
+    def create(runtime: CudaRuntime, device: int, nbytes: int) -> CudaMemory: ...
+    @staticmethod
+    def open(runtime: CudaRuntime, device: int, nbytes: int, handle: bytes) -> CudaMemory: ...
+
+class CudaEvent:
+    handle: bytes
+    @staticmethod
+    def create(runtime: CudaRuntime, device: int) -> CudaEvent: ...
+    @staticmethod
+    def open(runtime: CudaRuntime, device: int, handle: bytes) -> CudaEvent: ...
+    def record(self, stream: int) -> None: ...
+    def wait(self, stream: int) -> None: ...
+
+class PinnedMemory:
+    """Lets go of the pages when it goes."""
+
+    @staticmethod
+    def create(runtime: CudaRuntime, device: int, memory: SharedMemory) -> PinnedMemory: ...

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from arena_peers import SHAPES, answer, arena_of, ask, peer, serve_owner, serve_reader, weights
 from g2rpo_fast import _C
-from g2rpo_fast.rollout.sync import Arena, ArenaReader, Manifest, checksum, pack
+from g2rpo_fast.rollout.sync import Arena, ArenaReader, Kind, Manifest, checksum, pack
 from g2rpo_fast.rollout.sync.arena import slot_bytes
 
 CPU = torch.device("cpu")
@@ -323,3 +323,21 @@ def test_slots_and_kinds_that_are_none_are_refused():
         arena.create(arena.manifest, kind="file", device=CPU)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"kind='memfd': wanted tensors on the CPU, got device meta"):
         arena.create(arena.manifest, kind="memfd", device=torch.device("meta"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without CUDA")
+@pytest.mark.parametrize("kind", ["cuda", "host"])
+def test_a_gpu_that_is_not_there_is_an_error_that_says_so(kind: Kind):
+    with pytest.raises(
+        ValueError, match=rf"kind='{kind}': wanted a usable GPU, got none \(torch .* is built"
+    ):
+        arena_of(kind, "cuda")
+    with pytest.raises(ValueError, match=f"kind='{kind}': wanted a CUDA device, got cpu"):
+        arena_of(kind, "cpu")
+
+
+def test_a_cuda_runtime_that_is_not_there_or_is_none_is_an_error_that_says_what_was_tried():
+    with pytest.raises(RuntimeError, match=r"wanted the CUDA runtime .*\n  libcudart\.so\.99: .*\n  /no/lib"):
+        _C.CudaRuntime.load(["libcudart.so.99", "/no/libcudart.so"])
+    with pytest.raises(RuntimeError, match=r"libc\.so\.6 has no cudaGetDevice"):
+        _C.CudaRuntime.load(["libc.so.6"])

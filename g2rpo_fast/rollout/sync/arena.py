@@ -18,8 +18,9 @@ from torch import Tensor
 
 from g2rpo_fast import _C
 from g2rpo_fast.rollout.sync.checksum import checksum as checksum_of
+from g2rpo_fast.rollout.sync.host_memory import SLOTS, address_of
 from g2rpo_fast.rollout.sync.manifest import Manifest
-from g2rpo_fast.rollout.sync.memory import KINDS, SLOTS, Kind, Memory, address_of
+from g2rpo_fast.rollout.sync.memory import KINDS, Kind, Memory
 from g2rpo_fast.rollout.sync.pack import copy_in
 
 CONTROL_BYTES = 4096

@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from g2rpo_fast import _C
+from g2rpo_fast.rollout.sync.cuda_memory import CudaIpcMemory, PinnedHostMemory
+from g2rpo_fast.rollout.sync.host_memory import SharedHostMemory
 
-SLOTS = 2
 Kind = Literal["memfd", "cuda", "host"]
 
 
@@ -38,45 +38,16 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
-class SharedHostMemory:
-    """An anonymous file (memfd): CPU memory, written and read by the CPU."""
+class MemoryKind(Protocol):
+    """How memory of a kind comes about, in the owner and in an importer."""
 
-    def __init__(self, shared: _C.SharedMemory) -> None:
-        self._shared = shared
-        self.bytes_B = torch.frombuffer(shared, dtype=torch.uint8)
+    def create(self, nbytes: int, device: torch.device) -> Memory: ...
 
-    @classmethod
-    def create(cls, nbytes: int, device: torch.device) -> SharedHostMemory:
-        if device.type != "cpu":
-            raise ValueError(f"kind='memfd': wanted tensors on the CPU, got device {device} (kind='host'?)")
-        return cls(_C.SharedMemory.create(nbytes, torch.get_num_threads()))
-
-    @classmethod
-    def open(cls, owner: int, address: dict[str, Any], device: torch.device) -> SharedHostMemory:
-        """`device` is where the reader's own tensors are: any."""
-        return cls(open_shared(owner, address))
-
-    def address(self) -> dict[str, Any]:
-        return address_of(self._shared)
-
-    def record(self, slot: int) -> None:
-        """Nothing: CPU copies are complete when they return."""
-
-    def await_record(self, slot: int) -> None:
-        """Nothing: the message that names the slot comes after the copies."""
-
-    def close(self) -> None:
-        self._shared.close()
+    def open(self, owner: int, address: dict[str, Any], device: torch.device) -> Memory: ...
 
 
-def address_of(shared: _C.SharedMemory) -> dict[str, Any]:
-    return {"fd": shared.fd, "inode": shared.inode, "nbytes": shared.nbytes}
-
-
-def open_shared(owner: int, address: dict[str, Any]) -> _C.SharedMemory:
-    return _C.SharedMemory.open(
-        owner, address["fd"], address["inode"], address["nbytes"], torch.get_num_threads()
-    )
-
-
-KINDS: dict[Kind, Any] = {"memfd": SharedHostMemory}
+KINDS: dict[Kind, MemoryKind] = {
+    "memfd": SharedHostMemory,
+    "cuda": CudaIpcMemory,
+    "host": PinnedHostMemory,
+}

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from g2rpo_fast.rollout.sync.coverage import bytes_inside, bytes_of, joined, runs_of
-from g2rpo_fast.rollout.sync.memory import SLOTS
+from g2rpo_fast.rollout.sync.host_memory import SLOTS
 from g2rpo_fast.rollout.sync.pack import copy_all
 from g2rpo_fast.rollout.sync.reader import ArenaReader
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from g2rpo_fast import _C
 from g2rpo_fast.rollout.sync.arena import checked_slot, indexed, pid_namespace, slot_bytes, slot_views
 from g2rpo_fast.rollout.sync.checksum import checksum as checksum_of
+from g2rpo_fast.rollout.sync.host_memory import open_shared
 from g2rpo_fast.rollout.sync.manifest import Manifest
-from g2rpo_fast.rollout.sync.memory import KINDS, Memory, open_shared
+from g2rpo_fast.rollout.sync.memory import KINDS, Memory
 
 
 class ArenaReader:
