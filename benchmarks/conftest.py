@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from importlib import metadata
@@ -84,13 +85,14 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" when the tree had changes other than results."""
+    """The commit measured; "+" when the tree had changes other than results; "unknown" where git knows none."""
+    if shutil.which("git") is None:
+        return "unknown"
+    head = _git("rev-parse", "--short", "HEAD")
+    dirty = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return head + ("+" if dirty else "") if head else "unknown"
+
+
+def _git(*words: str) -> str:
     here = Path(__file__).parents[1]
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-    )
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()

@@ -1,56 +1,94 @@
-"""One run on a GPU machine, in under nine minutes: build, check, tune, time.
+"""One run on a GPU machine, in under nine minutes: build, check, time, tune.
 
-    python benchmarks/on_gpu.py [--out DIR]
+    python benchmarks/on_gpu.py [--out DIR] [--seconds 525] [--parts build check ...]
 
 Needs torch, triton and transformers; builds the extension where pybind11 is installed. Each part has a time
-limit and a log in DIR; one that fails or is cut off does not keep the next from running. Ends with a summary,
-and exits 1 if the checks did not pass.
+limit and a log in DIR; one that fails or is cut off does not keep the next from running, and one for which
+too little time is left is skipped. Benchmark records and `summary.json` are in DIR after each part, so that
+whatever ends the run loses one part at most. Exits 1 if the checks did not pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PYTHON = sys.executable
-PARTS: list[tuple[str, int, list[str]]] = [
-    ("build", 60, [PYTHON, "setup.py", "build_ext", "--inplace"]),
-    ("check", 150, [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "tests"]),
-    ("attention", 80, [PYTHON, "-m", "pytest", "-q", "benchmarks/bench_attention.py", "--benchmark"]),
-    ("policy_loss", 60, [PYTHON, "-m", "pytest", "-q", "benchmarks/bench_policy_loss.py", "--benchmark"]),
-    ("linear_loss", 90, [PYTHON, "-m", "pytest", "-q", "benchmarks/bench_linear_loss.py", "--benchmark"]),
-    ("tune", 90, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json"]),
-]
-"""(name, seconds at most, command): 530 s in all."""
+LEAST_S = 15.0
+"""A part is not begun with less time than this left."""
+
+
+@dataclass(frozen=True)
+class Part:
+    limit_s: int
+    command: list[str]
+    """`{out}` is DIR; `{soft}`, two thirds of the limit, is when the part itself begins nothing more."""
+
+
+def _benchmark(name: str) -> list[str]:
+    file = f"benchmarks/{name}.py"
+    return [PYTHON, "-m", "pytest", "-q", file, "--benchmark", "--seconds", "{soft}"]
+
+
+PARTS: dict[str, Part] = {
+    "build": Part(50, [PYTHON, "setup.py", "build_ext", "--inplace"]),
+    "check": Part(140, [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "tests"]),
+    "linear_loss": Part(110, _benchmark("bench_linear_loss")),
+    "policy_loss": Part(50, _benchmark("bench_policy_loss")),
+    "attention": Part(90, _benchmark("bench_attention")),
+    "tune": Part(85, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
+}
+"""525 s in all."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    ended: str
+    seconds: float = 0.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_results")))
-    out: Path = parser.parse_args().out
+    parser.add_argument("--seconds", type=float, default=525.0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("on_gpu.py: wanted a CUDA device, got none")
+    return run_parts({name: PARTS[name] for name in given.parts}, given.out, given.seconds)
+
+
+def run_parts(parts: dict[str, Part], out: Path, seconds: float) -> int:
+    """Runs the parts in order until the time is over; 1 if there was a check and it did not pass."""
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = {name: run_part(name, limit, command, out) for name, limit, command in PARTS}
-    for file in (ROOT / "benchmarks" / "results").glob("*_cuda*.json"):
-        shutil.copy(file, out / file.name)
-    print("\n".join(f"{name:12} {outcome}" for name, outcome in outcomes.items()))
-    return int(not outcomes["check"].startswith("ok"))
+    since, end = time.time(), time.monotonic() + seconds
+    outcomes: dict[str, Outcome] = {}
+    for name, part in parts.items():
+        left_s = end - time.monotonic()
+        skipped = Outcome("skipped: no time left")
+        limit_s = min(part.limit_s, left_s)
+        outcomes[name] = run_part(name, part, limit_s, out) if left_s >= LEAST_S else skipped
+        print(f"{name:12} {outcomes[name].ended} ({outcomes[name].seconds:.0f} s)", flush=True)
+        keep(outcomes, out, since)
+    return int("check" in outcomes and outcomes["check"].ended != "ok")
 
 
-def run_part(name: str, limit_s: int, command: list[str], out: Path) -> str:
+def run_part(name: str, part: Part, limit_s: float, out: Path) -> Outcome:
     """Runs one part with its log in `out`; says how it ended."""
-    words = [word.format(out=out.resolve()) for word in command]
+    words = [word.format(out=out.resolve(), soft=int(limit_s * 2 / 3)) for word in part.command]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    start = time.perf_counter()
+    start = time.monotonic()
     with (out / f"{name}.log").open("w") as log:
         try:
             done = subprocess.run(
@@ -59,8 +97,20 @@ def run_part(name: str, limit_s: int, command: list[str], out: Path) -> str:
             )  # fmt: skip
             ended = "ok" if done.returncode == 0 else f"failed with status {done.returncode}"
         except subprocess.TimeoutExpired:
-            ended = f"cut off after {limit_s} s"
-    return f"{ended} ({time.perf_counter() - start:.0f} s)"
+            ended = f"cut off after {limit_s:.0f} s"
+    return Outcome(ended, time.monotonic() - start)
+
+
+def keep(outcomes: dict[str, Outcome], out: Path, since: float) -> None:
+    """What there is so far: how parts ended, and the records made `since`, together and one by one."""
+    files = [file for file in sorted(RESULTS.glob("*_cuda*.json")) if file.stat().st_mtime >= since]
+    summary = {
+        "parts": {name: asdict(outcome) for name, outcome in outcomes.items()},
+        "records": [json.loads(file.read_text()) for file in files],
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    for file in files:
+        shutil.copy(file, out / file.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""The benchmarks of the ops run, small; a run on a GPU machine keeps what it has, whatever ends its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ["attention", "linear_loss", "policy_loss", "tree_mask", "prefix_tree", "growth"]
+
+
+@pytest.mark.slow
+def test_benchmarks_of_the_ops_run_small():
+    files = [f"benchmarks/bench_{name}.py" for name in SMOKE]
+    before = {file: file.stat().st_mtime_ns for file in (ROOT / "benchmarks/results").iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in done.stdout
+    after = {file: file.stat().st_mtime_ns for file in (ROOT / "benchmarks/results").iterdir()}
+    assert after == before
+
+
+def test_peers_that_cannot_run_are_left_out_with_the_reason(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from peers import Peer, usable
+    from timing import Deadline
+
+    peers = {
+        "fine": Peer(lambda: lambda: 1),
+        "absent": Peer(lambda: lambda: 1, needs="no_such_package"),
+        "broken": Peer(lambda: lambda: 1 / 0),
+    }
+    made, skipped = usable(peers, Deadline(None))
+    assert list(made) == ["fine"]
+    assert skipped == {
+        "absent": "no_such_package is not installed",
+        "broken": "ZeroDivisionError: division by zero",
+    }
+    assert usable(peers, Deadline(0.0)) == (
+        {},
+        {"fine": "no time left", "absent": skipped["absent"], "broken": "no time left"},
+    )
+
+
+def test_run_on_gpu_keeps_what_it_has(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from on_gpu import Part, run_parts
+
+    def python(code: str) -> list[str]:
+        return [sys.executable, "-c", code]
+
+    parts = {
+        "build": Part(20, python("print('built', '{soft}')")),
+        "check": Part(20, python("raise SystemExit(3)")),
+        "slow": Part(2, python("import time; time.sleep(60)")),
+    }
+    assert run_parts(parts, tmp_path, 60.0) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ended = {name: part["ended"] for name, part in summary["parts"].items()}
+    assert ended == {"build": "ok", "check": "failed with status 3", "slow": "cut off after 2 s"}
+    assert (tmp_path / "build.log").read_text() == "built 13\n"
+    assert run_parts({"build": parts["build"]}, tmp_path / "late", 0.5) == 0
+    late = json.loads((tmp_path / "late" / "summary.json").read_text())
+    assert late["parts"]["build"]["ended"] == "skipped: no time left"
+
+
+def test_parts_on_gpu_fit_nine_minutes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from on_gpu import PARTS
+
+    assert sum(part.limit_s for part in PARTS.values()) < 9 * 60
+    for part in PARTS.values():
+        files = [word for word in part.command if word.endswith(".py")]
+        assert all((ROOT / file).exists() for file in files)
