@@ -10,25 +10,11 @@ import torch
 from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from products import Work
 
 T, V, D = 24, 13, 5
 SAPO = Objective(ratio="sequence", surrogate="sapo")  # clips nothing: no row is left out
-
-
-class Products(TorchDispatchMode):
-    """Multiply-adds of matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_"):
-            left, right = args[:2] if name == "mm" else args[1:3]
-            self.total += left.shape[0] * left.shape[1] * right.shape[1]
-        return func(*args, **(kwargs or {}))
 
 
 def edges_of_rows(row_M: list[int], counts: list[int], **more: Any) -> Edges:
@@ -85,9 +71,9 @@ def test_whole_rows_in_a_chunk_save_a_product(
     edges = edges_of_rows([t // row_length for t in range(T)], [1] * T)
     objective = replace(SAPO, entropy_coef=entropy_coef)
     want = loss_and_gradients(edges, objective, impl="reference")
-    with Products() as products:
+    with Work() as work:
         got = loss_and_gradients(edges, objective, impl="cpu", chunk_bytes=rows_of_a_chunk * V * 8)
-    assert products.total == number * T * V * D
+    assert work.products == number * T * V * D
     assert want[2].abs().max() > 1e-3
     for value, true in zip(got, want, strict=True):
         torch.testing.assert_close(value, true, rtol=1e-10, atol=1e-12)
@@ -95,9 +81,9 @@ def test_whole_rows_in_a_chunk_save_a_product(
 
 def test_cuts_given_by_the_caller_are_used() -> None:
     edges = edges_of_rows([t // 6 for t in range(T)], [1] * T, row_cuts=(12, 24))
-    with Products() as products:
+    with Work() as work:
         loss_and_gradients(edges, SAPO, impl="cpu", chunk_bytes=6 * V * 8)
-    assert products.total == 4 * T * V * D
+    assert work.products == 4 * T * V * D
 
 
 def test_autocast_does_not_reach_the_products() -> None:

@@ -14,10 +14,13 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_logprob, linear_policy_loss, logprob
 from g2rpo_kernels import policy_loss as policy_loss_of_logits
+from g2rpo_kernels.linear_logprob import triton as linear_logprob_triton
+from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss_triton
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+
+from products import Work
 
 S, D, V, T, NUM_ROWS = 9, 8, 101, 26, 6
 FEW_ROWS = 6 * 4 * V * 2
@@ -28,24 +31,11 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-class Work(TorchDispatchMode):
-    """Multiply-adds of matrix products, and the largest tensor made, but for casts: CUDA does without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products = 0
-        self.largest_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_"):
-            left, right = args[:2] if name == "mm" else args[1:3]
-            self.products += left.shape[0] * left.shape[1] * right.shape[1]
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor) and value._base is None and name != "_to_copy":
-                self.largest_bytes = max(self.largest_bytes, value.numel() * value.element_size())
-        return out
+BODIES = {
+    "g2rpo::linear_logprob": linear_logprob_triton.forward_triton,
+    "g2rpo::linear_logprob_backward": linear_logprob_triton.backward_triton,
+    "g2rpo::linear_policy_gradients": linear_policy_loss_triton.gradients_triton,
+}
 
 
 class Case:
@@ -139,6 +129,7 @@ def check(
 TOKEN = [
     Objective(),
     Objective(kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1),
+    Objective(importance_cap=2.0, importance_low=0.3, importance_mask=True),
     Objective(surrogate="cispo", kl="k2", kl_coef=0.1, kl_times_ratio=True),
     Objective(surrogate="sapo", entropy_coef=0.1),
     Objective(surrogate="reinforce"),
@@ -191,7 +182,7 @@ def test_number_of_products(
     leaves = case.leaves(torch.float16, bias=False)
     want = gradients(eager(case, leaves, objective), leaves)
     used = [leaf if n in moving else leaf.detach() for n, leaf in enumerate(leaves)]
-    with Work() as work:
+    with Work(BODIES) as work:
         loss = fused(case, used, objective, chunk_bytes=chunk_bytes)
         got = torch.autograd.grad(3 * loss, [leaves[n] for n in moving]) if moving else ()
     assert work.products == number * T * V * D
@@ -206,7 +197,7 @@ def test_memory_stays_within_chunk_bytes() -> None:
     target, ones = torch.arange(rows), torch.ones(rows)
     for chunk_bytes, at_once in ((20 * 6 * vocab, 20 * 2 * vocab), (6 * 4 * vocab, 10 * 2 * vocab)):
         leaves = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        with Work() as work:
+        with Work(BODIES) as work:
             edges = Edges(ones, -0.5 * ones, ones)
             out = linear_policy_loss(
                 *leaves, target, edges, Objective(), chunk_bytes=chunk_bytes, impl="triton"

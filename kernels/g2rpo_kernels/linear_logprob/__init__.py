@@ -35,8 +35,8 @@ def linear_logprob(
 
     Products and sums are float32. `cpu` upcasts narrower inputs for it, the head as one copy; `triton`
     multiplies them as they are with float32 output. Both recompute the logits on backward (four products in
-    all), sum in a fixed order, and ignore autocast. They work under activation checkpointing; `torch.compile`
-    does not look inside: a graph break in the caller.
+    all), sum in a fixed order, and ignore autocast. To `torch.compile` they are operators: no graph break,
+    any lengths, with `shard` too. They work under activation checkpointing.
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
@@ -68,18 +68,7 @@ def linear_logprob(
             unknown or not for these tensors.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
-    scaling = (temperature, softcap, shard)
-    return _run(tensors, scaling, chunk_bytes, impl)  # pyright: ignore[reportCallIssue]
-
-
-@torch.compiler.disable
-def _run(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
-    scaling: tuple[float, float | None, VocabShard | None],
-    chunk_bytes: int | None,
-    impl: Impl | None,
-) -> LogProb:
-    linear = checked_linear(*tensors, *scaling)
+    linear = checked_linear(*tensors, temperature, softcap, shard)
     impls = {"reference": linear_logprob_reference, "cpu": linear_logprob_cpu, "triton": _triton}
     with torch.autocast(linear.hidden_SD.device.type, enabled=False):
         return impls[choose_linear_impl(impl, linear)](linear, chunk_bytes)

@@ -1,17 +1,27 @@
 """The problem that the linear ops share: hidden states, head, targets, scaling; and its validation.
 
+Operators of `torch.library` take tensors, numbers and strings only: `Linear.packed`, `Linear.unpacked`.
+
 Dimension key: S positions, D width, V vocabulary (columns of this rank), T rows, C rows of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.shard import VocabShard
 from g2rpo_kernels.logprob.checks import Impl, accumulation_dtype, check_index, check_scaling, choose_impl
+
+LINEAR_SCHEMA = (
+    "Tensor hidden_SD, Tensor head_VD, Tensor target_T, Tensor? source_T, Tensor? bias_V, "
+    "float temperature, float? softcap, str? group, SymInt start, SymInt size"
+)
+"""Of what `Linear.packed` gives to an operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,36 @@ class Linear:
     def chunk_columns(self) -> int:
         """Logits of a row, for the chunk bound."""
         return len(self.head_VD) if self.shard is None else self.shard.mean_columns
+
+    def packed(self) -> tuple[Any, ...]:
+        """Arguments of an operator, see LINEAR_SCHEMA."""
+        shard = self.shard
+        group = (None, 0, 0) if shard is None else (shard.group.group_name, shard.start, shard.size)
+        tensors = (self.hidden_SD, self.head_VD, self.target_T, self.source_T, self.bias_V)
+        return *tensors, self.temperature, self.softcap, *group
+
+    @classmethod
+    def unpacked(cls, *packed: Any) -> Linear:
+        hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, *group = packed
+        return cls(
+            hidden_SD=hidden_SD,
+            head_VD=head_VD,
+            target_T=target_T,
+            source_T=source_T,
+            bias_V=bias_V,
+            temperature=temperature,
+            softcap=softcap,
+            shard=VocabShard.named(*group),
+        )
+
+    def like(self, needs: Sequence[bool], dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Unfilled gradients, as `tensors_of` gives them, in `dtype` (None = that of each operand)."""
+        operands = (self.hidden_SD, self.head_VD, self.bias_V)
+        unfilled = (
+            torch.empty_like(value, dtype=dtype) if need and value is not None else None
+            for value, need in zip(operands, needs, strict=True)
+        )
+        return tensors_of(list(unfilled), self.hidden_SD)
 
     def cast(self, dtype: torch.dtype, bias_dtype: torch.dtype) -> Linear:
         """The same problem with operands in `dtype`: copies only what is in another."""
@@ -113,3 +153,14 @@ def choose_linear_impl(impl: Impl | None, linear: Linear) -> Impl:
         if impl is None and linear.hidden_SD.device.type == "cpu":
             return "cpu"
     return choose_impl(impl, linear.hidden_SD)
+
+
+def tensors_of(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What an operator returns for (hidden, head, bias): an empty tensor where there is no gradient."""
+    hidden, head, bias = (like.new_empty(0) if value is None else value for value in gradients)
+    return hidden, head, bias
+
+
+def gradients_of(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """`tensors_of` undone."""
+    return [value if need else None for value, need in zip(tensors, needs, strict=True)]

@@ -6,6 +6,8 @@ where another rank has it), then the two sums of `logprob/partials.py` relative 
 logits and d head are complete; its d hidden is one term of a sum over ranks, which the ops take (as the
 backward of Megatron's column-parallel output layer does).
 
+Inside `torch.compile` a group goes by its name, as with PyTorch's functional collectives.
+
 Dimension key: T rows, V columns of this rank.
 """
 
@@ -36,6 +38,16 @@ class VocabShard:
     """Token id of the first column."""
     size: int
     """Tokens of the whole vocabulary."""
+
+    @classmethod
+    def named(cls, name: str | None, start: int, size: int) -> VocabShard | None:
+        """The shard whose group has this name (None = no shard): an operator takes strings, not groups."""
+        if name is None:
+            return None
+        from torch.distributed import distributed_c10d
+
+        group = distributed_c10d._resolve_process_group(name)  # pyright: ignore
+        return cls(group=group, start=start, size=size)
 
     @property
     def mean_columns(self) -> int:

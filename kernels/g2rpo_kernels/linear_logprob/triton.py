@@ -1,7 +1,7 @@
 """`linear_logprob` on a GPU: products by the vendor's library in float32, rows by Triton kernels.
 
 Forward one product per part, backward recomputes it (four products in all; three with a frozen head or
-frozen hidden states). Nothing waits for the device.
+frozen hidden states). Each is an operator, opaque to `torch.compile`. Nothing waits for the device.
 
 Dimension key: S positions, D width, V vocabulary, T rows, C rows of a chunk, Z rows of a part.
 """
@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.linear import LINEAR_SCHEMA, Linear, gradients_of, tensors_of
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
 from g2rpo_kernels.logprob.partials import RowNumbers, finished
 from g2rpo_kernels.logprob.records import LogProb
@@ -45,9 +44,8 @@ def numbers_of(linear: Linear, rows: slice, z_ZV: Tensor) -> RowNumbers:
 
 def empty_numbers(linear: Linear) -> RowNumbers:
     """[T] zeros for each."""
-    device = linear.head_VD.device
-    logp_T, entropy_T = torch.zeros((2, linear.num_rows), dtype=torch.float32, device=device)
-    return RowNumbers(logp_T, entropy_T, torch.zeros(linear.num_rows, dtype=torch.float64, device=device))
+    dtypes = (torch.float32, torch.float32, torch.float64)
+    return RowNumbers(*(linear.head_VD.new_zeros(linear.num_rows, dtype=dtype) for dtype in dtypes))
 
 
 def write_numbers(linear: Linear, device_rows: DeviceRows, rows: slice, out: RowNumbers) -> None:
@@ -62,56 +60,92 @@ def copy_numbers(out: RowNumbers, rows: slice, values: RowNumbers) -> None:
         out_T[rows].copy_(value_Z)
 
 
-class _LinearLogProb(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_SD: Tensor,
-        head_VD: Tensor,
-        bias_V: Tensor | None,
-        given: Linear,
-        chunk_bytes: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        linear = on_device(given)
-        numbers = empty_numbers(linear)
-        rows = slice(0, linear.num_rows)
-        write_numbers(linear, DeviceRows(linear, chunk_bytes, gradient=False), rows, numbers)
-        ctx.save_for_backward(hidden_SD, head_VD, bias_V, given.source_T, given.target_T, *numbers)
-        ctx.settings = {"temperature": given.temperature, "softcap": given.softcap, "shard": given.shard}
-        ctx.chunk_bytes = chunk_bytes
-        ctx.set_materialize_grads(False)
-        return numbers.logp_T.clone(), numbers.entropy_T.clone(), numbers.lse_T.float()
+def forward_triton(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(logp, entropy, lse in float64), [T] each."""
+    linear = on_device(Linear.unpacked(*packed))
+    numbers = empty_numbers(linear)
+    device_rows = DeviceRows(linear, chunk_bytes, gradient=False)
+    write_numbers(linear, device_rows, slice(0, linear.num_rows), numbers)
+    return numbers.logp_T, numbers.entropy_T, numbers.lse_T
 
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | None
-    ) -> Any:
-        hidden_SD, head_VD, bias_V, source_T, target_T, _, entropy_T, lse_T = ctx.saved_tensors
-        given = Linear(
-            hidden_SD=hidden_SD,
-            head_VD=head_VD,
-            target_T=target_T,
-            source_T=source_T,
-            bias_V=bias_V,
-            **ctx.settings,
-        )
-        linear = on_device(given)
-        device_rows = DeviceRows(linear, ctx.chunk_bytes, gradient=True)
-        sums = DeviceSums(linear, list(ctx.needs_input_grad[:3]))
-        upstream = (c_T, e_T, g_T)
+
+def backward_triton(
+    entropy_T: Tensor,
+    lse_T: Tensor,
+    c_T: Tensor | None,
+    e_T: Tensor | None,
+    g_T: Tensor | None,
+    needs: list[bool],
+    chunk_bytes: int | None,
+    *packed: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (hidden, head, bias), empty where not needed."""
+    given = Linear.unpacked(*packed)
+    linear = on_device(given)
+    device_rows, sums = DeviceRows(linear, chunk_bytes, gradient=True), DeviceSums(linear, needs)
+    with torch.autocast(given.hidden_SD.device.type, enabled=False):
         for chunk in device_rows.chunks(slice(0, linear.num_rows)):
             x_CD = linear.rows(chunk)
             for part, z_ZV, dz_ZV in device_rows.parts(chunk, x_CD):
-                c_Z, e_Z, g_Z = (None if value_T is None else value_T[part] for value_T in upstream)
+                c_Z, e_Z, g_Z = (None if value_T is None else value_T[part] for value_T in (c_T, e_T, g_T))
                 known = (linear.target_T[part], lse_T[part], entropy_T[part], c_Z, e_Z)
                 row_gradient_(z_ZV, *known, g_T=g_Z, out=dz_ZV, **scaling(linear))
             sums.add(chunk, x_CD, device_rows.dlogits(chunk))
-        pairs = zip(sums.finish(), (hidden_SD, head_VD, bias_V), strict=True)
-        return *(None if value is None else value.to(like.dtype) for value, like in pairs), None, None
+    operands = (given.hidden_SD, given.head_VD, given.bias_V)
+    rounded = [
+        None if value is None or like is None else value.to(like.dtype)
+        for value, like in zip(sums.finish(), operands, strict=True)
+    ]
+    return tensors_of(rounded, given.hidden_SD)
+
+
+forward_op = torch.library.custom_op(
+    "g2rpo::linear_logprob",
+    forward_triton,
+    mutates_args=(),
+    schema=f"(SymInt? chunk_bytes, {LINEAR_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+)
+backward_op = torch.library.custom_op(
+    "g2rpo::linear_logprob_backward",
+    backward_triton,
+    mutates_args=(),
+    schema="(Tensor entropy_T, Tensor lse_T, Tensor? c_T, Tensor? e_T, Tensor? g_T, bool[] needs, "
+    f"SymInt? chunk_bytes, {LINEAR_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@forward_op.register_fake
+def _(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = empty_numbers(Linear.unpacked(*packed))
+    return numbers.logp_T, numbers.entropy_T, numbers.lse_T
+
+
+@backward_op.register_fake
+def _(entropy_T: Any, lse_T: Any, c_T: Any, e_T: Any, g_T: Any, needs: Any, *rest: Any) -> tuple[Tensor, ...]:
+    return Linear.unpacked(*rest[1:]).like(needs)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.chunk_bytes, *tensors = inputs[:6]
+    ctx.scaling = inputs[6:]
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | None) -> Any:
+    tensors, numbers = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    _, needs_hidden, needs_head, _, _, needs_bias = ctx.needs_input_grad[:6]
+    needs = [needs_hidden, needs_head, needs_bias]
+    found = backward_op(*numbers, c_T, e_T, g_T, needs, ctx.chunk_bytes, *tensors, *ctx.scaling)
+    hidden_SD, head_VD, bias_V = gradients_of(found, needs)
+    return None, hidden_SD, head_VD, None, None, bias_V, *(None,) * 5
+
+
+forward_op.register_autograd(_backward, setup_context=_save)
 
 
 def linear_logprob_triton(linear: Linear, chunk_bytes: int | None) -> LogProb:
     """Never more than `chunk_bytes` of logits and their gradient at once. Once differentiable."""
-    arguments = (linear.hidden_SD, linear.head_VD, linear.bias_V, linear, chunk_bytes)
-    return LogProb(*_LinearLogProb.apply(*arguments))
+    logp_T, entropy_T, lse_T = forward_op(chunk_bytes, *linear.packed())
+    return LogProb(logp_T, entropy_T, lse_T.float())

@@ -45,7 +45,8 @@ def linear_policy_loss(
     coefficients: a chunk then holds whole rows, cut at `edges.row_cuts`. Rows longer than a chunk take a
     fourth product; so do, with `triton`, members on the GPU without `row_cuts`, and an entropy term.
 
-    Works under activation checkpointing. `torch.compile` does not look inside: a graph break in the caller.
+    Works under activation checkpointing. To `torch.compile` it is two operators and the objective between
+    them: no graph break, any lengths, with `shard` too; there `cpu` copies a gradient that it multiplies.
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
@@ -72,20 +73,7 @@ def linear_policy_loss(
         RuntimeError: a second backward through a `cpu` result.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
-    scaling = (temperature, softcap, shard)
-    return _run(tensors, scaling, edges, objective, chunk_bytes, impl)  # pyright: ignore[reportCallIssue]
-
-
-@torch.compiler.disable
-def _run(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
-    scaling: tuple[float, float | None, VocabShard | None],
-    edges: Edges,
-    objective: Objective,
-    chunk_bytes: int | None,
-    impl: Impl | None,
-) -> PolicyLoss:
-    linear = checked_linear(*tensors, *scaling)
+    linear = checked_linear(*tensors, temperature, softcap, shard)
     checked_edges(edges, objective, linear.num_rows)
     impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu, "triton": _triton}
     with torch.autocast(linear.hidden_SD.device.type, enabled=False):

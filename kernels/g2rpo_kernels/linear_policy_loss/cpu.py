@@ -17,17 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
-from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, tensors_of
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM_SCHEMA, packed, unpacked
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
     known_beforehand,
     own_coefficients,
     penalty_coefficients,
-    summed,
     tied_coefficient,
 )
 from g2rpo_kernels.logprob.rows import RowGradients, RowStats
@@ -35,32 +34,80 @@ from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 
 
-class _Handed(Function):
-    """Attaches gradients computed in forward to the loss. Backward hands them over, so it runs once."""
+def gradients_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    """logp [T], entropy [T], and the loss's gradients of (hidden, head, bias), empty where not needed."""
+    given, edges, objective, chunk_bytes, needs = unpacked(*arguments)
+    if not any(needs):
+        stats = chunked_stats(given, chunk_bytes)
+        return stats.logp_C, stats.entropy_C, *tensors_of((None, None, None), given.hidden_SD)
+    work = _Pass(given, edges, objective, chunk_bytes, needs)
+    (work.token_ratios if objective.ratio == "token" else work.sequence_ratios)()
+    gradients = tensors_of(work.sums.finish(given), given.hidden_SD)
+    return work.stats.logp_C, work.stats.entropy_C, *gradients
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_SD: Tensor,
-        head_VD: Tensor,
-        bias_V: Tensor | None,
-        loss: Tensor,
-        gradients: list[Tensor | None],
-    ) -> Tensor:
-        ctx.gradients = gradients
-        return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.gradients is None:
-            raise RuntimeError("linear_policy_loss: backward ran already; its gradients were handed over")
-        gradients, ctx.gradients = ctx.gradients, None
-        if float(grad_loss) != 1.0:  # Multiplying by exactly 1 would only cost a pass over d head.
-            for value in gradients:
-                if value is not None:
-                    value.mul_(grad_loss)
-        return *gradients, None, None
+gradients_op = torch.library.custom_op(
+    "g2rpo::linear_policy_gradients_cpu",
+    gradients_cpu,
+    mutates_args=(),
+    schema=f"({PROBLEM_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@gradients_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    given, _, _, _, needs = unpacked(*arguments)
+    logp_T, entropy_T = (given.hidden_SD.new_empty(given.num_rows, dtype=given.dtype) for _ in range(2))
+    return logp_T, entropy_T, *given.like(needs)
+
+
+@torch.library.custom_op("g2rpo::linear_policy_loss_cpu", mutates_args=())
+def attach_op(
+    loss: Tensor,
+    hidden_SD: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    dhidden_SD: Tensor | None,
+    dhead_VD: Tensor | None,
+    dbias_V: Tensor | None,
+) -> Tensor:
+    """The loss, as a function with these gradients. Backward hands them over, so it runs once."""
+    return loss.clone()
+
+
+@attach_op.register_fake
+def _(loss: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(loss)
+
+
+@torch.library.custom_op("g2rpo::scale_", mutates_args=("value",))
+def scale_(value: Tensor, factor: Tensor) -> None:
+    if float(factor) != 1.0:  # Multiplying by exactly 1 would only cost a pass over d head.
+        value.mul_(factor)
+
+
+@scale_.register_fake
+def _(value: Tensor, factor: Tensor) -> None:
+    return None
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Not saved for backward: what autograd holds is copied when it is accumulated.
+    ctx.gradients = inputs[4:]
+
+
+@once_differentiable
+def _hand_over(ctx: Any, grad_loss: Tensor) -> Any:
+    if ctx.gradients is None:
+        raise RuntimeError("linear_policy_loss: backward ran already; its gradients were handed over")
+    gradients, ctx.gradients = ctx.gradients, None
+    for value in gradients:
+        if value is not None:
+            scale_(value, grad_loss)
+    return None, *gradients, None, None, None
+
+
+attach_op.register_autograd(_hand_over, setup_context=_keep)
 
 
 def linear_policy_loss_cpu(
@@ -71,13 +118,12 @@ def linear_policy_loss_cpu(
     tensors = (linear.hidden_SD, linear.head_VD, linear.bias_V)
     needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
     with torch.no_grad():
-        if not any(needs):
-            stats = chunked_stats(linear, chunk_bytes)
-            return loss_of(stats.logp_C, stats.entropy_C, edges, objective)
-        work = _Pass(linear, edges, objective, chunk_bytes, needs)
-        out = work.token_ratios() if objective.ratio == "token" else work.sequence_ratios()
-        gradients = list(work.sums.finish(linear))
-    return out._replace(loss=_Handed.apply(*tensors, out.loss, gradients))
+        arguments = packed(linear, edges, objective, chunk_bytes, needs)
+        logp_T, entropy_T, *found = gradients_op(*arguments)
+        out = loss_of(logp_T, entropy_T, edges, objective)
+    if not any(needs):
+        return out
+    return out._replace(loss=attach_op(out.loss, *tensors, *gradients_of(found, needs)))
 
 
 class _Pass:
@@ -91,19 +137,16 @@ class _Pass:
         self.edges, self.objective = edges, objective
         self.buffer = ChunkBuffer(self.linear, chunk_bytes, keep_exp)
         self.sums = GradientSums(self.linear, *needs)
-        self.stats = RowStats(*torch.zeros((4, given.num_rows), dtype=given.dtype).unbind(0))
+        self.stats = RowStats(*(torch.zeros(given.num_rows, dtype=given.dtype) for _ in range(4)))
 
-    def token_ratios(self) -> PolicyLoss:
-        """The loss, detached; gradients are in `sums`."""
-        parts: list[PolicyLoss] = []
+    def token_ratios(self) -> None:
+        """Fills `stats`, and with gradients `sums`."""
         for chunk in self.buffer.chunks:
             x_CD, z_CV, row = self._forward(chunk)
-            part, given = own_coefficients(row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective)
+            given = own_coefficients(row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective)
             self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
-            parts.append(part)
-        return summed(parts, self.stats.logp_C, self.stats.entropy_C) if parts else self._loss()
 
-    def sequence_ratios(self) -> PolicyLoss:
+    def sequence_ratios(self) -> None:
         """As `token_ratios`, for objectives that tie the edges of a row together."""
         known = known_beforehand(self.edges, self.objective)
         cuts = (self.linear.num_rows,) if known else (self.edges.row_cuts or row_cuts(self.edges))
@@ -121,7 +164,6 @@ class _Pass:
                     row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective, tied_T[chunk]
                 )
                 self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
-        return self._loss()
 
     def _forward(self, chunk: slice) -> tuple[Tensor, Tensor, RowStats]:
         """(hidden states, logits, statistics) of a chunk."""
@@ -129,6 +171,3 @@ class _Pass:
         z_CV = self.buffer.logits(chunk, x_CD)
         self.buffer.write_stats(z_CV, chunk, row)
         return x_CD, z_CV, row
-
-    def _loss(self) -> PolicyLoss:
-        return loss_of(self.stats.logp_C, self.stats.entropy_C, self.edges, self.objective)

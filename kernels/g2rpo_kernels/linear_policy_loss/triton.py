@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, tensors_of
 from g2rpo_kernels.linear_logprob.triton import (
     copy_numbers,
     empty_numbers,
@@ -32,6 +31,7 @@ from g2rpo_kernels.linear_logprob.triton import (
     scaling,
     write_numbers,
 )
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM_SCHEMA, packed, unpacked
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
     Coefficients,
@@ -48,31 +48,71 @@ from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.triton import policy_rows
 
 
-class _Computed(Function):
-    """Attaches gradients computed in forward to the loss; backward multiplies and rounds them, once each."""
+def gradients_triton(*arguments: Any) -> tuple[Tensor, ...]:
+    """logp [T], entropy [T], and float32 gradients of (hidden, head, bias), empty where not needed."""
+    given, edges, objective, chunk_bytes, needs = unpacked(*arguments)
+    work = _Pass(given, edges, objective, chunk_bytes, needs)
+    if not any(needs):
+        work.statistics()
+    elif objective.ratio == "token":
+        work.token_ratios()
+    else:
+        work.sequence_ratios()
+    gradients = tensors_of(work.sums.finish(), given.hidden_SD)
+    return work.numbers.logp_T, work.numbers.entropy_T, *gradients
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_SD: Tensor,
-        head_VD: Tensor,
-        bias_V: Tensor | None,
-        loss: Tensor,
-        unscale: Tensor | None,
-        *gradients: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(unscale, *gradients)
-        ctx.dtypes = [None if like is None else like.dtype for like in (hidden_SD, head_VD, bias_V)]
-        return loss.clone()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        unscale, *gradients = ctx.saved_tensors
-        factor = grad_loss if unscale is None else grad_loss * unscale
-        pairs = zip(gradients, ctx.dtypes, strict=True)
-        grads = [None if value is None else _times(value, factor, dtype) for value, dtype in pairs]
-        return *grads, None, None, None, None, None
+gradients_op = torch.library.custom_op(
+    "g2rpo::linear_policy_gradients",
+    gradients_triton,
+    mutates_args=(),
+    schema=f"({PROBLEM_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@gradients_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    given, _, _, _, needs = unpacked(*arguments)
+    numbers = empty_numbers(given)
+    return numbers.logp_T, numbers.entropy_T, *given.like(needs, torch.float32)
+
+
+@torch.library.custom_op("g2rpo::linear_policy_loss", mutates_args=())
+def attach_op(
+    loss: Tensor,
+    hidden_SD: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    unscale: Tensor | None,
+    dhidden_SD: Tensor | None,
+    dhead_VD: Tensor | None,
+    dbias_V: Tensor | None,
+) -> Tensor:
+    """The loss, as a function with these gradients; backward multiplies and rounds them, once each."""
+    return loss.clone()
+
+
+@attach_op.register_fake
+def _(loss: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(loss)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, hidden_SD, head_VD, bias_V, *computed = inputs
+    ctx.save_for_backward(*computed)
+    ctx.dtypes = [None if like is None else like.dtype for like in (hidden_SD, head_VD, bias_V)]
+
+
+@once_differentiable
+def _backward(ctx: Any, grad_loss: Tensor) -> Any:
+    unscale, *gradients = ctx.saved_tensors
+    factor = grad_loss if unscale is None else grad_loss * unscale
+    pairs = zip(gradients, ctx.dtypes, strict=True)
+    grads = [None if value is None else _times(value, factor, dtype) for value, dtype in pairs]
+    return None, *grads, None, None, None, None
+
+
+attach_op.register_autograd(_backward, setup_context=_save)
 
 
 def _times(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,19 +129,12 @@ def linear_policy_loss_triton(
     needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
     with torch.no_grad():
         scaled, unscale = _scaled(edges) if given.product_dtype == torch.float16 else (edges, None)
-        work = _Pass(given, scaled, objective, chunk_bytes, needs)
-        if not any(needs):
-            work.statistics()
-        elif objective.ratio == "token":
-            work.token_ratios()
-        else:
-            work.sequence_ratios()
-        out = loss_of(work.numbers.logp_T, work.numbers.entropy_T, edges, objective)
-        if not any(needs):
-            return out
-        gradients = work.sums.finish()
-        del work
-    return out._replace(loss=_Computed.apply(*tensors, out.loss, unscale, *gradients))
+        logp_T, entropy_T, *found = gradients_op(*packed(given, scaled, objective, chunk_bytes, needs))
+        out = loss_of(logp_T, entropy_T, edges, objective)
+    if not any(needs):
+        return out
+    loss = attach_op(out.loss, *tensors, unscale, *gradients_of(found, needs))
+    return out._replace(loss=loss)
 
 
 def _scaled(edges: Edges) -> tuple[Edges, Tensor]:
@@ -153,7 +186,7 @@ class _Pass:
     def _own(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
         """The same where the statistics of a row come from several ranks."""
         row = self._numbers(part, z_ZV)
-        _, given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
+        given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
         self._gradient(part, z_ZV, dz_ZV, row, given)
 
     def sequence_ratios(self) -> None:

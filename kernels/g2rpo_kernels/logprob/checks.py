@@ -50,7 +50,8 @@ def check_scaling(temperature: float, softcap: float | None) -> None:
 def check_index(name: str, index_T: Tensor, size: int, length: int | None = None) -> None:
     """`index_T` is one-dimensional, integer, of `length`, and inside [0, size).
 
-    The range is checked on the CPU only: elsewhere it would stall the device, and indexing reports it anyway.
+    The range is checked on the CPU only, outside `torch.compile`: it would stall the device or break the
+    graph, and indexing reports it anyway.
     """
     if index_T.dim() != 1 or index_T.dtype not in (torch.int64, torch.int32):
         raise ValueError(
@@ -58,7 +59,7 @@ def check_index(name: str, index_T: Tensor, size: int, length: int | None = None
         )
     if length is not None and len(index_T) != length:
         raise ValueError(f"{name}: wanted {length} entries, got {len(index_T)}")
-    if index_T.device.type == "cpu" and len(index_T):
+    if index_T.device.type == "cpu" and not torch.compiler.is_compiling() and len(index_T):
         low, high = (int(v) for v in torch.aminmax(index_T))
         if low < 0 or high >= size:
             raise ValueError(f"{name}: wanted values in [0, {size}), got {low}..{high}")

@@ -48,7 +48,8 @@ class RowGradients(NamedTuple):
 
 
 def empty_stats(num_rows: int, dtype: torch.dtype) -> RowStats:
-    return RowStats(*torch.empty((4, num_rows), dtype=dtype).unbind(0))
+    """Four tensors: results of an operator may not share memory."""
+    return RowStats(*(torch.empty(num_rows, dtype=dtype) for _ in range(4)))
 
 
 def tiles(num_rows: int, row_bytes: int) -> list[slice]:

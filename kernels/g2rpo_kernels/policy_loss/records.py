@@ -165,5 +165,5 @@ def _check_members(edges: Edges, objective: Objective, num_edges: int) -> None:
     if list(ptr_T1.shape) != [num_edges + 1]:
         raise ValueError(f"edges.member_ptr_T1: wanted [{num_edges + 1}], got {list(ptr_T1.shape)}")
     sizes = (len(row_M), len(advantage_M), len(weight_M))
-    if len(set(sizes)) != 1:
+    if not sizes[0] == sizes[1] == sizes[2]:
         raise ValueError(f"edges.member_row_M, _advantage_M, _weight_M: wanted one length, got {sizes}")
