@@ -72,10 +72,6 @@ class EngineChild:
         """Forgets keys and values of the prefix cache."""
         self._call("reset", name=name)
 
-    def forget_failure(self, name: str) -> None:
-        """Stands for a new engine process: the receiver, and with it its poison, is gone."""
-        self._call("forget_failure", name=name)
-
     def close(self) -> None:
         self._connection.close()
         self._process.wait(60)
@@ -143,16 +139,11 @@ def reset(engines: Engines, name: str) -> None:
     assert engines[name].reset_prefix_cache()
 
 
-def forget_failure(engines: Engines, name: str) -> None:
-    engines[name].collective_rpc(lambda worker: vars(worker).pop("_g2rpo") and None)
-
-
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "start": start,
     "rpc": rpc,
     "generate": generate,
     "reset": reset,
-    "forget_failure": forget_failure,
 }
 
 

@@ -4,7 +4,7 @@ A recorded copy plan is exact when the memory that a loader filled is the memory
 Two things break that: what vLLM does to weights after loading (quantisation, expert layouts, absorbed
 projections), and on a CPU the packed copy from which it computes every linear layer. The first is refused,
 by a list of what is known to be harmless; the second can be undone (`unpack_linears`), at the price of
-slower decoding: 1.6 to 1.9 times in float32, 1.2 times in bfloat16.
+slower decoding: 1.6 to 1.9 times in float32, 1.2 times in bfloat16. `remove_unpacked` leads back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from g2rpo_fast.rollout.vllm.layerwise import reload_functions
 
 UNCHANGED = {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "NoneType"}
 """`quant_method` classes that leave weights as loaded (on CUDA; for a CPU see `packed_linears`)."""
+
+_UNPACKED = "_g2rpo_unpacked"
+"""Attribute of layers whose weight vLLM had removed and `unpack_linears` put back."""
 
 SCALES_ONLY = {"Attention", "EncoderOnlyAttention", "CrossAttention", "ChunkedLocalAttention"}
 """Layers whose work after loading concerns the scales of a quantised cache, not weights."""
@@ -64,8 +67,17 @@ def unpack_linears(model: nn.Module, model_config: Any) -> int:
             fresh = functions.restore_references(functions.materialize(meta), layer)
             layer.register_parameter("weight", fresh)
             weight = fresh
+            vars(layer)[_UNPACKED] = True
         bias = getattr(layer, "bias", None)
         if bias is not None:
             bias.data = bias.to(weight.dtype)  # one of the packed kernels keeps it in float32
         layer.cpu_linear = F.linear  # pyright: ignore[reportArgumentType]
     return len(packed)
+
+
+def remove_unpacked(model: nn.Module) -> None:
+    """As vLLM left the layers that `unpack_linears` changed; the next layerwise reload packs them again."""
+    for layer in model.modules():
+        if vars(layer).pop(_UNPACKED, False):
+            weight = layer.get_parameter("weight")
+            layer.register_parameter("weight", nn.Parameter(weight.new_empty(0), requires_grad=False))

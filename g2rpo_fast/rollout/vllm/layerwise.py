@@ -73,11 +73,11 @@ def layerwise_reload(model: nn.Module, vllm_config: Any, weights: Iterable[tuple
     RuntimeError names layers whose weights did not all come.
     """
     functions = reload_functions()
-    shared = shared_weights(model)
+    sharing = weight_sharing(model)
     with functions.with_config(vllm_config):
         functions.initialize(model)
         model.load_weights(weights)  # pyright: ignore[reportCallIssue]
-        missing, tied = _not_loaded(model, functions, shared)
+        missing, tied = _not_loaded(model, functions, sharing)
         if missing:
             raise RuntimeError(
                 f"layerwise reload: wanted all weights, got none or too few for {len(missing)} layers: "
@@ -88,14 +88,19 @@ def layerwise_reload(model: nn.Module, vllm_config: Any, weights: Iterable[tuple
             pack_again(layer)
 
 
-def shared_weights(model: nn.Module) -> set[nn.Module]:
-    """Modules whose `weight` is also another module's (a head tied to the embedding)."""
+def weight_sharing(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """Layers whose `weight` is also that of others (a head tied to the embedding) -> those others."""
     owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        weight = module._parameters.get("weight")
+    for layer in model.modules():
+        weight = layer._parameters.get("weight")
         if weight is not None:
-            owners.setdefault(id(weight), []).append(module)
-    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
+            owners.setdefault(id(weight), []).append(layer)
+    return {
+        layer: [other for other in layers if other is not layer]
+        for layers in owners.values()
+        if len(layers) > 1
+        for layer in layers
+    }
 
 
 def pack_again(layer: nn.Module) -> None:
@@ -105,20 +110,21 @@ def pack_again(layer: nn.Module) -> None:
 
 
 def _not_loaded(
-    model: nn.Module, functions: ReloadFunctions, shared: set[nn.Module]
+    model: nn.Module, functions: ReloadFunctions, sharing: dict[nn.Module, list[nn.Module]]
 ) -> tuple[list[str], list[nn.Module]]:
-    """(names of layers that lack weights, layers that have theirs by sharing), before the end of a reload."""
-    missing, tied = [], []
-    for name, layer in model.named_modules():
-        info = functions.info(layer)
-        if not info.can_load():  # complete, and back in its place
-            continue
-        wanted = _wanted_elements(layer)
-        if not info.load_numel and layer in shared:
-            tied.append(layer)
-        elif wanted and info.load_numel < wanted:
-            missing.append(f"{name} ({info.load_numel} of {wanted} elements)")
-    return missing, tied
+    """(layers that lack weights, layers that have theirs by sharing alone), before the end of a reload."""
+    lacking = {
+        layer: f"{name} ({functions.info(layer).load_numel} of {_wanted_elements(layer)} elements)"
+        for name, layer in model.named_modules()
+        if functions.info(layer).can_load()  # else complete, and back in its place
+        and functions.info(layer).load_numel < _wanted_elements(layer)
+    }
+    tied = [
+        layer
+        for layer in lacking
+        if not functions.info(layer).load_numel and any(o not in lacking for o in sharing.get(layer, ()))
+    ]
+    return [text for layer, text in lacking.items() if layer not in tied], tied
 
 
 def _wanted_elements(layer: nn.Module) -> int:

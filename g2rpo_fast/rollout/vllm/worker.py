@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from g2rpo_fast.rollout.sync import ArenaReader, CopyPlan, PlanRefused, checksum
-from g2rpo_fast.rollout.vllm.in_place import packed_linears, refusal, unpack_linears
+from g2rpo_fast.rollout.vllm.in_place import packed_linears, refusal, remove_unpacked, unpack_linears
 from g2rpo_fast.rollout.vllm.layerwise import layerwise_reload
 
 Rung = Literal["auto", "plan", "layerwise"]
@@ -135,19 +135,22 @@ class Receiver:
             self.reader.close()
 
     def _choose(self, rung: Rung, refused: dict[str, str]) -> str:
-        if rung == "layerwise":
-            return rung
-        if rung == "plan":
-            unpack_linears(self.model, self.worker.model_config)
-        why = refusal(self.model, self.worker.model_config.quantization)
-        if why is None:
-            why = self._record()
-        if why is None:
-            return "plan"
-        if rung == "plan":
-            raise ValueError(f"rung 'plan' is refused: {why}")
-        refused["plan"] = why
+        """The rung that updates will take; the others' reasons go to `refused`."""
+        if rung != "layerwise":
+            why = self._refusal(unpack=rung == "plan")
+            if why is None:
+                return "plan"
+            if rung == "plan":
+                raise ValueError(f"rung 'plan' is refused: {why}")
+            refused["plan"] = why
+        remove_unpacked(self.model)
         return "layerwise"
+
+    def _refusal(self, *, unpack: bool) -> str | None:
+        """Records the plan, or says why there is none."""
+        if unpack:
+            unpack_linears(self.model, self.worker.model_config)
+        return refusal(self.model, self.worker.model_config.quantization) or self._record()
 
     def _record(self) -> str | None:
         """Records the plan; why it was refused."""
