@@ -58,6 +58,7 @@ SHAPES = (
 )
 ON_GPU = torch.cuda.is_available()
 HEADS, KV_HEADS, WIDTH = (32, 8, 128) if ON_GPU else (8, 2, 64)
+OURS = {"triton", "cascade", "unshared"}
 TOLERANCE = 2e-2 if ON_GPU else 1e-5
 """Of the norm of the outputs: bfloat16, float32."""
 
@@ -72,7 +73,7 @@ def test_tree_attention(benchmark_mode: bool, deadline: Deadline, record: Record
     plan = tree_of(given)
     tokens = tokens_of(plan, given.prompt, HEADS, KV_HEADS, WIDTH, device)
     sides, skipped = sides_of(tokens, deadline)
-    check_equal(sides)
+    skipped |= leave_out_wrong(sides)
     ceiling = ceilings(device, dtype, small=not benchmark_mode)
     cases = rows_of(sides, tokens, rounds, ceiling["matmul_tflops"])
     token_ratio = sum(given.lengths()) / len(plan.token_S)
@@ -101,12 +102,20 @@ def sides_of(tokens: Tokens, deadline: Deadline) -> tuple[dict[str, Side], dict[
     return sides | peers, skipped
 
 
-def check_equal(sides: dict[str, Side]) -> None:
+def leave_out_wrong(sides: dict[str, Side]) -> dict[str, str]:
+    """Takes peers whose outputs are not those of `cascade` out of `sides`; says which. Ours must be right."""
     wanted_GHE = sides["cascade"].last_GHE(sides["cascade"].run()).detach().double()
     assert wanted_GHE.norm() > 0
+    wrong: dict[str, str] = {}
     for name, side in sides.items():
         off_GHE = side.last_GHE(side.run()).detach().double() - wanted_GHE
-        assert off_GHE.norm() < TOLERANCE * wanted_GHE.norm(), name
+        off = float(off_GHE.norm() / wanted_GHE.norm())
+        if not off < TOLERANCE:
+            assert name not in OURS, f"{name}: wanted outputs within {TOLERANCE}, got {off}"
+            wrong[name] = f"wanted outputs within {TOLERANCE} of the norm, got {off:.2g}"
+    for name in wrong:
+        del sides[name]
+    return wrong
 
 
 def rows_of(sides: dict[str, Side], tokens: Tokens, rounds: int, matmul_tflops: float) -> list[dict]:

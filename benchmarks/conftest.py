@@ -85,7 +85,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" when the tree had changes other than results; "unknown" where git knows none."""
+    """The commit measured, with "+" when the tree had changes other than results; "unknown" without git."""
     if shutil.which("git") is None:
         return "unknown"
     head = _git("rev-parse", "--short", "HEAD")
