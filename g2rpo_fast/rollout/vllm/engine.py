@@ -86,10 +86,10 @@ class VllmEngine:
         log_path: Path,
         show: Callable[[str], None],
     ) -> None:
-        require_vllm()
         on = model.device.type
         if config.sleep != "off" and on != "cuda":
             raise ValueError(f"vllm.sleep: wanted off on {on} (vLLM sleeps on CUDA only), got {config.sleep}")
+        require_vllm()
         self._max_len = max_model_len(model, config)
         self._config, self._logp, self._show = config, logp, show
         self._kind = "quantised" if config.quantization else dtype_name(engine_dtype(config, model.device))
