@@ -48,12 +48,10 @@ class Effort:
 
 ON_GPU = torch.cuda.is_available()
 CPU_CASES = {
-    Shape(512, 256, 151_936): Effort(steps=2, peers=True),
-    Shape(512, 512, 151_936): Effort(steps=2),
+    Shape(512, 256, 151_936): Effort(peers=True),
     Shape(2048, 256, 151_936): Effort(),
     Shape(2048, 512, 151_936): Effort(),
-    Shape(2048, 512, 32_000): Effort(steps=2),
-    Shape(11_008, 128, 40): Effort(steps=5, peers=True),
+    Shape(11_008, 128, 40): Effort(steps=20),
 }
 """The last is the embedded task's size."""
 GPU_CASES = {Shape(16_384, width, 151_936): Effort(steps=5, peers=True) for width in (2048, 4096)}

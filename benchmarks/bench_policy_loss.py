@@ -70,21 +70,17 @@ def edges_for(rows: int, device: str) -> Edges:
 def sides(
     logits_TV: Tensor, target_T: Tensor, edges: Edges, deadline: Deadline
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    def eager(logits_TV: Tensor) -> Tensor:
-        return eager_loss(logits_TV, target_T, edges)
-
-    def compiled() -> Run:
-        loss = torch.compile(eager_loss)
-        return lambda: gradient_of(lambda z: loss(z, target_T, edges), logits_TV)
+    def plain(loss_and_entropy: Callable[..., tuple[Tensor, Tensor]]) -> Run:
+        return lambda: gradient_of(lambda z: loss_and_entropy(z, target_T, edges)[0], logits_TV)
 
     other_TV = torch.empty_like(logits_TV)
     runs: dict[str, Run] = {
         "copy": lambda: other_TV.copy_(logits_TV),
         "ours": lambda: gradient_of(lambda z: policy_loss(z, target_T, edges, CLIP).loss, logits_TV),
-        "eager": lambda: gradient_of(eager, logits_TV),
     }
     peers = {
-        "compiled": Peer(compiled),
+        "eager": Peer(lambda: plain(eager_loss)),
+        "compiled": Peer(lambda: plain(torch.compile(eager_loss))),
         "liger": Peer(
             lambda: liger_side(logits_TV, target_T, edges),
             needs="liger_kernel",
@@ -101,15 +97,15 @@ def gradient_of(loss: Callable[[Tensor], Tensor], logits_TV: Tensor) -> Tensor:
     return gradient_TV
 
 
-def eager_loss(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> Tensor:
-    """The same clipped objective and entropy metric, plainly."""
+def eager_loss(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """The same clipped objective, and the entropy: a compiler would leave it out if it were not returned."""
     every_TV = logits_TV.float().log_softmax(-1)
     logp_T = every_TV.gather(-1, target_T[:, None])[:, 0]
     with torch.no_grad():
-        _entropy_T = -(every_TV.exp() * every_TV).sum(-1)
+        entropy_T = -(every_TV.exp() * every_TV).sum(-1)
     ratio_T = (logp_T - logp_T.detach()).exp()
     gain_T = edges.a_pos_T * ratio_T.clamp(max=1.2) + edges.a_neg_T * ratio_T.clamp(min=0.8)
-    return -gain_T.sum()
+    return -gain_T.sum(), entropy_T
 
 
 def liger_side(logits_TV: Tensor, target_T: Tensor, edges: Edges) -> Run:

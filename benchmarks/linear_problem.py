@@ -53,12 +53,13 @@ def clipped_loss(logp_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor) -> Ten
 
 def eager_loss(
     hidden_TD: Tensor, head_VD: Tensor, target_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor
-) -> Tensor:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(loss, the metrics that ours gives; returned, because a compiler leaves out what is not)."""
     every_TV = (hidden_TD @ head_VD.T).float().log_softmax(-1)
     logp_T = every_TV.gather(1, target_T[:, None])[:, 0]
     with torch.no_grad():
         ratio_T = (logp_T - old_logp_T).exp()
         clipped_T = ((ratio_T > 1.2) & (advantage_T > 0)) | ((ratio_T < 0.8) & (advantage_T < 0))
         entropy_T = -(every_TV.exp() * every_TV).sum(-1)
-        _metrics = entropy_T.mean(), clipped_T.float().mean(), ratio_T.mean(), (logp_T - old_logp_T).mean()
-    return clipped_loss(logp_T, old_logp_T, advantage_T)
+        metrics = entropy_T.mean(), clipped_T.float().mean(), ratio_T.mean(), (logp_T - old_logp_T).mean()
+    return clipped_loss(logp_T, old_logp_T, advantage_T), metrics

@@ -41,7 +41,7 @@ def ours(problem: Problem) -> Tensor:
 
 
 def eager(problem: Problem) -> Tensor:
-    return eager_loss(*vars(problem).values())
+    return eager_loss(*vars(problem).values())[0]
 
 
 def products(problem: Problem) -> Tensor:
