@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint
+from g2rpo_fast.checkpoint import latest_checkpoint, load_arrays, load_checkpoint
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data import PromptSet, load_prompts, read_texts
@@ -28,6 +28,7 @@ from g2rpo_fast.metrics import MetricsLog
 from g2rpo_fast.model import load_model, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
+from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.types import Engine
 
@@ -39,7 +40,7 @@ class TrainState:
     step: int = 0
     """Steps done."""
     cursor: int = 0
-    """Prompts drawn since the start, over all epochs."""
+    """Prompts trained on since the start, over all epochs."""
     guidance: GuidanceState
     weight_version: int = 0
     bad_steps: int = 0
@@ -70,6 +71,8 @@ class Parts:
     judge: Judge
     log: MetricsLog
     state: TrainState
+    sampled: SampledBatch | None
+    """The next step's batch, where the checkpoint holds it."""
     resumed: bool
 
 
@@ -94,7 +97,9 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     optimizer = make_optimizer(model, config.optim)
     state = TrainState(guidance=initial_state(config.guidance))
     checkpoint = latest_checkpoint(directory / "checkpoints")
+    arrays = None
     if checkpoint is not None:
+        arrays = load_arrays(checkpoint)
         state = TrainState.from_dict(load_checkpoint(checkpoint, model, optimizer))
     engine = make_engine(model, tokenizer, config, directory=directory, show=show)
     engine.sync(state.weight_version)
@@ -128,6 +133,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
         ),
         log=MetricsLog(directory / "metrics.jsonl", last_step=state.step if checkpoint else -1),
         state=state,
+        sampled=None if arrays is None else SampledBatch.from_arrays(arrays),
         resumed=checkpoint is not None,
     )
 

@@ -42,6 +42,9 @@ class RunConfig:
     """Rollout batches to train on."""
     prompts_per_step: int = 16
     """Groups in each of them."""
+    ahead: int = 0
+    """Batches that sampling runs ahead of training: 0 = sample, then train; 1 = the engine samples batch
+    n + 1 while batch n trains. Its tokens are then one update old, which `objective.importance` corrects."""
     seed: int = 0
     """Fixes data order, sampling and the embedded model."""
     threads: int | None = None
@@ -53,6 +56,8 @@ class RunConfig:
         for name, least in (("steps", 0), ("prompts_per_step", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"run.{name}: wanted at least {least}, got {getattr(self, name)}")
+        if self.ahead not in (0, 1):
+            raise ValueError(f"run.ahead: wanted 0 or 1, got {self.ahead}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"run.threads: wanted at least 1, got {self.threads}")
 
@@ -96,6 +101,16 @@ class Config:
                     f'guidance.share: wanted unguided members left (controller_input = "unguided"), got '
                     f"{num_guided} guided of rollout.group_size = {self.rollout.group_size}"
                 )
+        if self.run.ahead and self.objective.importance == "none" and self.objective.old_logp == "trainer":
+            raise ValueError(
+                "objective.importance: wanted weights, such as token_truncate, or objective.old_logp = "
+                "\"rollout\" with run.ahead = 1 (its rollouts come from older weights), got 'none'"
+            )
+        if self.run.ahead and self.rollout.engine == "vllm" and self.vllm.sleep != "off":
+            raise ValueError(
+                "vllm.sleep: wanted off with run.ahead = 1 (vLLM samples during the update), got "
+                f"{self.vllm.sleep}"
+            )
         if self.optim.minibatches > self.run.prompts_per_step:
             raise ValueError(
                 f"optim.minibatches: wanted at most run.prompts_per_step = {self.run.prompts_per_step} "

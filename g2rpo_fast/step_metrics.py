@@ -32,6 +32,20 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: 
     return metrics
 
 
+def staleness_metrics(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+    """Updates between the weights that drew each sampled token and `version`, those that the update starts
+    from: mean and largest over tokens; NaN where there are none."""
+    versions = [
+        np.full(r.sampled_len, r.weight_version) if r.token_versions is None else r.token_versions
+        for r in rollouts
+    ]
+    lag = version - np.concatenate([np.zeros(0, np.int32), *versions])
+    return {
+        "rollout/staleness": _mean(lag),
+        "rollout/staleness_max": float(lag.max()) if len(lag) else math.nan,
+    }
+
+
 def _split(rollouts: Sequence[Rollout], rewards: Rewards, chosen: Bools) -> dict[str, float]:
     part = [r for r, c in zip(rollouts, chosen, strict=True) if c]
     sampled = np.concatenate([r.rollout_logp[r.guidance_len :] for r in part]) if part else np.zeros(0)

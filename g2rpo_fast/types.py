@@ -142,6 +142,9 @@ class Rollout:
     """Decoded response, guidance included, special tokens left out."""
     finish_reason: FinishReason
     weight_version: int
+    """The oldest weights that drew a token of it."""
+    token_versions: Ints | None = None
+    """[sampled_len] the weights that drew each sampled token; None = all by `weight_version`."""
     hint_level: float = 0.0
     """Of hint ladders; 0 = none."""
 

@@ -22,6 +22,8 @@ LAYERS: list[set[str]] = [
     {"run_directory", "engine"},
     {"assemble"},
     {"console"},
+    {"steps"},
+    {"overlap"},
     {"train"},
     {"cli"},
 ]

@@ -16,7 +16,7 @@ from runs import TINY, without_times
 STEPS = 12
 
 
-def _start(directory: Path) -> subprocess.Popen[bytes]:
+def _start(directory: Path, *more: str) -> subprocess.Popen[bytes]:
     options = [
         f"--{section}.{key.replace('_', '-')}={value if isinstance(value, int) else value[0]}"
         for section, keys in TINY.items()
@@ -34,6 +34,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
             f"--run.steps={STEPS}",
             "--optim.minibatches=2",
             *options,
+            *more,
         ],
         stdout=subprocess.DEVNULL,
         cwd=Path(__file__).parent,
@@ -56,10 +57,14 @@ def _records(directory: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+AHEAD = ("--run.ahead=1", "--objective.importance=sequence_truncate")
+
+
 @pytest.mark.slow
-def test_run_killed_at_random_moments_equals_the_uninterrupted(tmp_path):
+@pytest.mark.parametrize("more", [(), AHEAD], ids=["plain", "ahead"])
+def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, ...], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert _start(whole).wait() == 0
+    assert _start(whole, *more).wait() == 0
 
     rng = random.Random(0)
     seen = {"writing": False}
@@ -68,7 +73,7 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted(tmp_path):
         seen["writing"] = any((broken / "checkpoints").glob("writing_0*"))
         return seen["writing"]
 
-    assert _kill_when(_start(broken), while_writing)
+    assert _kill_when(_start(broken, *more), while_writing)
     assert seen["writing"]
     for _ in range(2):
         target = _records(broken) + rng.randint(1, 3)
@@ -79,13 +84,14 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted(tmp_path):
                 deadline[0] = time.monotonic() + rng.random() * 0.3
             return bool(deadline[0]) and time.monotonic() > deadline[0]
 
-        assert _kill_when(_start(broken), a_little_later)
+        assert _kill_when(_start(broken, *more), a_little_later)
     assert not (broken / "model").exists()
-    assert _start(broken).wait() == 0
+    assert _start(broken, *more).wait() == 0
 
     expected = without_times(read_metrics(whole / "metrics.jsonl"))
     assert len(expected) == STEPS + 1
     assert any(r.get("rollout/guidance_tokens") for r in expected)
+    assert {r["rollout/staleness"] for r in expected[2:]} == {1.0 if more else 0.0}
     assert without_times(read_metrics(broken / "metrics.jsonl")) == expected
     for name in ("model/model.safetensors", f"checkpoints/step_{STEPS:08d}/model.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()

@@ -89,7 +89,7 @@ class RecordingEngine:
 def test_evaluation_never_sees_guidance(tmp_path):
     from dataclasses import replace
 
-    from g2rpo_fast.train import evaluation
+    from g2rpo_fast.steps import evaluation
 
     parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
     recorder = RecordingEngine(parts.engine)

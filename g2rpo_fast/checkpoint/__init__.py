@@ -2,8 +2,8 @@
 
 A checkpoint is a directory written under a temporary name, flushed to disk and renamed: it is there whole
 or not at all. It holds the model, the optimizer, every random-number generator and the trainer's own state
-(step, data cursor, guidance controller, weight version). Continued from it, a run on a CPU repeats bit for
-bit.
+(step, data cursor, guidance controller, weight version), and arrays: rollouts that are not trained on yet.
+Continued from it, a run on a CPU repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_model, save_model
 
 _PREFIX = "step_"
@@ -45,6 +47,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     trainer_state: dict[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes `directory/step_XXXXXXXX` atomically. `trainer_state` must be JSON."""
     final = directory / f"{_PREFIX}{step:08d}"
@@ -56,6 +59,8 @@ def save_checkpoint(
     save_model(model, str(temporary / "model.safetensors"))
     torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, temporary / "optimizer.pt")
     (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1))
+    if arrays is not None:
+        save_file(dict(arrays), temporary / "arrays.safetensors")
     for file in temporary.iterdir():
         _flush(file)
     _flush(temporary)
@@ -79,6 +84,12 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     optimizer.load_state_dict(state["optimizer"])
     _restore_rng(state["rng"])
     return json.loads((path / "trainer_state.json").read_text())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What `save_checkpoint` was given as arrays; None = nothing."""
+    file = path / "arrays.safetensors"
+    return load_file(file) if file.exists() else None
 
 
 def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> None:

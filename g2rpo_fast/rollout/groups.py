@@ -32,35 +32,68 @@ def sample_groups(
     decode: Callable[[Sequence[int]], str],
     guidance_in_loss: bool = False,
 ) -> list[Rollout]:
-    """Samples one group for each prompt.
+    """Samples one group for each prompt: `requests_of`, the engine's answers, `rollouts_of`."""
+    requests = requests_of(prompts, guidance_lengths, max_tokens=max_tokens, seed=seed, step=step)
+    completions = engine.generate(requests, sampling)
+    return rollouts_of(
+        prompts, guidance_lengths, completions, decode=decode, guidance_in_loss=guidance_in_loss
+    )
+
+
+def requests_of(
+    prompts: Sequence[Prompt],
+    guidance_lengths: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int,
+    step: int,
+) -> list[Request]:
+    """What an engine is asked for one group of each prompt, group by group.
 
     Args:
         guidance_lengths: for each prompt, the trace tokens that each member starts from; 0 = unguided. The
             inner length is the group's size.
         max_tokens: cap of a response, its guidance included.
         step: together with `seed`, prompt id and member it fixes every draw.
-        guidance_in_loss: whether injected tokens carry loss.
-
-    Returns:
-        Rollouts, group by group.
     """
-    slots = [
-        (group, prompt, member, length)
-        for group, (prompt, lengths) in enumerate(zip(prompts, guidance_lengths, strict=True))
-        for member, length in enumerate(lengths)
-    ]
-    requests = [
+    return [
         Request(
             prompt_ids=prompt.token_ids + prompt.trace_ids[:length],
             max_tokens=max_tokens - length,
             seed=request_seed(seed, step, prompt.id, member),
         )
-        for _, prompt, member, length in slots
+        for _, prompt, member, length in _slots(prompts, guidance_lengths)
     ]
-    completions = engine.generate(requests, sampling)
+
+
+def rollouts_of(
+    prompts: Sequence[Prompt],
+    guidance_lengths: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    guidance_in_loss: bool = False,
+) -> list[Rollout]:
+    """Rollouts, group by group, from the answers to `requests_of` the same prompts and lengths.
+
+    `guidance_in_loss`: whether injected tokens carry loss.
+    """
     return [
         _rollout(group, prompt, member, length, completion, decode, guidance_in_loss)
-        for (group, prompt, member, length), completion in zip(slots, completions, strict=True)
+        for (group, prompt, member, length), completion in zip(
+            _slots(prompts, guidance_lengths), completions, strict=True
+        )
+    ]
+
+
+def _slots(
+    prompts: Sequence[Prompt], guidance_lengths: Sequence[Sequence[int]]
+) -> list[tuple[int, Prompt, int, int]]:
+    """(group, prompt, member, guidance tokens) of each rollout."""
+    return [
+        (group, prompt, member, length)
+        for group, (prompt, lengths) in enumerate(zip(prompts, guidance_lengths, strict=True))
+        for member, length in enumerate(lengths)
     ]
 
 
@@ -91,4 +124,5 @@ def _rollout(
         text=decode(response_ids),
         finish_reason=completion.finish_reason,
         weight_version=completion.weight_version,
+        token_versions=completion.token_versions,
     )

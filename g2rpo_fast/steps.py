@@ -1,0 +1,211 @@
+"""What a training step is made of, for the loops in `train.py` and `overlap.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from g2rpo_fast.assemble import Parts, TrainState
+from g2rpo_fast.checkpoint import prune_checkpoints, save_checkpoint
+from g2rpo_fast.config import Config
+from g2rpo_fast.console import Console
+from g2rpo_fast.data import batch_indices
+from g2rpo_fast.evaluate import evaluate
+from g2rpo_fast.guidance import advance, controller_accuracy, guided_lengths
+from g2rpo_fast.metrics import Phases
+from g2rpo_fast.objective import advantages_of
+from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
+from g2rpo_fast.optim import learning_rate
+from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.rollout.groups import requests_of, rollouts_of
+from g2rpo_fast.rollout.sampled import SampledBatch
+from g2rpo_fast.step_metrics import rollout_metrics, staleness_metrics
+from g2rpo_fast.types import Bools, Doubles, EngineError, Prompt, Request, Rewards, Rollout
+
+
+def next_prompts(parts: Parts, state: TrainState, *, ahead: int = 0) -> list[Prompt]:
+    """The prompts of the step after `state`, or `ahead` steps later: a pure function of the cursor."""
+    data, prompts = parts.config.data, parts.prompts.prompts
+    count = parts.config.run.prompts_per_step
+    cursor = state.cursor + ahead * count
+    return [prompts[i] for i in batch_indices(len(prompts), cursor, count, data.seed, data.shuffle)]
+
+
+def sample(parts: Parts, state: TrainState) -> SampledBatch:
+    """One group for each prompt of the next step, its guided members starting from the trace."""
+    lengths, requests = _asked(parts, state, ahead=0)
+    return SampledBatch(
+        guidance_lengths=lengths,
+        completions=parts.engine.generate(requests, parts.judge.sampling),
+        guidance_length=state.guidance.length,
+    )
+
+
+def sample_ahead(parts: Parts, state: TrainState) -> Callable[[], SampledBatch]:
+    """Starts sampling the step after the next; the function returned waits for it."""
+    lengths, requests = _asked(parts, state, ahead=1)
+    collect = parts.engine.submit(requests, parts.judge.sampling)
+    return lambda: SampledBatch(
+        guidance_lengths=lengths, completions=collect(), guidance_length=state.guidance.length
+    )
+
+
+def _asked(parts: Parts, state: TrainState, *, ahead: int) -> tuple[list[list[int]], list[Request]]:
+    """Guidance, as the controller stands, and what the engine is asked."""
+    config = parts.config
+    prompts = next_prompts(parts, state, ahead=ahead)
+    lengths = guided_lengths(
+        config.guidance,
+        state.guidance,
+        trace_lens=[len(p.trace_ids) for p in prompts],
+        group_sizes=[config.rollout.group_size] * len(prompts),
+        max_tokens=config.rollout.max_tokens,
+    )
+    requests = requests_of(
+        prompts,
+        lengths,
+        max_tokens=config.rollout.max_tokens,
+        seed=config.run.seed,
+        step=state.step + 1 + ahead,
+    )
+    return lengths, requests
+
+
+def score(
+    parts: Parts, state: TrainState, sampled: SampledBatch
+) -> tuple[list[Rollout], Rewards, dict[str, float]]:
+    """Rollouts of the next step, their rewards, and metrics of both."""
+    rollouts = rollouts_of(
+        next_prompts(parts, state),
+        sampled.guidance_lengths,
+        sampled.completions,
+        decode=parts.judge.decode,
+        guidance_in_loss=parts.config.guidance.in_loss,
+    )
+    abandoned = parts.rewards.num_abandoned
+    rewards = parts.judge.score(rollouts)
+    stats = staleness_metrics(rollouts, state.weight_version)
+    stats |= {
+        "guidance/length": sampled.guidance_length,
+        "reward/abandoned": parts.rewards.num_abandoned - abandoned,
+    }
+    return rollouts, rewards, stats
+
+
+def learn(parts: Parts, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards) -> dict[str, float]:
+    """The update; metrics of it and of the rollouts."""
+    config = parts.config
+    group_R = np.asarray([r.group for r in rollouts], np.int32)
+    advantage_R = advantages_of(config.objective, rewards.reward_RK, group_R, rewards.weight_K)
+    lr = learning_rate(config.optim, state.step, config.run.steps)
+    stats = parts.learner.update(train_batches(config, rollouts, advantage_R), lr=lr)
+    return {"optim/lr": lr, **stats, **rollout_metrics(rollouts, rewards, advantage_R)}
+
+
+def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doubles) -> list[TrainBatch]:
+    """The batch of each optimiser step of a pass."""
+    objective = config.objective
+    return [
+        make_batch(
+            rollouts,
+            indices,
+            advantage_R,
+            aggregation=objective.aggregation,
+            constant_length=objective.constant_length or config.rollout.max_tokens,
+            keep_all=bool(objective.kl_coef or objective.entropy_coef),
+        )
+        for indices in split_groups(rollouts, config.optim.minibatches)
+    ]
+
+
+def next_state(
+    config: Config, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards, *, skipped: int
+) -> TrainState:
+    guided_R: Bools = np.asarray([r.guided for r in rollouts])
+    guidance = state.guidance
+    if config.guidance.enabled:
+        accuracy = controller_accuracy(config.guidance, rewards.accuracy_R, guided_R)
+        guidance = advance(config.guidance, guidance, accuracy, total_steps=config.run.steps)
+    return replace(
+        state,
+        step=state.step + 1,
+        cursor=state.cursor + config.run.prompts_per_step,
+        guidance=guidance,
+        weight_version=state.weight_version + 1,
+        bad_steps=state.bad_steps + skipped if skipped else 0,
+    )
+
+
+def close_step(
+    parts: Parts,
+    state: TrainState,
+    stats: dict[str, float],
+    phases: Phases,
+    console: Console,
+    sampled: SampledBatch | None = None,
+) -> TrainState:
+    """Evaluates and saves when due, logs; nothing is in flight, and the engine has the state's weights.
+
+    `sampled`: the next step's batch, if it is there already. Raises FloatingPointError.
+    """
+    with phases("evaluate"):
+        stats = stats | evaluation(parts, state)
+    state = with_best(state, stats.get("eval/accuracy"))
+    stats |= parts.engine.metrics()
+    record = stats | {f"time/{name}_s": seconds for name, seconds in phases.seconds().items()}
+    parts.log.write(state.step, record)
+    console.step(state.step, record)
+    config = parts.config
+    if state.step in (config.run.steps, state.best_step) or state.step % config.checkpoint.every == 0:
+        save(parts, state, sampled)
+    stop_when_broken(parts, state, sampled)
+    return state
+
+
+def evaluation(parts: Parts, state: TrainState) -> dict[str, float]:
+    """Held-out metrics when they are due: before the first step, every so often, after the last."""
+    config = parts.config.evaluate
+    due = config.every and (state.step % config.every == 0 or state.step == parts.config.run.steps)
+    if not due or parts.eval_prompts is None:
+        return {}
+    return evaluate(parts.judge, parts.eval_prompts.prompts, config)
+
+
+def with_best(state: TrainState, accuracy: float | None) -> TrainState:
+    if accuracy is None or (state.best_accuracy is not None and accuracy <= state.best_accuracy):
+        return state
+    return replace(state, best_accuracy=accuracy, best_step=state.step)
+
+
+def save(parts: Parts, state: TrainState, sampled: SampledBatch | None = None) -> None:
+    """A checkpoint; `sampled`: the batch of the step after it."""
+    directory, learner = parts.directory / "checkpoints", parts.learner
+    arrays = None if sampled is None else sampled.to_arrays()
+    save_checkpoint(directory, state.step, learner.model, learner.optimizer, state.to_dict(), arrays)
+    prune_checkpoints(directory, keep=parts.config.checkpoint.keep, best_step=state.best_step)
+
+
+@contextmanager
+def saved_on_error(parts: Parts, state: TrainState, sampled: SampledBatch | None = None) -> Iterator[None]:
+    """Where weights and `state` agree: a reward or engine that fails then loses nothing."""
+    try:
+        yield
+    except (RewardError, EngineError):
+        save(parts, state, sampled)
+        raise
+
+
+def stop_when_broken(parts: Parts, state: TrainState, sampled: SampledBatch | None) -> None:
+    config = parts.config
+    if state.bad_steps < config.optim.max_bad_steps:
+        return
+    save(parts, state, sampled)
+    before = replace(state, cursor=state.cursor - config.run.prompts_per_step)
+    raise FloatingPointError(
+        f"step {state.step}: {state.bad_steps} updates in a row had a non-finite gradient and were skipped; "
+        f"the last one's prompts: {', '.join(p.id for p in next_prompts(parts, before))}. "
+        f"The state is saved in {parts.directory}"
+    )
