@@ -2,7 +2,7 @@
 # make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y")
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
 # make lint     ruff, pyright, clang-format
-# make bench    the CPU benchmarks (benchmarks/results/*.json)
+# make bench    the benchmarks on this machine (benchmarks/results/*.json) and their plots
 # make clean    what these made
 #
 # Needs Python 3.11 or newer, a C++17 compiler and make. Without a GPU, PyTorch's CPU build saves a download of
@@ -39,6 +39,7 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark
+	$(BIN)/g2rpo-fast bench --plots benchmarks/results
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
