@@ -65,6 +65,7 @@ def unpack_linears(model: nn.Module, model_config: Any) -> int:
         if weight is None or not weight.numel():
             meta = functions.info(layer).restore_metadata[0]["weight"]
             fresh = functions.restore_references(functions.materialize(meta), layer)
+            fresh.weight_loader = functions.original_loader(fresh)
             layer.register_parameter("weight", fresh)
             weight = fresh
             vars(layer)[_UNPACKED] = True

@@ -40,6 +40,8 @@ class ReloadFunctions:
     """Meta tensor -> a new tensor of its class, with its loader."""
     restore_references: Any
     """(tensor, layer): its loader is the layer's method again."""
+    original_loader: Any
+    """Parameter -> its loader without what an earlier reload wrapped around it."""
     with_config: Any
     """Context in which layers find vLLM's configuration."""
 
@@ -57,6 +59,7 @@ def reload_functions() -> ReloadFunctions:
             finalize=layerwise.finalize_layerwise_reload,
             materialize=meta.materialize_meta_tensor,
             restore_references=sanitize.restore_layer_refs,
+            original_loader=layerwise._get_original_loader,
             with_config=importlib.import_module("vllm.config").set_current_vllm_config,
         )
     except (ImportError, AttributeError) as error:
@@ -64,6 +67,17 @@ def reload_functions() -> ReloadFunctions:
         raise RuntimeError(
             f"layerwise reload: wanted vLLM {SUPPORTED}, got {version}, without {error.name}"
         ) from error
+
+
+def refusal(model: nn.Module, device: torch.device) -> str | None:
+    """Why a reload would not reach what the kernels read; None = it does."""
+    if device.type != "cpu":
+        return None
+    for name, layer in model.named_modules():
+        method = type(getattr(layer, "quant_method", None)).__name__
+        if "MoE" in method:
+            return f"{name}: on a CPU vLLM computes from packed experts, which its reload does not renew"
+    return None
 
 
 @torch.no_grad()

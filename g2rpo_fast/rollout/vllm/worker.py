@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from g2rpo_fast.rollout.sync import ArenaReader, CopyPlan, PlanRefused, checksum
-from g2rpo_fast.rollout.vllm.in_place import packed_linears, refusal, remove_unpacked, unpack_linears
-from g2rpo_fast.rollout.vllm.layerwise import layerwise_reload
+from g2rpo_fast.rollout.vllm import in_place, layerwise
 
 Rung = Literal["auto", "plan", "layerwise"]
 RUNGS = ("auto", "plan", "layerwise")
@@ -43,7 +42,7 @@ class WeightReceiver:
         """Opens the arena at `address` and chooses a rung.
 
         Answers {"rung": name or None, "refused": {rung or arena kind: why}, "device_uuid", "bytes"}.
-        A rung asked for by name that is refused is a ValueError.
+        ValueError for a rung asked for by name that is refused, and for a model that no rung is right for.
         """
         attached: Receiver | None = vars(self).get("_g2rpo")
         if attached is not None:
@@ -108,7 +107,7 @@ class Receiver:
             if self.plan is not None:
                 self.plan.replay(slot)
             else:
-                layerwise_reload(self.model, self.worker.vllm_config, reader.named(slot))
+                layerwise.layerwise_reload(self.model, self.worker.vllm_config, reader.named(slot))
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except BaseException as error:
@@ -117,7 +116,7 @@ class Receiver:
         return {"version": version, "seconds": time.perf_counter() - started, "rung": self.rung}
 
     def checksums(self) -> dict[str, str]:
-        packed = {id(layer) for layer in packed_linears(self.model)}
+        packed = {id(layer) for layer in in_place.packed_linears(self.model)}
         return {
             f"{prefix}.{name}": "packed"
             if id(layer) in packed and not value.numel()
@@ -143,14 +142,17 @@ class Receiver:
             if rung == "plan":
                 raise ValueError(f"rung 'plan' is refused: {why}")
             refused["plan"] = why
-        remove_unpacked(self.model)
+        why = layerwise.refusal(self.model, self.device)
+        if why is not None:
+            raise ValueError(f"no rung of weight sync is right for this model: {why}")
+        in_place.remove_unpacked(self.model)
         return "layerwise"
 
     def _refusal(self, *, unpack: bool) -> str | None:
         """Records the plan, or says why there is none."""
         if unpack:
-            unpack_linears(self.model, self.worker.model_config)
-        return refusal(self.model, self.worker.model_config.quantization) or self._record()
+            in_place.unpack_linears(self.model, self.worker.model_config)
+        return in_place.refusal(self.model, self.worker.model_config.quantization) or self._record()
 
     def _record(self) -> str | None:
         """Records the plan; why it was refused."""
