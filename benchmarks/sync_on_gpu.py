@@ -3,9 +3,10 @@
     python benchmarks/sync_on_gpu.py [--device cuda|cpu] [--layout 8b|0.2b|tiny] [--syncs 100] [--out FILE]
 
 Needs torch, no engine. On a GPU: memory by cudaMalloc and CUDA IPC, the trainer with expandable_segments on,
-float32 masters packed to bfloat16 (bfloat16 masters where float32 ones do not fit), an 8B model's tensors.
-Device times are of CUDA events, each process's own; `device_ms` is their sum, and what 20 ms are wanted of. A
-CPU runs the same over anonymous memory, small. Exits 1 where something grew, or a value did not arrive.
+float32 masters packed to bfloat16 (bfloat16 masters where float32 ones do not fit), an 8B model's tensors;
+then 0.2B of them through pinned host memory. Device times are of CUDA events, each process's own; `device_ms`
+is their sum, and what 20 ms are wanted of. On a CPU: anonymous memory. A kind of memory that is
+refused is recorded with the reason. Exits 1 where one was, where something grew, or a value did not arrive.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from g2rpo_fast.rollout.sync import Arena, ArenaReader, CopyPlan, Manifest
+from g2rpo_fast.rollout.sync import Arena, ArenaReader, CopyPlan, Kind, Manifest
 
 TARGET_MS = 20
 SETTLED = 10
@@ -38,6 +39,7 @@ PATIENCE_S = 60
 ALLOWED = {"files": 0, "rss": 32 << 20, "gpu": 0}
 """Bytes or files: what an interpreter's heap may do; nothing on the GPU."""
 STAMP = "model.norm.weight"
+OPEN = "open"
 EXACT = 256
 """bfloat16 has every integer below."""
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -80,6 +82,8 @@ LAYOUTS = {
     "0.2b": Layout(12, 1024, 3072, 1024, 512, 128, 32_000),
     "tiny": Layout(2, 64, 96, 64, 32, 16, 1000),
 }
+KINDS: dict[str, dict[Kind, str]] = {"cuda": {"cuda": "8b", "host": "0.2b"}, "cpu": {"memfd": "0.2b"}}
+"""Device -> kinds of memory -> layout."""
 
 
 class Stopwatch:
@@ -162,9 +166,13 @@ def own_state(device: torch.device) -> dict[str, int]:
 def read(connection: Connection, address: dict[str, Any], layout: Layout, device: torch.device) -> None:
     """The engine's side: for each (slot, version) waits, replays, and answers when the copies are done."""
     torch.set_num_threads(1)
-    reader = ArenaReader.open(address, device=device)
+    try:
+        reader = ArenaReader.open(address, device=device)
+    except RuntimeError as error:
+        connection.send(str(error))
+        return
     model = Fused(layout, device)
-    connection.send("open")
+    connection.send(OPEN)
     plan: CopyPlan | None = None
     while (order := connection.recv()) is not None:
         slot, version, checked = order
@@ -172,7 +180,9 @@ def read(connection: Connection, address: dict[str, Any], layout: Layout, device
         plan = plan or CopyPlan.record(model.load, reader, model.parameters)
         answer: dict[str, Any] = {"replay_ms": timed(device, partial(plan.replay, slot))}
         if checked:
-            equal = all(torch.equal(model.views[name], tensor) for name, tensor in reader.named(slot))
+            equal = all(
+                torch.equal(model.views[name], tensor.to(device)) for name, tensor in reader.named(slot)
+            )
             load_ms = timed(device, partial(model.load, reader.named(slot)))
             answer["load_ms"] = load_ms if equal else math.nan
         answer |= {"stamp": float(model.views[STAMP][0]), "state": own_state(device)}
@@ -203,32 +213,40 @@ def receive(connection: Connection) -> Any:
     return connection.recv()
 
 
-def train(layout: Layout, device: torch.device, syncs: int) -> dict[str, Any]:
+def train(kind: Kind, layout: str, device: torch.device, syncs: int) -> dict[str, Any]:
     """The trainer's side: `syncs` times another first element of one tensor, pack, send, acknowledgement."""
-    expandable = device.type == "cuda" and expandable_segments(device)
-    masters = masters_of(layout, device)
+    masters = masters_of(LAYOUTS[layout], device)
     manifest = Manifest.of(masters.items(), torch.bfloat16)
-    arena = Arena.create(manifest, kind="cuda" if device.type == "cuda" else "memfd", device=device)
-    for name in ALLOCATOR:
-        os.environ.pop(name, None)  # the reader has settings of its own
-    ours, theirs = get_context("spawn").Pipe()
-    reader = get_context("spawn").Process(
-        target=read, args=(theirs, arena.address(), layout, device), daemon=True
-    )
+    context = get_context("forkserver")
+    ours, theirs = context.Pipe()
+    try:
+        arena = Arena.create(manifest, kind=kind, device=device)
+        order = (theirs, arena.address(), LAYOUTS[layout], device)
+    except RuntimeError as error:
+        return {"refused": str(error)}
+    reader = context.Process(target=read, args=order, daemon=True)
     reader.start()
     theirs.close()
-    assert receive(ours) == "open"
+    if (said := receive(ours)) != OPEN:
+        return {"refused": said}
     rounds = [one_sync(arena, masters, ours, v, checked=v in (1, syncs - 1)) for v in range(syncs)]
     plan = ask(ours, None)
     arena.close()
     reader.join(PATIENCE_S)
     dtype = str(next(iter(masters.values())).dtype).removeprefix("torch.")
     return {
-        "device": str(device), "masters": dtype, "expandable_segments": expandable,
-        "parameters": sum(tensor.numel() for tensor in masters.values()), "tensors": len(masters),
-        "bytes": manifest.nbytes, "arena_bytes": 2 * manifest.slot_bytes, "copies": plan["copies"],
-        "syncs": syncs, **summary(rounds, manifest.nbytes),
+        "layout": layout, "masters": dtype, "tensors": len(masters), "copies": plan["copies"],
+        "parameters": sum(tensor.numel() for tensor in masters.values()), "bytes": manifest.nbytes,
+        "arena_bytes": 2 * manifest.slot_bytes, "syncs": syncs, **summary(rounds, manifest.nbytes),
     }  # fmt: skip
+
+
+def start_server() -> None:
+    """The process that readers are forked from: imports while the trainer sets up; has no GPU context."""
+    for name in ALLOCATOR:
+        os.environ.pop(name, None)  # readers have settings of their own
+    get_context("forkserver").set_forkserver_preload(["g2rpo_fast.rollout.sync"])
+    forkserver.ensure_running()
 
 
 def one_sync(
@@ -253,6 +271,8 @@ def one_sync(
 
 def expandable_segments(device: torch.device) -> bool:
     """Does PyTorch's allocator of this process really use them?"""
+    if device.type == "cpu":
+        return False
     kept = torch.empty(1 << 20, device=device)
     return kept.numel() > 0 and all(part["is_expandable"] for part in torch.cuda.memory_snapshot())
 
@@ -290,10 +310,18 @@ def write(path: Path, figures: dict[str, Any]) -> None:
     path.write_text(text + "\n")
 
 
+def complaints(figures: dict[str, Any]) -> list[str]:
+    """What went wrong with one kind of memory."""
+    if "refused" in figures:
+        return [f"refused: {figures['refused']}"]
+    grown = {key: value for key, value in figures["growth"].items() if value > ALLOWED[key.split("_")[1]]}
+    return ([f"grew by {grown}"] if grown else []) + ([] if figures["arrived"] else ["values did not arrive"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"))
-    parser.add_argument("--layout", choices=LAYOUTS, help="default: 8b on a GPU, 0.2b on a CPU")
+    parser.add_argument("--layout", choices=LAYOUTS, help="default: as above")
     parser.add_argument("--syncs", type=int, default=100)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/weight_sync_DEVICE.json")
     given = parser.parse_args()
@@ -301,14 +329,15 @@ def main() -> int:
     if kind == "cuda" and not ALLOCATOR.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)  # read once, early
     torch.set_num_threads(1)
-    name = given.layout or {"cuda": "8b", "cpu": "0.2b"}[kind]
     device = torch.device("cuda:0" if kind == "cuda" else "cpu")
-    figures = {"layout": name, "target_ms": TARGET_MS} | train(LAYOUTS[name], device, given.syncs)
+    figures: dict[str, Any] = {"target_ms": TARGET_MS, "expandable_segments": expandable_segments(device)}
+    start_server()
+    for memory, layout in KINDS[kind].items():
+        figures[memory] = train(memory, given.layout or layout, device, given.syncs)
     write(given.out or Path(__file__).parent / "results" / f"weight_sync_{kind}.json", figures)
-    grown = {key: value for key, value in figures["growth"].items() if value > ALLOWED[key.split("_")[1]]}
-    if grown or not figures["arrived"]:
-        print(f"sync_on_gpu.py: grew: {grown}, all arrived: {figures['arrived']}", file=sys.stderr)
-    return int(bool(grown) or not figures["arrived"])
+    wrong = [f"{memory}: {what}" for memory in KINDS[kind] for what in complaints(figures[memory])]
+    print("\n".join(wrong), file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

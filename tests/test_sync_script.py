@@ -21,7 +21,7 @@ def test_weight_sync_script_runs_on_a_cpu(tmp_path: Path):
         env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())["figures"]
+    figures = json.loads(out.read_text())["figures"]["memfd"]
     assert figures["arrived"]
     assert (figures["syncs"], figures["tensors"], figures["copies"]) == (15, 25, 25)
     assert figures["bytes"] == 2 * figures["parameters"] == 379_648
