@@ -1,76 +1,153 @@
-"""The linear ops inside torch.compile: one graph, the same numbers, reused for other lengths (CPU paths)."""
+"""The ops inside torch.compile: one graph, the same numbers, reused for other lengths (CPU paths)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss
+from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_policy_loss, logprob, policy_loss
+from g2rpo_kernels.linear_logprob import cpu as linear_logprob_cpu
+from g2rpo_kernels.linear_logprob.linear import checked_linear
+from g2rpo_kernels.linear_policy_loss import cpu as linear_policy_loss_cpu
+from g2rpo_kernels.linear_policy_loss.arguments import packed
+from g2rpo_kernels.logprob import cpu as logprob_cpu
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
-D, V = 6, 37
-EPS = {"rtol": 1e-10, "atol": 1e-12}
-OBJECTIVES = [
-    Objective(kl_coef=0.1, entropy_coef=0.03, importance_cap=1.5, importance_mask=True),
-    Objective(surrogate="cispo", dual_clip=3.0),
-    Objective(ratio="sequence", kl_coef=0.1),
-    Objective(ratio="product", surrogate="vespo"),
-]
+from compiled_loss import EPS, SEQUENCE, TOKEN, D, V, check_one_graph, edges_of, normal
 
 
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("objective", "impl"), [(None, "cpu"), (TOKEN[0], "cpu"), (SEQUENCE[0], "cpu"), (TOKEN[0], "reference")]
+)
+def test_backbone_and_loss_compile_to_one_graph_for_all_lengths(
+    objective: Objective | None, impl: str
+) -> None:
+    check_one_graph(objective, impl=impl)
 
 
-def edges_of(num_edges: int) -> Edges:
-    """Rows of three edges and a rest."""
-    advantage, weight = normal(num_edges, seed=4), torch.full((num_edges,), 0.3, dtype=torch.float64)
-    each, rows = torch.arange(num_edges + 1), torch.arange(num_edges) // 3
-    old, ref, rollout = (-3.6 + 0.3 * normal(num_edges, seed=seed) for seed in (5, 6, 7))
-    coefficients = weight * advantage.clamp(min=0), weight * advantage.clamp(max=0), weight
-    return Edges(*coefficients, old, ref, rollout, each, rows, advantage, weight, num_edges // 3 + 1)
+def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    hidden, head, bias = normal(4, D, seed=1).bfloat16(), normal(V, D, seed=2), normal(V, seed=3)
+    target, needs = torch.tensor([0, 5, 36, 2]), [True, False, True]
+    leaf = hidden.clone().requires_grad_()
+    linear = checked_linear(leaf, head, target, torch.tensor([3, 0, 0, 1]), bias, 0.9, 30.0, None)
+    arguments = packed(linear, edges_of(4), SEQUENCE[0], None, needs)
+    frozen = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
+    logits, rows = normal(4, V, seed=4), [normal(4, seed=seed) for seed in range(5, 9)]
+    loss = torch.tensor(2.0, dtype=torch.float64)
+    return {
+        "logprob": (logprob_cpu.forward_op, (logits.requires_grad_(), target, 0.9, 30.0)),
+        "logprob_backward": (
+            logprob_cpu.backward_op,
+            (logits.detach(), target, rows, rows[0], None, rows[1], 0.9, 30.0),
+        ),
+        "linear_logprob": (linear_logprob_cpu.forward_op, (None, *linear.packed())),
+        "linear_logprob_backward": (
+            linear_logprob_cpu.backward_op,
+            (rows, None, rows[0], None, needs, 600, *frozen[7:]),
+        ),
+        "linear_policy_gradients": (linear_policy_loss_cpu.gradients_op, frozen),
+        "linear_policy_loss": (
+            linear_policy_loss_cpu.attach_op,
+            (loss, leaf, head, None, hidden.clone(), None, None),
+        ),
+        "scale": (linear_policy_loss_cpu.scale_, (normal(3, seed=9), loss)),
+    }
 
 
-def inputs_of(num_edges: int, objective: Objective | None) -> tuple[Any, ...]:
-    """Fewer positions than edges, as in a tree."""
-    generator = torch.Generator().manual_seed(num_edges)
-    target = torch.randint(V, (num_edges,), generator=generator)
-    source = torch.randint(num_edges - 2, (num_edges,), generator=generator)
-    leaves = (normal(num_edges - 2, D, seed=1), normal(D, D, seed=2), normal(V, D, seed=3), normal(V, seed=8))
-    leaves = tuple(leaf.requires_grad_() for leaf in leaves)
-    return *leaves, target, source, edges_of(num_edges), objective
+@pytest.mark.parametrize("name", calls())
+def test_registered_op_passes_opcheck(name: str) -> None:
+    op, arguments = calls()[name]
+    # Handing a gradient over and multiplying it in place cannot be repeated, as this one wants.
+    left_out = {"test_aot_dispatch_dynamic"} if name == "linear_policy_loss" else set()
+    tests = {"test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"}
+    results = torch.library.opcheck(op, arguments, test_utils=sorted(tests - left_out))
+    assert set(results.values()) == {"SUCCESS"}
 
 
-def backbone_and_loss(
-    x: Tensor, w: Tensor, head: Tensor, bias: Tensor, target: Tensor, source: Tensor, edges: Edges,
-    objective: Objective | None, **options: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    hidden = torch.tanh(x @ w)
-    given = {"source_T": source, "bias_V": bias, "temperature": 0.9, "softcap": 20.0, **options}
-    if objective is None:
-        logp, entropy, lse = linear_logprob(hidden, head, target, **given)
-        return (logp * edges.weight_T - 0.3 * entropy + 0.1 * lse).sum(), logp.detach(), entropy.detach()
-    out = linear_policy_loss(hidden, head, target, edges, objective, **given)
-    return 3 * out.loss, out.logp_T, out.entropy_T, *(value for pair in out.stats.values() for value in pair)
+def losses(logits: Tensor, target: Tensor, member_ptr: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    edges = Edges(*edge_coefficients(weight - 0.5, weight, member_ptr))
+    out = policy_loss(logits * 2, target, edges, TOKEN[1], impl="cpu")
+    logp, entropy, lse = logprob(logits, target, temperature=1.1, impl="cpu")
+    return out.loss + (logp + 0.1 * entropy - 0.2 * lse).sum(), out.entropy_T, out.stats["ratio"][0]
 
 
-def run(function: Callable[..., tuple[Tensor, ...]], given: tuple[Any, ...]) -> list[Tensor]:
-    loss, *seen = function(*given)
-    return [loss.detach(), *seen, *torch.autograd.grad(loss, given[:4])]
-
-
-@pytest.mark.parametrize("objective", [None, *OBJECTIVES])
-def test_backbone_and_loss_compile_to_one_graph_for_all_lengths(objective: Objective | None) -> None:
+def test_ops_on_logits_compile_to_one_graph_for_all_lengths() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(backbone_and_loss, backend=counter, fullgraph=True)
-    for num_edges in (11, 17, 23, 5):
-        given = inputs_of(num_edges, objective)
-        want, got = (run(function, given) for function in (backbone_and_loss, compiled))
+    compiled = torch.compile(losses, backend=counter, fullgraph=True)
+    for num_edges in (7, 9, 4):
+        logits = normal(num_edges, V, seed=1).requires_grad_()
+        target = torch.arange(num_edges) % V
+        given = (logits, target, 2 * torch.arange(num_edges + 1), normal(2 * num_edges, seed=2).abs())
+        results = []
+        for function in (losses, compiled):
+            loss, *seen = function(*given)
+            results.append((loss.detach(), *seen, torch.autograd.grad(loss, logits)[0]))
+        for value, true in zip(*results, strict=True):
+            torch.testing.assert_close(value, true, **EPS)
+        assert results[0][-1].abs().max() > 0.1
+    assert counter.frame_count == 2
+
+
+NINE = edges_of(9)
+
+
+def step(hidden: Tensor, head: Tensor, objective: Objective) -> Tensor:
+    target = torch.arange(len(hidden)) % V
+    return linear_policy_loss(hidden.tanh(), head, target, NINE, objective, impl="cpu").loss * 3
+
+
+def gradients(function: Any, *given: Any) -> list[Tensor]:
+    leaves = [normal(9, D, seed=1).requires_grad_(), normal(V, D, seed=2).requires_grad_()]
+    loss = function(*leaves, *given)
+    loss.backward()
+    return [loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def test_other_settings_are_not_mistaken_for_those_compiled() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    seen = []
+    for coef in (0.0, 0.1, 0.2, 0.3):
+        objective = Objective(clip_low=0.3 - coef, entropy_coef=coef)
+        want, got = gradients(step, objective), gradients(compiled, objective)
         for value, true in zip(got, want, strict=True):
             torch.testing.assert_close(value, true, **EPS)
-        assert all(gradient.abs().max() > 1e-6 for gradient in want[-4:])
-    assert counter.frame_count == 2  # the first length, then any
+        seen.append(float(want[0]))
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_loss_compiles_under_activation_checkpointing(reentrant: bool) -> None:
+    torch._dynamo.reset()
+
+    def checkpointed(hidden: Tensor, head: Tensor) -> Tensor:
+        return checkpoint(step, hidden, head, TOKEN[1], use_reentrant=reentrant)
+
+    want = gradients(step, TOKEN[1])
+    compiled_inside = torch.compile(step, backend="aot_eager", fullgraph=True)
+
+    def outside(hidden: Tensor, head: Tensor) -> Tensor:
+        return checkpoint(compiled_inside, hidden, head, TOKEN[1], use_reentrant=reentrant)
+
+    functions = [checkpointed, outside]
+    if not reentrant:
+        functions.append(torch.compile(checkpointed, backend="aot_eager", fullgraph=True))
+    for function in functions:
+        for value, true in zip(gradients(function), want, strict=True):
+            torch.testing.assert_close(value, true, **EPS)
+    assert want[1].abs().max() > 0.01
+
+
+def test_gradients_are_handed_over_without_a_copy() -> None:
+    """Where the loss's gradient is 1, d head is the tensor that forward filled."""
+    head = normal(V, D, seed=2).requires_grad_()
+    hidden, target = normal(9, D, seed=1), torch.arange(9)
+    loss = linear_policy_loss(hidden, head, target, NINE, TOKEN[1], impl="cpu").loss
+    filled = loss.grad_fn.gradients[1].data_ptr()  # pyright: ignore
+    loss.backward()
+    assert head.grad is not None
+    assert head.grad.data_ptr() == filled

@@ -137,6 +137,27 @@ def check_same_bits_on_every_rank(rank: int, group: dist.ProcessGroup) -> None:
         assert all(torch.equal(value, other) for other in others)
 
 
+def check_compiles(rank: int, group: dist.ProcessGroup) -> None:
+    """One graph with the collectives inside, where the group goes by its name."""
+    columns = columns_of(rank, group.size())
+    shard = VocabShard(group=group, start=columns.start, size=V)
+    given, target, some = edges(), torch.arange(T), torch.arange(T) % S
+
+    def loss(hidden: Tensor, head: Tensor) -> Tensor:
+        more = {"source_T": some, "shard": shard, "impl": "cpu"}
+        logp_T, entropy_T, _ = linear_logprob(hidden.tanh(), head, target, **more)
+        out = linear_policy_loss(hidden.tanh(), head, target, given, Objective(kl_coef=0.1), **more)
+        return 3 * out.loss + (logp_T - 0.1 * entropy_T).sum()
+
+    results = []
+    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        leaves = normal(S, D, seed=0).requires_grad_(), normal(V, D, seed=1)[columns].requires_grad_()
+        results.append(torch.autograd.grad(function(*leaves), leaves))
+    for eager, compiled in zip(*results, strict=True):
+        assert eager.abs().max() > 0.1
+        torch.testing.assert_close(compiled, eager, **EPS)
+
+
 def worker(rank: int, ranks: int, port: int, checks: list[Callable[[int, dist.ProcessGroup], None]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
@@ -161,6 +182,7 @@ def test_sharded_vocabulary_equals_one_rank(ranks: int, monkeypatch: pytest.Monk
         check_interpreted,
         check_ranks_without_possible_tokens,
         check_same_bits_on_every_rank,
+        check_compiles,
     ]
     assert "TRITON_INTERPRET" in os.environ
     torch.multiprocessing.spawn(worker, (ranks, free_port(), checks), nprocs=ranks)

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, logprob, policy_loss
+from g2rpo_kernels.group_advantage import triton as groups
+from g2rpo_kernels.linear_logprob import triton as linear_logprob
+from g2rpo_kernels.linear_logprob.linear import checked_linear
+from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss
+from g2rpo_kernels.linear_policy_loss.arguments import packed
 from g2rpo_kernels.logprob import triton as rows
 from g2rpo_kernels.policy_loss import triton as policy
 from g2rpo_kernels.policy_loss import triton_loss
@@ -30,21 +35,51 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     settings = policy.RowSettings.of(o, 0.9, None)
     given = (list(inputs), list(settings), policy.flags_of(o, "none"))
     known = (numbers.lse_T, numbers.entropy_T, ones)
+    rewards = torch.rand(4, 2), torch.tensor([5, 1, 5, 1])
     return {
         "logprob": (rows._logprob, (leaf, target, 0.9, 30.0)),
         "row_stats": (rows._row_stats, (logits, target, 1.0, None, torch.ones(50))),
         "row_gradient": (rows._row_gradient, (out, logits, target, *known, None, ones, 1.0, None, None)),
         "policy_rows": (policy.rows_op, (logits, *given)),
         "policy_rows_out": (policy.rows_out_op, (logits, out, *given)),
+        "group_advantage": (groups.advantage_op, (*rewards, None, "group", "sum_then_normalize", 1e-4)),
+        "edge_coefficients": (groups.edge_op, (ones, ones, torch.tensor([0, 1, 1, 4]))),
         "attach": (triton_loss._attach, (leaf, torch.tensor(2.0), target, *known, ones, 1.0, None)),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["logprob", "row_stats", "row_gradient", "policy_rows", "policy_rows_out", "attach"]
-)
+def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """float16 operands, whose gradients the loss keeps in float32; one of them frozen."""
+    _, target, edges, _ = case()
+    generator = torch.Generator().manual_seed(1)
+    hidden, head = (torch.randn(n, 8, generator=generator).half() for n in (4, 50))
+    hidden.requires_grad_()
+    linear = checked_linear(hidden, head, target, None, torch.ones(50), 0.9, 30.0, None)
+    numbers, needs = (torch.rand(4), torch.rand(4).double()), [True, False, True]
+    sequence = edges._replace(
+        member_ptr_T1=torch.arange(5), member_row_M=torch.tensor([0, 0, 1, 1]), num_rows=2, row_cuts=(2, 4),
+        member_advantage_M=torch.ones(4), member_weight_M=torch.ones(4),
+    )  # fmt: skip
+    arguments = packed(linear, sequence, Objective(ratio="sequence"), None, needs)
+    frozen = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
+    dhidden = torch.rand(4, 8)
+    return {
+        "linear_logprob": (linear_logprob.forward_op, (None, *linear.packed())),
+        "linear_logprob_backward": (
+            linear_logprob.backward_op,
+            (*numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[7:]),
+        ),
+        "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
+        "linear_policy_loss": (
+            linear_policy_loss.attach_op,
+            (torch.tensor(2.0), hidden, head, None, torch.tensor(0.5), dhidden, None, None),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", [*calls(), *linear_calls()])
 def test_registered_op_passes_opcheck(name: str) -> None:
-    op, arguments = calls()[name]
+    op, arguments = (calls() | linear_calls())[name]
     results = torch.library.opcheck(op, arguments)
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4
@@ -58,7 +93,7 @@ def test_losses_compile() -> None:
         return policy_loss(leaf, target, edges, o, impl="triton").loss + out.lse_T.sum() + out.logp_T.sum()
 
     results = []
-    for function in (both, torch.compile(both, backend="aot_eager")):
+    for function in (both, torch.compile(both, backend="aot_eager", fullgraph=True)):
         leaf = logits.clone().requires_grad_()
         loss = function(leaf)
         results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))

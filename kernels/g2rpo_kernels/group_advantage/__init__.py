@@ -42,8 +42,8 @@ def group_advantage(
             advantage 0.
         channel_weight_K: [K], None = ones.
         scale, aggregation, eps: above; eps > 0.
-        impl: `reference`, or `triton` (CUDA: one launch, GDPO two, nothing synchronised; R^2 comparisons).
-            None = by device.
+        impl: `reference` (numbers the groups: a graph break to `torch.compile`), or `triton` (CUDA: one
+            launch, GDPO two, nothing synchronised; R^2 comparisons; an operator). None = by device.
 
     Returns:
         [R] float64, not differentiable. A group whose rewards are all equal gets exactly 0 from every mode
@@ -51,13 +51,15 @@ def group_advantage(
 
     Raises:
         ValueError: shapes that do not fit, a reward that is not finite (names the row and channel; checked on
-            the CPU only), an unknown `scale` or `aggregation`, GDPO with another scale, eps not positive.
+            the CPU, outside `torch.compile`), an unknown `scale` or `aggregation`, GDPO with another scale,
+            eps not positive.
     """
     check_rewards(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
     if _chosen(impl, reward_RK) == "triton":
-        from g2rpo_kernels.group_advantage.triton import group_advantage_triton
+        from g2rpo_kernels.group_advantage.triton import advantage_op
 
-        return group_advantage_triton(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
+        with torch.no_grad():
+            return advantage_op(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
     reward_RK = reward_RK.detach().double()
     weight_K = reward_RK.new_ones(reward_RK.shape[1]) if channel_weight_K is None else channel_weight_K
     groups_Q, group_R = torch.unique(group_R, return_inverse=True)
@@ -77,12 +79,13 @@ def edge_coefficients(
     Args:
         advantage_M, weight_M: [M] floating, edge by edge.
         member_ptr_T1: [T + 1] int64: edge t has the members `member_ptr_T1[t]:member_ptr_T1[t + 1]`.
-        impl: `reference`, or `triton` (CUDA: one launch, float64 sums). None = by device.
+        impl: `reference`, or `triton` (CUDA: one launch, float64 sums; an operator). None = by device.
 
     Raises:
-        ValueError: lengths that do not fit (that of `member_ptr_T1` is checked on the CPU only).
+        ValueError: lengths that do not fit (that of `member_ptr_T1` is checked on the CPU, outside
+            `torch.compile`).
     """
-    on_cpu = member_ptr_T1.device.type == "cpu"
+    on_cpu = member_ptr_T1.device.type == "cpu" and not torch.compiler.is_compiling()
     num_members = len(weight_M)
     if on_cpu or not len(member_ptr_T1):
         num_members = int(member_ptr_T1[-1]) if len(member_ptr_T1) else -1
@@ -92,9 +95,10 @@ def edge_coefficients(
             f" got {len(advantage_M)}, {len(weight_M)} and {num_members}"
         )
     if _chosen(impl, weight_M) == "triton":
-        from g2rpo_kernels.group_advantage.triton import edge_coefficients_triton
+        from g2rpo_kernels.group_advantage.triton import edge_op
 
-        return edge_coefficients_triton(advantage_M, weight_M, member_ptr_T1)
+        with torch.no_grad():
+            return edge_op(advantage_M, weight_M, member_ptr_T1)
     return edge_coefficients_reference(advantage_M, weight_M, member_ptr_T1)
 
 
@@ -132,7 +136,7 @@ def check_rewards(
         raise ValueError(f"scale: wanted 'group' with aggregation='normalize_then_sum', got {scale!r}")
     if not eps > 0:
         raise ValueError(f"eps: wanted > 0, got {eps}")
-    if reward_RK.device.type != "cpu":
+    if reward_RK.device.type != "cpu" or torch.compiler.is_compiling():
         return
     bad = (~torch.isfinite(reward_RK)).nonzero()
     if len(bad):

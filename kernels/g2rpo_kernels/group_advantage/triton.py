@@ -1,6 +1,7 @@
 """`group_advantage` and `edge_coefficients` on Triton: one or two launches, nothing sorted or synchronised.
 
-One program per rollout; one program per block of edges, whose members are added in their order.
+One program per rollout; one program per block of edges, whose members are added in their order. The launchers
+are operators of `torch.library`, not differentiable.
 Dimension key: R rollouts, K reward channels, T trained edges, M (edge, member) pairs.
 """
 
@@ -102,7 +103,8 @@ def edge_kernel(
     tl.store(sum_ptr + offs_t, sum_t.to(element), mask=mask_t)
 
 
-def group_advantage_triton(
+@torch.library.custom_op("g2rpo::group_advantage", mutates_args=())
+def advantage_op(
     reward_RK: Tensor,
     group_R: Tensor,
     channel_weight_K: Tensor | None,
@@ -136,13 +138,17 @@ def group_advantage_triton(
     return out_R
 
 
-def edge_coefficients_triton(
-    advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+@advantage_op.register_fake
+def _(reward_RK: Tensor, *_: Any) -> Tensor:
+    return reward_RK.new_empty(reward_RK.shape[0], dtype=torch.float64)
+
+
+@torch.library.custom_op("g2rpo::edge_coefficients", mutates_args=())
+def edge_op(advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference, summed in float64; results in the weights' dtype."""
     num_edges = len(member_ptr_T1) - 1
     blocks: dict[str, Any] = {"BLOCK_T": BLOCK_T}
-    a_pos_T, a_neg_T, weight_T = (weight_M.new_empty(num_edges) for _ in range(3))
+    a_pos_T, a_neg_T, weight_T = _empty_edges(weight_M, member_ptr_T1)
     if num_edges:
         with on_device(weight_M):
             edge_kernel[(triton.cdiv(num_edges, BLOCK_T),)](
@@ -156,4 +162,14 @@ def edge_coefficients_triton(
                 **blocks,
                 **OPTIONS,
             )
+    return a_pos_T, a_neg_T, weight_T
+
+
+@edge_op.register_fake
+def _(advantage_M: Tensor, weight_M: Tensor, member_ptr_T1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_edges(weight_M, member_ptr_T1)
+
+
+def _empty_edges(weight_M: Tensor, member_ptr_T1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a_pos_T, a_neg_T, weight_T = (weight_M.new_empty(member_ptr_T1.shape[0] - 1) for _ in range(3))
     return a_pos_T, a_neg_T, weight_T

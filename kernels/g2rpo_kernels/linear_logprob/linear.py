@@ -50,7 +50,8 @@ class Linear:
 
     @property
     def num_rows(self) -> int:
-        return len(self.target_T)
+        """Not by len(), which would fix a symbolic size while a graph is traced."""
+        return self.target_T.shape[0]
 
     @property
     def chunk_columns(self) -> int:

@@ -1,6 +1,8 @@
 """`logprob` in two cache-sized sweeps over the logits: statistics forward, d logits backward.
 
-Beside the logits and their gradient it never holds more than one block of rows.
+Beside the logits and their gradient it never holds more than one block of rows. Each sweep is an operator,
+opaque to `torch.compile`.
+
 Dimension key: T rows, V vocabulary, C rows of a block.
 """
 
@@ -10,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.logprob.checks import accumulation_dtype
@@ -26,36 +27,68 @@ from g2rpo_kernels.logprob.rows import (
 )
 
 
-class _LogProb(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        stats = empty_stats(len(target_T), accumulation_dtype(logits_TV.dtype))
-        for tile in _tiles(logits_TV):
-            held_CV = squash_(_copy(logits_TV, tile), softcap)
-            values = row_stats(held_CV, target_T[tile], temperature, softcap)
-            for out_C, value_C in zip(stats.rows(tile), values, strict=True):
-                out_C.copy_(value_C)
-        ctx.save_for_backward(logits_TV, target_T, *stats)
-        ctx.scaling = (temperature, softcap)
-        ctx.set_materialize_grads(False)
-        return stats.logp_C.clone(), stats.entropy_C.clone(), stats.max_C + stats.log_sum_C
+@torch.library.custom_op("g2rpo::logprob_cpu", mutates_args=())
+def forward_op(
+    logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logp, entropy, lse, max, log_sum), [T] each."""
+    stats = empty_stats(len(target_T), accumulation_dtype(logits_TV.dtype))
+    for tile in _tiles(logits_TV):
+        held_CV = squash_(_copy(logits_TV, tile), softcap)
+        values = row_stats(held_CV, target_T[tile], temperature, softcap)
+        for out_C, value_C in zip(stats.rows(tile), values, strict=True):
+            out_C.copy_(value_C)
+    return stats.logp_C, stats.entropy_C, stats.max_C + stats.log_sum_C, stats.max_C, stats.log_sum_C
 
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | None
-    ) -> Any:
-        logits_TV, target_T, *saved = ctx.saved_tensors
-        stats = RowStats(*saved)
-        upstream = RowGradients(torch.zeros_like(stats.logp_C) if c_T is None else c_T, e_T, g_T)
-        dlogits_TV = torch.empty_like(logits_TV)
-        for tile in _tiles(logits_TV):
-            row = stats.rows(tile)
-            held_CV = squash_(_copy(logits_TV, tile), ctx.scaling[1])
-            dlogits_TV[tile] = dlogits_(held_CV, target_T[tile], row, upstream.rows(tile), *ctx.scaling)
-        return dlogits_TV, None, None, None
+
+@forward_op.register_fake
+def _(logits_TV: Tensor, target_T: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    dtype = accumulation_dtype(logits_TV.dtype)
+    return tuple(logits_TV.new_empty(target_T.shape[0], dtype=dtype) for _ in range(5))
+
+
+@torch.library.custom_op("g2rpo::logprob_cpu_backward", mutates_args=())
+def backward_op(
+    logits_TV: Tensor,
+    target_T: Tensor,
+    stats: list[Tensor],
+    c_T: Tensor | None,
+    e_T: Tensor | None,
+    g_T: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+) -> Tensor:
+    """d logits, in their dtype."""
+    rows = RowStats(*stats)
+    upstream = RowGradients(torch.zeros_like(rows.logp_C) if c_T is None else c_T, e_T, g_T)
+    dlogits_TV = torch.empty_like(logits_TV)
+    for tile in _tiles(logits_TV):
+        held_CV = squash_(_copy(logits_TV, tile), softcap)
+        given = (target_T[tile], rows.rows(tile), upstream.rows(tile))
+        dlogits_TV[tile] = dlogits_(held_CV, *given, temperature, softcap)
+    return dlogits_TV
+
+
+@backward_op.register_fake
+def _(logits_TV: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits_TV)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits_TV, target_T, *ctx.scaling = inputs
+    logp_T, entropy_T, _, max_T, log_sum_T = output
+    ctx.mark_non_differentiable(max_T, log_sum_T)
+    ctx.save_for_backward(logits_TV, target_T, logp_T, entropy_T, max_T, log_sum_T)
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | None, *_: Any) -> Any:
+    logits_TV, target_T, *stats = ctx.saved_tensors
+    return backward_op(logits_TV, target_T, stats, c_T, e_T, g_T, *ctx.scaling), None, None, None
+
+
+forward_op.register_autograd(_backward, setup_context=_save)
 
 
 def _tiles(logits_TV: Tensor) -> list[slice]:
@@ -68,4 +101,5 @@ def _copy(logits_TV: Tensor, tile: slice) -> Tensor:
 
 def logprob_cpu(logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None) -> LogProb:
     """As `logprob_reference`, without temporaries of the size of the logits. Once differentiable."""
-    return LogProb(*_LogProb.apply(logits_TV, target_T.long(), temperature, softcap))
+    logp_T, entropy_T, lse_T, _, _ = forward_op(logits_TV, target_T.long(), temperature, softcap)
+    return LogProb(logp_T, entropy_T, lse_T)

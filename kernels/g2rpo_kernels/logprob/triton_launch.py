@@ -45,6 +45,7 @@ TILES: dict[tuple[int, int], Tile] = {
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@torch.compiler.assume_constant_result
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors."""
     return knobs.runtime.interpret
