@@ -35,7 +35,7 @@ class Console:
         long = parts.prompts.num_too_long
         self._show(
             f"model: {parameters / 1e6:.2f}M parameters on {parts.learner.model.device}, "
-            f"{config.run.threads} threads\n"
+            f"{config.run.threads} threads; rollouts by {config.rollout.engine}\n"
             f"data: {len(parts.prompts.prompts)} prompts"
             + (f", {long} over data.max_prompt_tokens left out" if long else "")
             + (f"; {len(parts.eval_prompts.prompts)} held out" if parts.eval_prompts else "")

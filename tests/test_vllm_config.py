@@ -88,6 +88,7 @@ def test_sleep_needs_a_gpu_and_rows_fit_the_model(tmp_path: Path) -> None:
 
 def test_a_cpu_gets_float32_and_threads_shared_by_the_workers() -> None:
     assert engine_dtype(VllmConfig(), CPU) == torch.float32
+    assert engine_dtype(VllmConfig(quantization="fp8"), CPU) == torch.bfloat16
     assert engine_dtype(VllmConfig(), torch.device("cuda")) == torch.bfloat16
     assert engine_dtype(VllmConfig(dtype="bfloat16"), CPU) == torch.bfloat16
     variables = environment(VllmConfig(tensor_parallel=2), CPU, threads=8)

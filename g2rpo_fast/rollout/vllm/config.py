@@ -13,7 +13,7 @@ class VllmConfig:
     tensor_parallel: int = 1
     """Workers that the model is split over."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of vLLM's weights and products. auto = bfloat16 on CUDA, float32 on a CPU."""
+    """Of vLLM's weights and products. auto = bfloat16 on CUDA or quantised, float32 on a CPU."""
     quantization: Literal["fp8", "fp8_per_channel", "int8_per_channel_weight_only"] | None = None
     """Quantise on every sync, by vLLM's own method of this name; None = off."""
     max_model_len: int | None = None

@@ -142,8 +142,9 @@ class VllmEngine:
         """Sends the model's parameters; returns when the engine computes with them.
 
         Raises:
-            EngineError: the engine hangs, or a second one failed too.
+            EngineError: the engine hangs or cannot start, or a second one failed too.
         """
+        self._link.wait_ready()
         began = time.perf_counter()
         flight, self._flight = self._flight, None
         try:
@@ -155,6 +156,7 @@ class VllmEngine:
             self._show(f"rollout engine: a new one is started; {str(error).splitlines()[0]}")
             self._link.stop()
             self._link.start()
+            self._link.wait_ready()
             report = self._push(version)
             if flight is not None:
                 self._take_off(flight)

@@ -9,7 +9,6 @@ the trainer is gone, so is this.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import shutil
 import signal
@@ -143,9 +142,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _params(request: Request, sampling: Sampling) -> Any:
-    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     return SamplingParams(
         temperature=sampling.temperature,
@@ -201,11 +199,10 @@ def main() -> None:
     _end_with(int(sys.argv[2]))
     try:
         serve(Channel(end))
-    except PeerDead:
-        if not multiprocessing.active_children():
-            os._exit(
-                0
-            )  # the interpreter's own way out takes seconds; with workers it is the one that ends them
+    except (PeerDead, SystemExit):
+        # Not through the interpreter's own end: it takes seconds, in which vLLM would kill its workers. Left
+        # alone they notice that this process is gone, and remove their shared memory.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ CPU_KV_BYTES = 4 << 30
 def engine_dtype(config: VllmConfig, device: torch.device) -> torch.dtype:
     """What `vllm.dtype` means on a device."""
     if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        half = device.type == "cuda" or config.quantization is not None
+        return torch.bfloat16 if half else torch.float32
     return getattr(torch, config.dtype)
 
 

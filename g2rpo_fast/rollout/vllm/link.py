@@ -39,6 +39,7 @@ class Link:
         self._max_rows, self._threads = max_rows, threads
         self._log_path, self._show = log_path, show
         self._process: EngineProcess | None = None
+        self._ending: EngineProcess | None = None
         self._model_dir = ""
         self._arena: Arena | None = None
         self.version = 0
@@ -51,11 +52,22 @@ class Link:
 
     def start(self) -> None:
         """Begins a new process; `push` waits until it is ready."""
+        self._wait_gone()
         launch = make_launch(self._model, self._tokenizer, self._config, max_rows=self._max_rows)
         self._model_dir = launch.model_dir
         variables = environment(self._config, self._model.device, threads=self._threads)
         self._process = EngineProcess(launch, variables, self._log_path)
         self.fresh = True
+
+    def wait_ready(self) -> None:
+        """Waits for a process that is starting. Raises EngineError: another one would fail likewise."""
+        if self._process is None or not self.fresh:
+            return
+        try:
+            self._process.ready(self._config.start_timeout_s)
+        except EngineError:
+            self.stop()
+            raise
 
     def ask(self, phase: str, timeout_s: float, command: str, **arguments: object) -> Any:
         """The answer to a command. EngineError says after which step; the process is then gone."""
@@ -63,8 +75,6 @@ class Link:
         if self._process is None:
             raise EngineError(f"vLLM engine: wanted one running for {where}, got none")
         try:
-            if command == "ready":
-                return self._process.ready(timeout_s)
             return self._process.request(command, phase=where, timeout_s=timeout_s, **arguments)
         except EngineError:
             self.stop()
@@ -84,7 +94,6 @@ class Link:
         self.version = version
         report = self._pack()
         if self.fresh:
-            self.ask("start", self._config.start_timeout_s, "ready")
             report = self._attach(report)
         self.ask(
             "sync",
@@ -100,14 +109,15 @@ class Link:
         """Kills the process."""
         if self._process is not None:
             self._process.kill()
-            self._process = None
+            self._ending, self._process = self._process, None
         self._forget_directory()
 
     def close(self) -> None:
         """Has the process end, and frees the arena."""
         if self._process is not None:
             self._process.close()
-            self._process = None
+            self._ending, self._process = self._process, None
+        self._wait_gone()
         self._forget_directory()
         if self._arena is not None:
             self._arena.close()
@@ -151,6 +161,12 @@ class Link:
             address=self._arena.address(),
             rung=self._config.rung,
         )
+
+    def _wait_gone(self) -> None:
+        """Two engines do not share a GPU: the workers of the last one end before the next one starts."""
+        if self._ending is not None:
+            self._ending.wait_gone()
+            self._ending = None
 
     def _forget_directory(self) -> None:
         shutil.rmtree(self._model_dir, ignore_errors=True)

@@ -19,7 +19,9 @@ from g2rpo_fast.types import EngineError
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192
-_GRACE_S = 10.0
+_CLOSE_S = 10.0
+_WORKERS_S = 60.0
+"""A worker of vLLM takes ten seconds to end, more on a busy machine."""
 
 
 class EngineHung(EngineError):
@@ -103,15 +105,18 @@ class EngineProcess:
         """Has it end by itself, and sees to it that it does."""
         self._channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_S)
+            self._process.wait(_CLOSE_S)
         self.kill()
 
     def kill(self) -> None:
-        """Ends it now. Its workers notice and clean up after themselves; those that do not are killed."""
+        """Ends it now. Its workers notice, and clean up in their own time: see `wait_gone`."""
         self._channel.close()
         self._process.kill()
         self._process.wait()
-        until = time.monotonic() + _GRACE_S
+
+    def wait_gone(self) -> None:
+        """Returns when its workers have ended too; those that do not are killed."""
+        until = time.monotonic() + _WORKERS_S
         while self._group_lives() and time.monotonic() < until:
             time.sleep(0.02)
         if self._group_lives():

@@ -1,0 +1,99 @@
+"""Engines of another make: two tensor-parallel workers, bfloat16, quantised weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from test_engine_failures import gone
+from tiny_engines import change, plain_logp, requests, tiny_model, trainer_of, vllm_engine
+
+from g2rpo_fast.types import EngineError, Sampling
+
+
+def shared_files() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def largest_difference(plain: Any, engine: Any) -> tuple[float, float]:
+    """Mean and maximum |log p - log p| against transformers."""
+    asked = requests(1)
+    got = engine.generate(asked, Sampling())
+    difference_N = np.abs(
+        np.concatenate([c.logp - plain_logp(plain, r, c, Sampling()) for r, c in zip(asked, got)])
+    )
+    return float(difference_N.mean()), float(difference_N.max())
+
+
+def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
+    before = shared_files()
+    plain = tiny_model()
+    model = trainer_of(plain)
+    engine = vllm_engine(model, tmp_path, tensor_parallel=2)
+    try:
+        engine.sync(0)
+        assert largest_difference(plain, engine)[1] < 1e-5
+        for each in (plain, model):
+            change(each, 1)
+        engine.sync(1)
+        assert largest_difference(plain, engine)[1] < 1e-5
+        assert engine.pid is not None
+        family = psutil.Process(engine.pid).children(recursive=True)
+        assert len(family) >= 2
+        shared = shared_files() - before
+        assert shared
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="SIGKILL"):
+            engine.generate(requests(), Sampling())
+
+        engine.sync(2)
+        assert all(gone(process.pid) for process in family)
+        assert not shared & shared_files()
+        assert engine.pid is not None
+        family = psutil.Process(engine.pid).children(recursive=True)
+        worker = next(p for p in family if not p.cmdline()[0])  # those have a title, no command
+        collect = engine.submit(requests(4, 300), Sampling())
+        worker.kill()
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="generation after step 2"):
+            collect()
+        assert time.monotonic() - began < 30
+    finally:
+        engine.close()
+    assert all(gone(process.pid) for process in family)
+    assert engine.pid is None
+
+
+@pytest.mark.parametrize(
+    ("config", "mean", "largest"),
+    [
+        ({"dtype": "bfloat16"}, (1e-4, 0.05), 1.0),
+        ({"quantization": "int8_per_channel_weight_only"}, (1e-4, 0.1), 2.0),
+        ({"quantization": "fp8_per_channel"}, (1e-3, 0.4), 4.0),
+    ],
+    ids=["bfloat16", "int8", "fp8"],
+)
+def test_coarser_weights_pass_the_probe_and_follow_every_sync(
+    tmp_path: Path, config: dict[str, Any], mean: tuple[float, float], largest: float
+) -> None:
+    plain = tiny_model()
+    model = trainer_of(plain)
+    engine = vllm_engine(model, tmp_path, **config)
+    try:
+        for version in (0, 1, 2):
+            engine.sync(version)
+            average, most = largest_difference(plain, engine)
+            assert mean[0] < average < mean[1]
+            assert most < largest
+            for each in (plain, model):
+                change(each, version)
+        stale, _ = largest_difference(plain, engine)
+        assert stale > 3 * average
+    finally:
+        engine.close()
