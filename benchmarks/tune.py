@@ -83,7 +83,7 @@ def attention_tables(width: int) -> Iterator[Table]:
         torch.randn(len(end_S), heads, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for heads in (32, 8, 8)
     )
-    before = tiles.HALF[chip, width]
+    before = tiles.tiles_for(chip, torch.bfloat16, width)
     for kernel in ("forward", "query_grad", "kv_grad"):
         now = getattr(before, kernel)
 
