@@ -197,7 +197,7 @@ def assert_same_batch(got: SampledBatch, wanted: SampledBatch) -> None:
 
 def test_sampled_batch_survives_as_arrays():
     def completion(ids: tuple[int, ...], versions, reason) -> Completion:
-        logp = -np.arange(len(ids), dtype=np.float32) / 3
+        logp = np.linspace(-3, -0.1, len(ids), dtype=np.float32)
         return Completion(
             token_ids=ids, logp=logp, finish_reason=reason, weight_version=4, token_versions=versions
         )
