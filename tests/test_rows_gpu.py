@@ -71,7 +71,10 @@ def loss_case(num_rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Te
 @pytest.mark.parametrize("surrogate", ["clip", "cispo", "sapo", "reinforce"])
 def test_policy_loss_within_budget_and_repeats_bit_for_bit(surrogate: str, dtype: torch.dtype) -> None:
     logits, target, edges = loss_case(64, 32_003, dtype)
-    o = Objective(surrogate=surrogate, kl_coef=0.1, entropy_coef=0.02, importance_cap=1.2)
+    masked = surrogate in ("cispo", "sapo")
+    o = Objective(
+        surrogate=surrogate, kl_coef=0.1, entropy_coef=0.02, importance_cap=1.2, importance_mask=masked
+    )
 
     def run(impl: str, working: torch.dtype, overwrite: bool = False) -> tuple[Tensor, Tensor]:
         leaf = logits.to(working, copy=True).requires_grad_()
