@@ -67,6 +67,7 @@ void map(SharedMemory& memory, size_t bytes) {
     if (at == MAP_FAILED) fail("cannot map " + std::to_string(bytes) + " bytes");
     memory.data = static_cast<std::byte*>(at);
     memory.bytes = bytes;
+    madvise(at, bytes, MADV_HUGEPAGE);  // a hint: nothing depends on whether it is taken
 }
 
 uint64_t inode_of(int fd, size_t bytes) {
