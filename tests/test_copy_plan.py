@@ -267,6 +267,54 @@ def test_a_plan_keeps_the_memory_when_its_reader_is_closed():
     assert torch.equal(model.norm, versions[1]["norm"])
 
 
+Block = tuple[int, int | None, int]
+"""(elements, place of the tensor that they are copied from or None for a constant, first element there)."""
+SIZES = (5, 9, 300)
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> list[Block]:
+    """A parameter cut into blocks, at least one of them copied."""
+    some = st.tuples(st.integers(1, 5), st.sampled_from([None, 0, 1, 2]), st.integers(0, 200))
+    drawn = [*draw(st.lists(some, max_size=8)), (5, 1, 2)]
+    order = draw(st.permutations(drawn))
+    return [(n, place, 0 if place is None else first % (SIZES[place] - n + 1)) for n, place, first in order]
+
+
+def load_blocks(cut: list[Block], parameter: Tensor, tensors: list[Tensor]) -> None:
+    start = 0
+    for elements, place, first in cut:
+        into = parameter[start : start + elements]
+        start += elements
+        if place is None:
+            into.fill_(-1)
+        else:
+            into.copy_(tensors[place][first : first + elements])
+
+
+@given(cut=blocks(), gap=st.integers(1, 9))
+def test_any_cut_is_replayed_and_any_gap_is_refused(cut: list[Block], gap: int):
+    versions = [[100.0 * seed + torch.arange(n) + 1000 * n for n in SIZES] for seed in range(2)]
+    arena, reader = opened(*({str(n): t for n, t in zip(SIZES, tensors)} for tensors in versions))
+    whole = torch.full((sum(elements for elements, *_ in cut),), torch.nan)
+
+    def load(named: Named) -> None:
+        load_blocks(cut, whole, [tensor for _, tensor in named])
+
+    plan = CopyPlan.record(load, reader, [whole])
+    for slot in (1, 0):
+        plan.replay(slot)
+        expected = torch.empty_like(whole)
+        load_blocks(cut, expected, versions[slot])
+        assert torch.equal(whole, expected)
+
+    longer = torch.full((len(whole) + gap,), torch.nan)
+    with pytest.raises(PlanRefused, match=f"cover {4 * len(whole)} of {4 * len(longer)} bytes"):
+        CopyPlan.record(lambda named: load_blocks(cut, longer, [t for _, t in named]), reader, [longer])
+    reader.close()
+    arena.close()
+
+
 @st.composite
 def pieces(draw: st.DrawFn) -> Iterator[Tensor]:
     """Views of a 24-element tensor: cut, stepped, transposed."""
