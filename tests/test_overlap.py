@@ -13,8 +13,9 @@ from g2rpo_fast.console import Console
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.overlap import run_ahead, step_ahead
 from g2rpo_fast.rollout.sampled import SampledBatch
+from g2rpo_fast.step_metrics import staleness_metrics
 from g2rpo_fast.steps import sample
-from g2rpo_fast.types import Completion, EngineError
+from g2rpo_fast.types import Completion, EngineError, Prompt, Rollout
 from runs import tiny_config, without_times
 
 TRUNCATED = {"importance": "token_truncate"}
@@ -215,6 +216,24 @@ def test_sampled_batch_survives_as_arrays():
     assert_same_batch(again, batch)
     versions = [c.token_versions for c in again.completions]
     assert [list(v) for v in versions if v is not None] == [[4, 5], [], [4]]
+
+
+def test_staleness_counts_each_tokens_own_weights():
+    blank = Prompt(id="t:0", text="", token_ids=(1,), answer="")
+
+    def rollout(sampled: int, version: int, versions: list[int] | None) -> Rollout:
+        return Rollout(
+            prompt=blank, group=0, member=0, training_prompt_ids=(1,), sampling_prompt_ids=(1,),
+            response_ids=(2,) * (sampled + 1), guidance_len=1, loss_mask=np.ones(sampled + 1, np.bool_),
+            rollout_logp=np.zeros(sampled + 1, np.float32), text="", finish_reason="stop",
+            weight_version=version,
+            token_versions=None if versions is None else np.asarray(versions, np.int32),
+        )  # fmt: skip
+
+    # Guidance tokens are nobody's: lags 2, 1, 1 and 3.
+    metrics = staleness_metrics([rollout(3, 5, [5, 6, 6]), rollout(1, 4, None), rollout(0, 0, None)], 7)
+    assert metrics == {"rollout/staleness": 7 / 4, "rollout/staleness_max": 3.0}
+    assert all(np.isnan(v) for v in staleness_metrics([rollout(0, 0, None)], 7).values())
 
 
 @pytest.mark.parametrize(
