@@ -9,6 +9,8 @@ import torch
 from engine_child import EngineChild, Sample
 from trainer import Trainer, config_of, error, model_of, samples_of, write_config
 
+from g2rpo_fast.rollout.sync import checksum
+
 FLOAT32_BOUND = 1e-5
 """Nats; log-probabilities here reach -15."""
 STALE = 0.5
@@ -104,3 +106,24 @@ def test_quantised_engines_reload_by_layers(engines: EngineChild, tmp_path: Path
     )
     assert differences(ours, fresh) == 0.0
     assert 0.0 < error(model_of(config, 2), ours, torch.bfloat16).mean() < STALE
+
+
+def test_checksums_are_of_the_weights_that_the_kernels_read(engines: EngineChild, tmp_path: Path) -> None:
+    """q, k and v in one; what vLLM keeps only in a packed form is named as such."""
+    config = config_of(tied=True)
+    engines.start("sums", write_config(config, tmp_path))
+    trainer = Trainer(engines, "sums", config)
+    trainer.attach("plan")
+    weights = dict(trainer.sync(1).named_parameters())
+    found = engines.rpc("sums", "g2rpo_checksums")
+    layer = "model.layers.1.self_attn"
+    fused = torch.cat([weights[f"{layer}.{part}_proj.weight"] for part in "qkv"])
+    assert found[f"{layer}.qkv_proj.weight"] == f"{checksum(fused):016x}"
+    assert found["model.norm.weight"] == f"{checksum(weights['model.norm.weight']):016x}"
+    assert found["lm_head.weight"] == found["model.embed_tokens.weight"]
+    trainer = Trainer(engines, "sums", config)
+    trainer.attach("layerwise")
+    trainer.sync(1)
+    packed = engines.rpc("sums", "g2rpo_checksums")
+    assert {name for name in found if packed[name] != found[name]} == {n for n in found if "_proj" in n}
+    assert packed[f"{layer}.qkv_proj.weight"] == "packed"

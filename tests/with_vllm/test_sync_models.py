@@ -24,8 +24,9 @@ def test_two_tensor_parallel_workers_each_take_their_shards(tmp_path: Path) -> N
     workers.close()
 
 
-def test_experts_on_a_cpu_are_refused(engines: EngineChild, tmp_path: Path) -> None:
+def test_experts_on_a_cpu_are_refused(tmp_path: Path) -> None:
     """vLLM's reload ends without an error there, and the experts stay what they were."""
+    engines = EngineChild(tmp_path)  # of its own: a process has groups of experts from its first engine on
     dense = config_of(tied=True)
     config = Qwen3MoeConfig(
         **{
@@ -39,8 +40,9 @@ def test_experts_on_a_cpu_are_refused(engines: EngineChild, tmp_path: Path) -> N
         max_position_embeddings=256,
     )
     config.architectures = ["Qwen3MoeForCausalLM"]
-    engines.start("experts", write_config(config, tmp_path))
+    engines.start("experts", write_config(config, tmp_path / "config"))
     trainer = Trainer(engines, "experts", dense)
     for rung in ("auto", "layerwise"):
         with pytest.raises(EngineFailed, match="on a CPU vLLM computes from packed experts"):
             trainer.attach(rung)
+    engines.close()
