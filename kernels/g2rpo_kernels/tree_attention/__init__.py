@@ -12,23 +12,14 @@ Dimension key: S packed tree positions, H query heads, K key/value heads (H a mu
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from g2rpo_kernels.tree_attention.cascade import (
-    CascadePlan,
-    cascade_plan,
-    tree_attention_cascade,
-    unsupported,
-)
+from g2rpo_kernels.tree_attention.cascade import CascadePlan, cascade_plan, tree_attention_cascade
+from g2rpo_kernels.tree_attention.choice import Impl, Query, default_impl, unsupported_cascade
 from g2rpo_kernels.tree_attention.reference import tree_attention_reference
 from g2rpo_kernels.tree_attention.tile_lists import TilePlan, tile_plan
-from g2rpo_kernels.tree_attention.tiles import unsupported_triton
 
 __all__ = ["CascadePlan", "Impl", "TilePlan", "cascade_plan", "tile_plan", "tree_attention"]
-
-Impl = Literal["reference", "cascade", "triton"]
 
 
 def tree_attention(
@@ -86,12 +77,14 @@ def tree_attention(
         _check_plan(name, shared, q_SHE)
     if impl in (None, "cascade"):
         plan = cascade_plan(end_S) if plan is None else plan
-        lack = unsupported(q_SHE, window, softcap, plan)
-        if lack is None:
-            return tree_attention_cascade(q_SHE, k_SKE, v_SKE, scale=scale, plan=plan)
+        asked = (Query.of(q_SHE), window, softcap, plan.longest_path)
+        impl = default_impl(*asked) if impl is None else impl
         if impl == "cascade":
-            raise ValueError(f"impl='cascade': {lack}")
-    if impl == "triton" or (impl is None and q_SHE.is_cuda and unsupported_triton(q_SHE) is None):
+            lack = unsupported_cascade(*asked)
+            if lack is not None:
+                raise ValueError(f"impl='cascade': {lack}")
+            return tree_attention_cascade(q_SHE, k_SKE, v_SKE, scale=scale, plan=plan)
+    if impl == "triton":
         from g2rpo_kernels.tree_attention.triton import tree_attention_triton
 
         tiles = tile_plan(end_S, position_S) if tiles is None else tiles

@@ -21,7 +21,6 @@ from g2rpo_kernels.tree_attention.cascade_cuda import (
     backward_cuda,
     forward_cuda,
     plan_cuda,
-    unsupported_cuda,
 )
 from g2rpo_kernels.tree_attention.nodes import longest_path, nodes_of
 
@@ -51,19 +50,10 @@ def cascade_plan(end_S: Tensor, device: torch.device | None = None) -> CascadePl
     return CascadePlan(num_rows=len(end_S), longest_path=longest_path(nodes), device=device, calls=calls)
 
 
-def unsupported(q_SHE: Tensor, window: int | None, softcap: float | None, plan: CascadePlan) -> str | None:
-    """What keeps the cascade from doing this (wanted, got), or None."""
-    if softcap is not None:
-        return f"wanted no softcap, got {softcap}"
-    if window is not None and window < plan.longest_path:
-        return f"wanted no window or one that hides nothing (at least {plan.longest_path}), got {window}"
-    return unsupported_cuda(q_SHE) if q_SHE.is_cuda else None
-
-
 def tree_attention_cascade(
     q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, *, scale: float, plan: CascadePlan
 ) -> Tensor:
-    """out [S, H, E] in q's dtype, for what is not `unsupported`."""
+    """out [S, H, E] in q's dtype, for what is not `unsupported_cascade`."""
     return _Cascade.apply(*(_rows(x) for x in (q_SHE, k_SKE, v_SKE)), scale, plan)
 
 

@@ -86,15 +86,6 @@ def _sequences(length: Longs, device: torch.device) -> Sequences:
     return Sequences(begin_N1=begin.to(device), longest=max(2, int(length.max(initial=0))))
 
 
-def unsupported_cuda(q_SHE: Tensor) -> str | None:
-    """What keeps the op from taking such tensors (wanted, got), or None."""
-    if q_SHE.dtype not in (torch.bfloat16, torch.float16):
-        return f"wanted bfloat16 or float16 on CUDA, got {q_SHE.dtype}"
-    if q_SHE.shape[2] % 8 or q_SHE.shape[2] > 256:
-        return f"wanted a head width of at most 256, a multiple of 8, got {q_SHE.shape[2]}"
-    return None
-
-
 def forward_cuda(
     q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, scale: float, plan: CudaPlan
 ) -> tuple[Tensor, Tensor]:

@@ -143,21 +143,3 @@ def tiles_for(chip: str, dtype: torch.dtype, width: int) -> Tiles:
         return SINGLE[width_class(width)]
     wide = width_class(width)
     return HALF[chip, wide] if (chip, wide) in HALF else HALF["sm_80", wide]
-
-
-def unsupported_triton(q_SHE: torch.Tensor) -> str | None:
-    """What keeps the Triton kernels from taking such tensors (wanted, got), or None.
-
-    CPU tensors pass: whether the interpreter is on is for `triton.py` to say.
-    """
-    width = q_SHE.shape[2]
-    if q_SHE.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"wanted bfloat16, float16 or float32, got {q_SHE.dtype}"
-    if width % 8 or not 0 < width <= MAX_WIDTH:
-        return f"wanted a head width of at most {MAX_WIDTH}, a multiple of 8, got {width}"
-    if not q_SHE.is_cuda:
-        return None
-    capability = torch.cuda.get_device_capability(q_SHE.device)
-    if capability not in CHIPS:
-        return f"wanted one of the compute capabilities {sorted(CHIPS)}, got {capability}"
-    return None

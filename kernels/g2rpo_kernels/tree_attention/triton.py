@@ -15,8 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
+from g2rpo_kernels.tree_attention.choice import Query, unsupported_triton
 from g2rpo_kernels.tree_attention.tile_lists import TilePlan
-from g2rpo_kernels.tree_attention.tiles import CHIPS, Tile, Tiles, tiles_for, unsupported_triton
+from g2rpo_kernels.tree_attention.tiles import CHIPS, Tile, Tiles, tiles_for
 from g2rpo_kernels.tree_attention.triton_backward import delta_kernel, query_kernel
 from g2rpo_kernels.tree_attention.triton_forward import forward_kernel
 from g2rpo_kernels.tree_attention.triton_kv_grad import kv_kernel, slots_kernel
@@ -44,7 +45,7 @@ def tree_attention_triton(
     Raises ValueError for what is `unsupported_triton`, for CPU tensors outside the interpreter, and for a
     window where the plan has no positions.
     """
-    lack = unsupported_triton(q_SHE)
+    lack = unsupported_triton(Query.of(q_SHE))
     if lack is None and not q_SHE.is_cuda and not (INTERPRETED and q_SHE.device.type == "cpu"):
         lack = f"wanted CUDA tensors, or CPU tensors under TRITON_INTERPRET=1, got {q_SHE.device}"
     if lack is None and window is not None and plan.position_S is None:
