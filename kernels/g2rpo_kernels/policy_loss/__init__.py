@@ -40,7 +40,11 @@ def policy_loss(
         objective: which loss (see `Objective`).
         temperature, softcap: as in `logprob`.
         overwrite_logits: allows `triton` to write their gradient where the logits lie, in its only launch.
-            Another op that needs them in its backward then raises. The gradient is handed over once.
+            Another op that needs them in its backward then raises. The gradient is handed over once. In
+            forward the gradient of the loss is not known: what is stored, in the logits' dtype, is the
+            gradient for 1, multiplied later. float16 loses entries below 3e-8, which weights of one in a
+            batch of tokens times small probabilities are, and scaling the loss comes too late for them:
+            scale the weights instead, or use bfloat16 or `linear_policy_loss`, which scales by itself.
         impl: `reference` and `cpu` compute the log-probabilities as `logprob` does and the objective in plain
             PyTorch on [T] vectors. `triton`, token ratios: one kernel from logits to loss, metrics and
             coefficients; d logits in the same launch with `overwrite_logits`, else in one on backward. Other
