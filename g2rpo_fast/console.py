@@ -71,9 +71,17 @@ class Console:
             f"{m['rollout/guided/accuracy']:7.3f} {m['rollout/unguided/accuracy']:5.3f} |"
             f"{m['guidance/length']:5.1f} {m['rollout/length']:5.1f} | "
             f"{m['rollout/zero_signal']:8.0%} {m['update/token_ratio']:6.2f} | "
-            f"{m['rollout/sampled_tokens'] / m['time/rollout_s']:6.0f} {seconds:7.2f}  "
+            f"{self._rate(m)} {seconds:7.2f}  "
             f"({m['time/rollout_s'] / seconds:3.0%} {m['time/update_s'] / seconds:3.0%})  {left:5.0f}s"
         )
+
+    def _rate(self, m: Mapping[str, float]) -> str:
+        """Sampled tokens a second: the engine's own figure, or by the step's wait where that is the sampling."""
+        if "engine/tokens_per_s" in m:
+            return f"{m['engine/tokens_per_s']:6.0f}"
+        if self._parts.config.run.ahead:
+            return f"{'-':>6}"
+        return f"{m['rollout/sampled_tokens'] / m['time/rollout_s']:6.0f}"
 
     def finish(self, model_dir: Path) -> None:
         """The learning curve and where the model is."""
