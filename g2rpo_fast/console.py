@@ -76,7 +76,7 @@ class Console:
         )
 
     def _rate(self, m: Mapping[str, float]) -> str:
-        """Sampled tokens a second: the engine's own figure, or by the step's wait where that is the sampling."""
+        """Sampled tokens a second: the engine's own figure, or by the wait where that is the sampling."""
         if "engine/tokens_per_s" in m:
             return f"{m['engine/tokens_per_s']:6.0f}"
         if self._parts.config.run.ahead:
