@@ -38,15 +38,14 @@ def test_float16_keeps_its_digits_when_the_loss_or_the_weights_are_scaled_in_tim
 
 
 def test_scaling_the_loss_is_too_late_for_overwritten_float16_logits() -> None:
-    """2^-14 / 1000 is one subnormal step of 2^-24, 0.977 of which it is."""
+    """2^-14 / 1000 is stored as one subnormal step, 2^-24; a quarter of it as nothing."""
     got = gradient(WEIGHT, SCALE, torch.float16, impl="triton", overwrite_logits=True)
     assert float(got[0, 0]) == pytest.approx(2.0**-10)
     assert float(true_gradient()[0, 0]) == 1e-3
     gone = gradient(WEIGHT / 4, SCALE, torch.float16, impl="triton", overwrite_logits=True)
     assert float(gone[0, 0]) == 0.0
     assert int((gone != 0).sum()) == 2  # the targets' own
-    total = float(gone.sum(1)[0])
-    assert total == pytest.approx(float(true_gradient()[0, 3]), rel=1e-3)  # it should be 0
+    assert float(gone.sum(1)[0]) < -0.99  # it should be 0
 
 
 def test_float32_logits_lose_nothing_by_being_overwritten() -> None:
