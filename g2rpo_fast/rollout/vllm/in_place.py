@@ -38,6 +38,8 @@ def refusal(model: nn.Module, quantization: str | None) -> str | None:
             return f"{name}: {method} may change weights after loading"
         if processes and type(layer).__name__ not in SCALES_ONLY:
             return f"{name}: {type(layer).__name__} may derive other tensors from weights"
+        if "sinks" in layer._parameters:
+            return f"{name}: attention keeps sinks in a precision of its own"
     packed = packed_linears(model)
     if packed:
         return f"vLLM's CPU kernels read packed copies of {len(packed)} weights; rung 'plan' unpacks them"

@@ -5,9 +5,10 @@
                                               layer, processed (quantised, packed), copied to the old storage
     finalize_layerwise_reload(model, config)  attention scales, padded layers
 
-Two copies of every byte and Python for every tensor, but right for any layout: quantised, MoE, packed for
-a CPU library. What vLLM leaves out is added: a reload that is not complete is an error (vLLM warns, and
-leaves uninitialised memory in fused layers), and heads that share a weight are packed again.
+Two copies of every byte and Python for every tensor, but right for any layout: quantised, packed for a CPU
+library (experts on a CPU excepted: `refusal`). What vLLM leaves out is added: a reload that lacks any is an
+error (vLLM warns, and leaves uninitialised memory in fused layers), and heads that share a weight are packed
+again.
 
 Not atomic: after any exception the model holds meta tensors and must not be used again.
 
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SUPPORTED = "0.20 to 0.33"
+from g2rpo_fast.rollout.vllm.versions import SUPPORTED
 
 
 @dataclass(frozen=True)
