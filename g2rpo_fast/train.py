@@ -69,7 +69,7 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
         parts.engine.release()
         stats |= learn(parts, state, rollouts, rewards)
     state = next_state(parts.config, state, rollouts, rewards, skipped=int(stats["optim/skipped"]))
-    with phases("sync"):
+    with saved_on_error(parts, state), phases("sync"):  # what is saved then has no record of this step
         parts.engine.sync(state.weight_version)
     return close_step(parts, state, stats, phases, console)
 

@@ -202,17 +202,30 @@ def test_sync_amid_generation_is_exact_on_both_sides(tmp_path_factory: pytest.Te
     assert metrics["engine/sync_bytes"] == 4 * sum(4 * p.numel() for p in model.parameters())
 
 
-def test_logits_that_are_not_finite_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model = trainer_of(tiny_model(2))
-    engine = vllm_engine(model, tmp_path_factory.mktemp("nan"), rung="plan")
-    asked = [Request(prompt_ids=(1, 2), max_tokens=3, seed=0)]
+def test_a_copy_plan_follows_every_sync_and_brings_what_is_not_finite_too(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    plain = tiny_model(2)
+    model = trainer_of(plain)
+    shown: list[str] = []
+    directory = tmp_path_factory.mktemp("plan")
+    engine = vllm_engine(model, directory, show=shown.append, rung="plan", checksum=True)
+    asked = requests(1)
     try:
-        engine.sync(0)
+        for version in range(4):  # twice each slot
+            engine.sync(version)
+            for request, completion in zip(asked, engine.generate(asked, Sampling()), strict=True):
+                expected = plain_logp(plain, request, completion, Sampling())
+                np.testing.assert_allclose(completion.logp, expected, atol=LOGP_TOLERANCE, rtol=0)
+                assert completion.weight_version == version
+            for each in (plain, model):
+                change(each, version)
         assert engine.rung == "plan"
-        assert len(engine.generate(asked, Sampling())) == 1
+        assert shown == ["weight sync: plan, 1.6 MB a sync"]
+        assert engine.metrics()["engine/rung_plan"] == 1
         with torch.no_grad():
             model.get_decoder().norm.weight.fill_(torch.nan)
-        engine.sync(1)
+        engine.sync(4)
         with pytest.raises(ValueError, match="request 0: wanted finite logits, got NaN or infinity at token"):
             engine.generate(asked, Sampling())
     finally:

@@ -26,7 +26,8 @@ class VllmConfig:
     enforce_eager: bool = False
     """No compilation and no CUDA graphs: quicker start, slower decoding. Always so on a CPU."""
     threads: int | None = None
-    """CPU threads of the engine. None = run.threads: trainer and engine take turns."""
+    """CPU threads of the engine. None = run.threads: trainer and engine take turns. With run.ahead they work
+    at the same time: give each a share of the cores."""
     sleep: Literal["off", "kv", "all"] = "off"
     """Given back during the update, CUDA only: off = nothing, kv = the KV cache, all = weights too."""
     rung: Literal["auto", "plan", "layerwise"] = "auto"
