@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 SIZES = {
-    True: {"vocab_size": 32_000, "hidden_size": 1024, "num_hidden_layers": 12, "intermediate_size": 3584},
+    True: {"vocab_size": 50_000, "hidden_size": 1024, "num_hidden_layers": 12, "intermediate_size": 3584},
     False: {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96},
 }
 Sync = Callable[[], dict[str, float]]
@@ -60,7 +60,7 @@ def config_of(full: bool) -> Qwen3Config:
         num_key_value_heads=8 if full else 2,
         head_dim=64 if full else 32,
         max_position_embeddings=256,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     config.architectures = ["Qwen3ForCausalLM"]
     return config
