@@ -44,7 +44,7 @@ class Host:
         self.batch: Batch | None = None
         self.batch_id = 0
         self.asleep = False
-        self.tokens, self.steps, self.busy_s = 0, 0, 0.0
+        self.tokens, self.busy_s = 0, 0.0
 
     @property
     def generating(self) -> bool:
@@ -90,17 +90,10 @@ class Host:
         progress = Progress(
             finished=self.batch.take_finished() if self.batch else {},
             tokens=self.tokens,
-            steps=self.steps,
             busy_s=self.busy_s,
         )
-        self.tokens, self.steps, self.busy_s = 0, 0, 0.0
+        self.tokens, self.busy_s = 0, 0.0
         return progress
-
-    def drop(self) -> None:
-        """Forgets the batch."""
-        if self.batch is not None:
-            self.engine.abort_request([f"{self.batch_id}-{index}" for index in self.batch.rows])
-        self.batch = None
 
     def release(self, level: int) -> None:
         """Level 1 gives back the KV cache, 2 the weights too; until the next update."""
@@ -124,7 +117,6 @@ class Host:
             done = self.batch.add(index, tokens, logp, self.version, ended=output.finished)
             if done and not output.finished:
                 self.engine.abort_request([output.request_id])
-        self.steps += 1
         self.busy_s += time.perf_counter() - began
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -136,7 +128,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "update": Host.update,
     "add": Host.add,
     "poll": Host.poll,
-    "drop": Host.drop,
     "release": Host.release,
 }
 
@@ -159,10 +150,12 @@ def _params(request: Request, sampling: Sampling) -> Any:
     )
 
 
-def serve(channel: Channel) -> None:
+def serve(channel: Channel, parent: int) -> None:
     """Builds vLLM, then obeys until the trainer is gone."""
     launch: Launch = channel.receive()
     try:
+        if os.getppid() != parent:  # it ended before this process could ask to be told
+            raise PeerDead
         host = _reported(channel, partial(Host, launch))
     finally:
         shutil.rmtree(launch.model_dir, ignore_errors=True)
@@ -185,20 +178,18 @@ def _reported(channel: Channel, action: Callable[[], Any]) -> Any:
         raise
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """SIGTERM when the trainer ends, also where this process is not reading its commands."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def main() -> None:
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)
-    _end_with(int(sys.argv[2]))
+    _end_with_parent()
     try:
-        serve(Channel(end))
+        serve(Channel(end), int(sys.argv[2]))
     except (PeerDead, SystemExit):
         # Not through the interpreter's own end: it takes seconds, in which vLLM would kill its workers. Left
         # alone they notice that this process is gone, and remove their shared memory.

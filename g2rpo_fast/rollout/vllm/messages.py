@@ -25,5 +25,4 @@ class Progress:
     finished: dict[int, Completion]
     tokens: int
     """Sampled since the last poll."""
-    steps: int
     busy_s: float
