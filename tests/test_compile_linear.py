@@ -46,7 +46,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "linear_logprob": (linear_logprob_cpu.forward_op, (None, *linear.packed())),
         "linear_logprob_backward": (
             linear_logprob_cpu.backward_op,
-            (rows, None, rows[0], None, needs, 600, *frozen[7:]),
+            ([*rows, rows[0].abs()], None, rows[0], None, needs, 600, *frozen[7:]),
         ),
         "linear_policy_gradients": (linear_policy_loss_cpu.gradients_op, frozen),
         "linear_policy_loss": (

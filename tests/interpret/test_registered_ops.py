@@ -55,7 +55,7 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     hidden, head = (torch.randn(n, 8, generator=generator).half() for n in (4, 50))
     hidden.requires_grad_()
     linear = checked_linear(hidden, head, target, None, torch.ones(50), 0.9, 30.0, None)
-    numbers, needs = (torch.rand(4), torch.rand(4).double()), [True, False, True]
+    numbers, needs = [torch.rand(4), torch.rand(4), torch.rand(4).double()], [True, False, True]
     sequence = edges._replace(
         member_ptr_T1=torch.arange(5), member_row_M=torch.tensor([0, 0, 1, 1]), num_rows=2, row_cuts=(2, 4),
         member_advantage_M=torch.ones(4), member_weight_M=torch.ones(4),
@@ -67,7 +67,7 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "linear_logprob": (linear_logprob.forward_op, (None, *linear.packed())),
         "linear_logprob_backward": (
             linear_logprob.backward_op,
-            (*numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[7:]),
+            (numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[7:]),
         ),
         "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
         "linear_policy_loss": (

@@ -1,7 +1,7 @@
 """`linear_logprob` on a GPU: products by the vendor's library in float32, rows by Triton kernels.
 
 Forward one product per part, backward recomputes it (four products in all; three with a frozen head or
-frozen hidden states). Each is an operator, opaque to `torch.compile`. Nothing waits for the device.
+frozen hidden states). Nothing waits for the device.
 
 Dimension key: S positions, D width, V vocabulary, T rows, C rows of a chunk, Z rows of a part.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import LINEAR_SCHEMA, Linear, gradients_of, tensors_of
+from g2rpo_kernels.linear_logprob.linear import Linear, tensors_of
+from g2rpo_kernels.linear_logprob.operator import operators
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
 from g2rpo_kernels.logprob.partials import RowNumbers, finished
 from g2rpo_kernels.logprob.records import LogProb
@@ -70,8 +70,7 @@ def forward_triton(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, Tenso
 
 
 def backward_triton(
-    entropy_T: Tensor,
-    lse_T: Tensor,
+    numbers: list[Tensor],
     c_T: Tensor | None,
     e_T: Tensor | None,
     g_T: Tensor | None,
@@ -80,6 +79,7 @@ def backward_triton(
     *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (hidden, head, bias), empty where not needed."""
+    _, entropy_T, lse_T = numbers
     given = Linear.unpacked(*packed)
     linear = on_device(given)
     device_rows, sums = DeviceRows(linear, chunk_bytes, gradient=True), DeviceSums(linear, needs)
@@ -99,50 +99,11 @@ def backward_triton(
     return tensors_of(rounded, given.hidden_SD)
 
 
-forward_op = torch.library.custom_op(
-    "g2rpo::linear_logprob",
-    forward_triton,
-    mutates_args=(),
-    schema=f"(SymInt? chunk_bytes, {LINEAR_SCHEMA}) -> (Tensor, Tensor, Tensor)",
-)
-backward_op = torch.library.custom_op(
-    "g2rpo::linear_logprob_backward",
-    backward_triton,
-    mutates_args=(),
-    schema="(Tensor entropy_T, Tensor lse_T, Tensor? c_T, Tensor? e_T, Tensor? g_T, bool[] needs, "
-    f"SymInt? chunk_bytes, {LINEAR_SCHEMA}) -> (Tensor, Tensor, Tensor)",
-)
+def _unfilled(linear: Linear) -> tuple[Tensor, ...]:
+    return tuple(empty_numbers(linear))
 
 
-@forward_op.register_fake
-def _(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, Tensor, Tensor]:
-    numbers = empty_numbers(Linear.unpacked(*packed))
-    return numbers.logp_T, numbers.entropy_T, numbers.lse_T
-
-
-@backward_op.register_fake
-def _(entropy_T: Any, lse_T: Any, c_T: Any, e_T: Any, g_T: Any, needs: Any, *rest: Any) -> tuple[Tensor, ...]:
-    return Linear.unpacked(*rest[1:]).like(needs)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.chunk_bytes, *tensors = inputs[:6]
-    ctx.scaling = inputs[6:]
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.set_materialize_grads(False)
-
-
-@once_differentiable
-def _backward(ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | None) -> Any:
-    tensors, numbers = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    _, needs_hidden, needs_head, _, _, needs_bias = ctx.needs_input_grad[:6]
-    needs = [needs_hidden, needs_head, needs_bias]
-    found = backward_op(*numbers, c_T, e_T, g_T, needs, ctx.chunk_bytes, *tensors, *ctx.scaling)
-    hidden_SD, head_VD, bias_V = gradients_of(found, needs)
-    return None, hidden_SD, head_VD, None, None, bias_V, *(None,) * 5
-
-
-forward_op.register_autograd(_backward, setup_context=_save)
+forward_op, backward_op = operators("linear_logprob", forward_triton, backward_triton, _unfilled, 3)
 
 
 def linear_logprob_triton(linear: Linear, chunk_bytes: int | None) -> LogProb:
