@@ -18,11 +18,12 @@ import triton.language as tl
 
 from g2rpo_kernels.tree_attention.triton_tiles import (
     dot,
+    keys_seen,
     load_column,
     load_rows,
     score,
     store_rows,
-    visible,
+    work_item,
 )
 
 
@@ -92,17 +93,8 @@ def _query_grad(
         score_mn, capped_mn = score(dot(q_me, tl.trans(k_ne), zero_mn, UPCAST), scale, softcap, CAPPED)
         weight_mn = tl.exp2(score_mn - lse_m[:, None])
         if MASKED:
-            end_n = load_column(end_ptr, row_n, num_rows, BLOCK_N)
-            position_n = load_column(position_ptr, row_n, num_rows, BLOCK_N) if WINDOWED else end_n
-            offs_n = row_n + tl.arange(0, BLOCK_N)
-            seen_mn = visible(
-                row_m[:, None],
-                offs_n[None, :],
-                end_n[None, :],
-                position_m[:, None],
-                position_n[None, :],
-                window,
-                WINDOWED,
+            seen_mn = keys_seen(
+                row_m, position_m, end_ptr, position_ptr, row_n, num_rows, window, BLOCK_N, WINDOWED
             )
             weight_mn = tl.where(seen_mn, weight_mn, 0.0)
         v_ne = load_rows(v_ptr, row_n, num_rows, stride_vs, width, BLOCK_N, BLOCK_E, MASKED, PADDED)
@@ -152,10 +144,8 @@ def query_kernel(
     """dq [S, H, E]. Grid: M * H."""
     head = (tl.program_id(0) % num_heads).to(tl.int64)
     work_ptr += tl.program_id(0) // num_heads * 4
-    row = tl.load(work_ptr) * BLOCK_M
-    first = tl.load(work_ptr + 1)
-    full = first + tl.load(work_ptr + 2)
-    last = first + tl.load(work_ptr + 3)
+    tile, first, full, last = work_item(work_ptr)
+    row = tile * BLOCK_M
     kv_head = head // group
     k_ptr += kv_head * stride_kh
     v_ptr += kv_head * stride_vh

@@ -15,11 +15,12 @@ import triton.language as tl
 
 from g2rpo_kernels.tree_attention.triton_tiles import (
     dot,
+    keys_seen,
     load_column,
     load_rows,
     score,
     store_rows,
-    visible,
+    work_item,
 )
 
 
@@ -60,17 +61,8 @@ def _attend(
         product_mn = dot(q_me, tl.trans(k_ne), tl.zeros((q_me.shape[0], BLOCK_N), tl.float32), UPCAST)
         score_mn, _ = score(product_mn, scale, softcap, CAPPED)
         if MASKED:
-            end_n = load_column(end_ptr, row_n, num_rows, BLOCK_N)
-            position_n = load_column(position_ptr, row_n, num_rows, BLOCK_N) if WINDOWED else end_n
-            offs_n = row_n + tl.arange(0, BLOCK_N)
-            seen_mn = visible(
-                row_m[:, None],
-                offs_n[None, :],
-                end_n[None, :],
-                position_m[:, None],
-                position_n[None, :],
-                window,
-                WINDOWED,
+            seen_mn = keys_seen(
+                row_m, position_m, end_ptr, position_ptr, row_n, num_rows, window, BLOCK_N, WINDOWED
             )
             score_mn = tl.where(seen_mn, score_mn, float("-inf"))
         new_max_m = tl.maximum(max_m, tl.max(score_mn, 1))
@@ -120,10 +112,8 @@ def forward_kernel(
     """out [S, H, E] and lse [H, S] (units of log 2). Grid: M * H, a tile's heads together, to share keys."""
     head = (tl.program_id(0) % num_heads).to(tl.int64)
     work_ptr += tl.program_id(0) // num_heads * 4
-    row = tl.load(work_ptr) * BLOCK_M
-    first = tl.load(work_ptr + 1)
-    full = first + tl.load(work_ptr + 2)
-    last = first + tl.load(work_ptr + 3)
+    tile, first, full, last = work_item(work_ptr)
+    row = tile * BLOCK_M
     kv_head = head // group
     k_ptr += kv_head * stride_kh
     v_ptr += kv_head * stride_vh

@@ -20,6 +20,7 @@ from g2rpo_kernels.tree_attention.triton_tiles import (
     score,
     store_rows,
     visible,
+    work_item,
 )
 
 
@@ -142,12 +143,9 @@ def kv_kernel(
     """dk, dv [S, K, E], or their partial sums [slots, K, BLOCK_N, E] in float32. Grid: I * K."""
     kv_head = (tl.program_id(0) % num_kv_heads).to(tl.int64)
     work_ptr += tl.program_id(0) // num_kv_heads * 5
-    tile = tl.load(work_ptr)
+    tile, first, full, last = work_item(work_ptr)
     if tile < 0:
         return
-    first = tl.load(work_ptr + 1)
-    full = first + tl.load(work_ptr + 2)
-    last = first + tl.load(work_ptr + 3)
     slot = tl.load(work_ptr + 4).to(tl.int64)
     row = tile * BLOCK_N
     head = kv_head * group

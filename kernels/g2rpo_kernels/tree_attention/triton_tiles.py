@@ -85,6 +85,40 @@ def score(product, scale, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def work_item(work_ptr):
+    """(tile, first, full, last): its list entries first:full are seen whole, full:last through a mask."""
+    first = tl.load(work_ptr + 1)
+    return tl.load(work_ptr), first, first + tl.load(work_ptr + 2), first + tl.load(work_ptr + 3)
+
+
+@triton.jit
+def keys_seen(
+    row_m,
+    position_m,
+    end_ptr,
+    position_ptr,
+    row,
+    num_rows,
+    window,
+    BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """[m, n]: which of the BLOCK_N keys from `row` on the queries see."""
+    end_n = load_column(end_ptr, row, num_rows, BLOCK_N)
+    position_n = load_column(position_ptr, row, num_rows, BLOCK_N) if WINDOWED else end_n
+    row_n = row + tl.arange(0, BLOCK_N)
+    return visible(
+        row_m[:, None],
+        row_n[None, :],
+        end_n[None, :],
+        position_m[:, None],
+        position_n[None, :],
+        window,
+        WINDOWED,
+    )
+
+
+@triton.jit
 def visible(row_q, row_k, end_k, position_q, position_k, window, WINDOWED: tl.constexpr):
     """May the query see the key? Arguments broadcast against each other."""
     seen = (row_k <= row_q) & (row_q < end_k)
