@@ -14,8 +14,10 @@ from g2rpo_fast.cli import main
 from g2rpo_fast.config import config_from_dict
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
+from g2rpo_fast.rollout.sync import Manifest
 from g2rpo_fast.rollout.vllm import VllmConfig, VllmEngine, require_vllm
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch, max_model_len
+from g2rpo_fast.rollout.vllm.link import first_arena
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
 from g2rpo_fast.rollout.vllm.versions import SUPPORTED
 from g2rpo_fast.run_directory import open_directory
@@ -143,3 +145,12 @@ def test_the_probe_bounds_mean_and_maximum() -> None:
     check_probe([_completion(logp)], [spike], "quantised")
     with pytest.raises(EngineError, match="got nan"):
         check_probe([_completion(logp * float("nan"))], [logp], "quantised")
+
+
+def test_arena_that_cannot_be_made_names_each_refusal():
+    too_large = Manifest.of([("w", torch.zeros(2**58, device="meta"))], torch.float32)
+    with pytest.raises(EngineError, match=r"no arena of weights can be shared; memfd: .+"):
+        first_arena(too_large, ("memfd",), CPU)
+    arena, refused = first_arena(Manifest.of([("w", torch.zeros(3))], torch.float32), ("memfd",), CPU)
+    assert (arena.kind, refused) == ("memfd", {})
+    arena.close()

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from g2rpo_fast.rollout.sync import Arena, Manifest, PackReport
+from g2rpo_fast.rollout.sync import Arena, Kind, Manifest, PackReport
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
 from g2rpo_fast.rollout.vllm.process import EngineHung, EngineProcess
 from g2rpo_fast.types import EngineError
+
+ARENAS: dict[str, tuple[Kind, ...]] = {"cuda": ("cuda", "host"), "cpu": ("memfd",)}
+"""Kinds of arena by the trainer's device, best first: CUDA IPC, else pinned host memory."""
 
 
 class Link:
@@ -42,6 +46,8 @@ class Link:
         self._ending: EngineProcess | None = None
         self._model_dir = ""
         self._arena: Arena | None = None
+        self._kinds = ARENAS[model.device.type]
+        self._refused: dict[str, str] = {}
         self.version = 0
         self.rung = ""
         self.fresh = True
@@ -125,26 +131,20 @@ class Link:
 
     def _pack(self) -> PackReport:
         if self._arena is None:
-            self._arena = self._make_arena("cuda" if self._model.device.type == "cuda" else "memfd")
+            manifest = Manifest.of(
+                self._model.named_parameters(), engine_dtype(self._config, self._model.device)
+            )
+            self._arena, refused = first_arena(manifest, self._kinds, self._model.device)
+            self._refused |= refused
         return self._arena.pack(self._model.named_parameters(), self.version, checksum=self._config.checksum)
 
-    def _make_arena(self, kind: Any) -> Arena:
-        dtype = engine_dtype(self._config, self._model.device)
-        manifest = Manifest.of(self._model.named_parameters(), dtype)
-        return Arena.create(manifest, kind=kind, device=self._model.device)
-
     def _attach(self, report: PackReport) -> PackReport:
-        """Opens the arena in the workers; where CUDA IPC is refused, one in pinned host memory instead."""
+        """Opens the arena in the workers; where they refuse it, one of the next kind."""
         answer = self._offer()
-        refused = dict(answer["refused"])
-        if answer["rung"] is None and self._model.device.type == "cuda":
-            assert self._arena is not None
-            self._arena.close()
-            self._arena = self._make_arena("host")
+        while answer["rung"] is None and self._next_kinds():
             report = self._pack()
             answer = self._offer()
-            refused |= answer["refused"]
-        why = "".join(f"; not {name}: {reason}" for name, reason in refused.items())
+        why = "".join(f"; not {name}: {reason}" for name, reason in self._refused.items())
         if answer["rung"] is None:
             self.stop()
             raise EngineError(f"vLLM engine: its workers cannot read the arena of weights{why}")
@@ -152,15 +152,27 @@ class Link:
         self._show(f"weight sync: {self.rung}, {answer['bytes'] / 1e6:.1f} MB a sync{why}")
         return report
 
+    def _next_kinds(self) -> bool:
+        """Gives up the arena that was refused; whether a kind is left to try."""
+        assert self._arena is not None
+        left = self._kinds[self._kinds.index(self._arena.kind) + 1 :]
+        if left:
+            self._kinds = left
+            self._arena.close()
+            self._arena = None
+        return bool(left)
+
     def _offer(self) -> dict[str, Any]:
         assert self._arena is not None
-        return self.ask(
+        answer = self.ask(
             "attach",
             self._config.sync_timeout_s,
             "attach",
             address=self._arena.address(),
             rung=self._config.rung,
         )
+        self._refused |= answer["refused"]
+        return answer
 
     def _wait_gone(self) -> None:
         """Two engines do not share a GPU: the workers of the last one end before the next one starts."""
@@ -170,3 +182,24 @@ class Link:
 
     def _forget_directory(self) -> None:
         shutil.rmtree(self._model_dir, ignore_errors=True)
+
+
+def first_arena(
+    manifest: Manifest, kinds: tuple[Kind, ...], device: torch.device
+) -> tuple[Arena, dict[str, str]]:
+    """An arena of the first kind that this process can make and share, and why not of those before it.
+
+    Raises:
+        EngineError: of none.
+    """
+    refused: dict[str, str] = {}
+    for kind in kinds:
+        try:
+            arena = Arena.create(manifest, kind=kind, device=device)
+            arena.address()
+        except RuntimeError as error:
+            refused[kind] = str(error)
+        else:
+            return arena, refused
+    why = "; ".join(f"{kind}: {reason}" for kind, reason in refused.items())
+    raise EngineError(f"vLLM engine: no arena of weights can be shared; {why}")
