@@ -97,8 +97,10 @@ class Errors:
     def add(self, name: str, got: Tensor, eager: Tensor, truth: Tensor) -> None:
         got, eager, truth = (value.detach().double() for value in (got, eager, truth))
         assert torch.isfinite(got).all()
+        if not truth.any():  # all is clipped
+            assert not got.any(), name
+            return
         size = truth.abs().max()
-        assert size > 0
         before = self.worst.get(name, (0.0, 0.0))
         errors = (float((value - truth).abs().max() / size) for value in (got, eager))
         self.worst[name] = tuple(max(pair) for pair in zip(before, errors, strict=True))  # pyright: ignore
@@ -120,9 +122,10 @@ class Errors:
 
     def check(self) -> None:
         for name, (got, eager) in self.worst.items():
-            eps = torch.finfo(self.dtype if name == "gradient" else torch.float32).eps
+            eps = torch.finfo(self.dtype if name.startswith("gradient") else torch.float32).eps
             assert got <= 2 * eager + eps, (name, got, eager)
-        assert self.worst["gradient"][1] > 0
+            assert eager < 0.15, (name, eager)  # else the budget says little
+        assert any(eager > 0 for name, (_, eager) in self.worst.items() if name.startswith("gradient"))
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
