@@ -1,6 +1,9 @@
 # make train    virtual environment, installation, and the main job on the embedded default
 # make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y")
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
+# make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
+# make test-triton  the tests of the Triton kernels with another release: TRITON=3.9.0 (TRITON="3.6.0 numpy<2.4":
+#               its interpreter needs that)
 # make lint     ruff, pyright, clang-format
 # make bench    the benchmarks on this machine (benchmarks/results/*.json) and their plots
 # make clean    what these made
@@ -12,21 +15,34 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 TORCH ?= torch==2.13.0
+TRITON ?= 3.9.0
+CONSTRAINTS ?= constraints.txt
 TRAIN_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
-INSTALL_INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES)
+INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
+OTHER_TRITON := build/triton
 
-.PHONY: train test vllm-test lint bench clean
+.PHONY: train test test-oldest test-triton vllm-test lint bench clean
 
 train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt \
+		TORCH="$(subst 2.13.0,2.11.0,$(TORCH))"
+
+test-triton: $(VENV)/.installed-test
+	rm -rf $(OTHER_TRITON)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OTHER_TRITON) $(patsubst %,'%',triton==$(TRITON))
+	PYTHONPATH=$(abspath $(OTHER_TRITON)) $(BIN)/python -m pytest tests/test_interpreter.py \
+		tests/test_compile_rows.py tests/test_compile_tree_attention.py $(PYTEST_ARGS)
 
 vllm-test: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/with_vllm $(PYTEST_ARGS)
@@ -42,10 +58,10 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/g2rpo-fast bench --plots benchmarks/results
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
 
 # PyTorch first: what is installed after it must not pull in another build of it.
-$(VENV)/.torch: constraints.txt
+$(VENV)/.torch: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) setuptools pybind11 ninja
 	touch $@
