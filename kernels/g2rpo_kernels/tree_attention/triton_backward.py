@@ -11,6 +11,8 @@ slots. Scores are recomputed in both.
 Tile suffixes: m query rows, n key rows, e head width.
 """
 
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

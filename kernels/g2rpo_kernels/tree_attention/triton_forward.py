@@ -8,6 +8,8 @@ mask, then masked ones. Each program owns its rows: nothing is added by two of t
 Tile suffixes: m query rows, n key rows, e head width.
 """
 
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

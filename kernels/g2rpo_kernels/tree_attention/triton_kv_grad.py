@@ -8,6 +8,8 @@ Tile suffixes: m query rows, n key rows, e head width. Scores are held transpose
 ds are the left operands of the products that add up dv and dk.
 """
 
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
