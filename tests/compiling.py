@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 STACK_BYTES = 0 if triton.__version__.startswith("3.7.") else 32
 """Stack that a kernel may use where its table promises none. The promise is Triton 3.7's, whose assembler the
-tables were chosen with; the most that others were seen to use is 32 (3.6), 0 (3.8) and 24 bytes (3.9)."""
+tables were chosen with; the most that others were seen to use is 32 (3.6) and 24 bytes (3.8, 3.9)."""
 
 
 @dataclass(frozen=True)
