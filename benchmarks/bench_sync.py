@@ -203,7 +203,7 @@ def test_sync(benchmark_mode: bool, record: Callable[[str, dict], None], tmp_pat
     ceiling = copy_gb_per_s(nbytes)
     figures = {name: figures_of(run, nbytes, ceiling) for name, run in runs.items()}
     record(
-        "weight_sync_cpu",
+        "weight_sync_vllm_cpu",
         {
             "parameters": nbytes // 2,
             "tensors": len(list(model.parameters())),

@@ -149,7 +149,10 @@ class Link:
             self.stop()
             raise EngineError(f"vLLM engine: its workers cannot read the arena of weights{why}")
         self.rung = answer["rung"]
-        self._show(f"weight sync: {self.rung}, {answer['bytes'] / 1e6:.1f} MB a sync{why}")
+        said = f"weight sync: {self.rung}, {answer['bytes'] / 1e6:.1f} MB a sync{why}"
+        self._show(said)
+        with self._log_path.open("a") as log:
+            print(said, file=log)
         return report
 
     def _next_kinds(self) -> bool:
