@@ -49,6 +49,7 @@ class Effort:
 ON_GPU = torch.cuda.is_available()
 CPU_CASES = {
     Shape(512, 256, 151_936): Effort(peers=True),
+    Shape(2048, 128, 151_936): Effort(rounds=3),
     Shape(2048, 256, 151_936): Effort(),
     Shape(2048, 512, 151_936): Effort(),
     Shape(11_008, 128, 40): Effort(steps=20),
