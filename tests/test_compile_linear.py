@@ -150,7 +150,7 @@ def test_loss_compiles_under_activation_checkpointing(reentrant: bool) -> None:
     assert want[1].abs().max() > 0.01
 
 
-def test_padded_loss_compiles_around_the_dropping_of_masked_positions() -> None:
+def test_padded_loss_works_in_a_compiled_caller() -> None:
     torch._dynamo.reset()
     op = FusedLinearGRPOLoss(beta=0.1, impl="cpu")
     ids, old = torch.arange(15).view(3, 5) % V, normal(3, 5, seed=4) - 3.6

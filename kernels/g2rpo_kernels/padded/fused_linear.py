@@ -23,8 +23,8 @@ class FusedLinearGRPOLoss(nn.Module):
     Masked positions are dropped before the head; logits exist for a chunk of rows at a time. Gradients are
     computed during forward, in three matrix products (see `linear_policy_loss` for when in four, and for
     when backward can run once only); KL and an entropy bonus together, which are normalised differently,
-    take four. Sums are float32 (float64 for float64). How many positions are dropped is data: a graph
-    break to `torch.compile`.
+    take four. Sums are float32 (float64 for float64). How many positions are dropped is data:
+    `torch.compile` leaves the call as it is, a graph break.
 
     Args:
         beta ... vespo_lambda_neg: as Liger's, which are TRL's (see `GRPOOptions`; beta is 0.04 here).
@@ -92,7 +92,9 @@ class FusedLinearGRPOLoss(nn.Module):
         self.scaling = {"temperature": temperature, "softcap": softcap}
         self.how = {"chunk_bytes": chunk_bytes, "impl": impl}
 
-    def forward(
+    # torch 2.11 fails to resume amid it, behind the break at the dropped positions.
+    @torch.compiler.disable
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         _input: Tensor,
         lin_weight: Tensor,
