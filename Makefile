@@ -22,7 +22,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
 OTHER_TRITON := build/triton
 
@@ -58,7 +58,8 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/g2rpo-fast bench --plots benchmarks/results
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so \
+		.pytest_cache .ruff_cache .hypothesis
 
 # PyTorch first: what is installed after it must not pull in another build of it.
 $(VENV)/.torch: $(CONSTRAINTS)

@@ -1,4 +1,7 @@
-"""Builds `g2rpo_fast._C` from csrc/: pybind11, C++17, compiled in parallel (pybind11's ParallelCompile)."""
+"""Builds `g2rpo_fast._C` from csrc/ and `g2rpo_kernels._cpu` from csrc/kernels/.
+
+pybind11, C++17, compiled in parallel (pybind11's ParallelCompile).
+"""
 
 from glob import glob
 
@@ -7,15 +10,18 @@ from setuptools import setup
 
 ParallelCompile("G2RPO_BUILD_JOBS").install()
 
+EXTENSIONS = {"g2rpo_fast._C": "csrc/*.cpp", "g2rpo_kernels._cpu": "csrc/kernels/*.cpp"}
+
 setup(
     ext_modules=[
         Pybind11Extension(
-            "g2rpo_fast._C",
-            sorted(glob("csrc/*.cpp")),
-            depends=sorted(glob("csrc/*.h")),
+            name,
+            sorted(glob(sources)),
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra"],
         )
+        for name, sources in EXTENSIONS.items()
     ],
     cmdclass={"build_ext": build_ext},
 )

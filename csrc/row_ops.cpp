@@ -2,44 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "parallel.h"
+#include "vector_math.h"
 
 namespace g2rpo {
 namespace {
 
-constexpr int64_t kLanes = 16;               // partial sums of a row, one vector register
 constexpr int64_t kBlockElements = 1 << 13;  // of one work item: large enough to share out, small for a cache
 constexpr int64_t kSummedRows = 64;          // of dw in float32; beyond, float64
-
-// e^x to two units in the last place, without branches. |x| beyond 87 saturates.
-inline __attribute__((always_inline)) float exp_of(float x) {
-    x = std::min(std::max(x, -87.0f), 87.0f);
-    const float shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
-    const float n = shifted - 12582912.0f;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    const int32_t power = (bits + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &power, sizeof scale);
-    return p * scale;
-}
-
-inline __attribute__((always_inline)) float sum_of(const float* lanes) {
-    double sum = 0;
-    for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
-    return static_cast<float>(sum);
-}
 
 G2RPO_VECTORISED
 void norm_forward_rows(const float* x, const float* w, float eps, int64_t rows, int64_t width, float* y,
@@ -50,7 +22,7 @@ void norm_forward_rows(const float* x, const float* w, float eps, int64_t rows, 
         for (; i + kLanes <= width; i += kLanes)
             for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j] * x[i + j];
         for (; i < width; ++i) lanes[0] += x[i] * x[i];
-        const float s = 1.0f / std::sqrt(sum_of(lanes) / static_cast<float>(width) + eps);
+        const float s = 1.0f / std::sqrt(static_cast<float>(sum_of(lanes)) / static_cast<float>(width) + eps);
         for (i = 0; i < width; ++i) y[i] = w[i] * (x[i] * s);
         scale[row] = s;
     }
@@ -67,7 +39,7 @@ void norm_backward_rows(const float* x, const float* w, const float* scale, cons
             for (int64_t j = 0; j < kLanes; ++j) lanes[j] += w[i + j] * dy[i + j] * x[i + j];
         for (; i < width; ++i) lanes[0] += w[i] * dy[i] * x[i];
         const float s = scale[row];
-        const float back = sum_of(lanes) / static_cast<float>(width) * s * s * s;
+        const float back = static_cast<float>(sum_of(lanes)) / static_cast<float>(width) * s * s * s;
         for (i = 0; i < width; ++i) {
             dx[i] = s * (w[i] * dy[i]) - x[i] * back;
             dw[i] += dy[i] * (x[i] * s);

@@ -62,11 +62,12 @@ def test_wheel_holds_the_extension_and_every_module_and_data_file(wheel: Path):
         path.relative_to(parent).as_posix()
         for parent, package in ((ROOT, "g2rpo_fast"), (ROOT / "kernels", "g2rpo_kernels"))
         for path in (parent / package).rglob("*")
-        if path.suffix in {".py", ".toml"} or path.name == "py.typed"
+        if path.suffix in {".py", ".pyi", ".toml"} or path.name == "py.typed"
     }
     assert {"g2rpo_fast/types.py", "g2rpo_kernels/__init__.py", "g2rpo_fast/presets/embedded.toml"} <= wanted
     assert wanted - names == set()
-    assert [name for name in names if name.startswith("g2rpo_fast/_C") and name.endswith(".so")]
+    for extension in ("g2rpo_fast/_C", "g2rpo_kernels/_cpu"):
+        assert [name for name in names if name.startswith(extension) and name.endswith(".so")]
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"g2rpo_fast", "g2rpo_kernels"}
 

@@ -15,18 +15,16 @@ from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
-from g2rpo_kernels.logprob.partials import RowPartials
 from g2rpo_kernels.logprob.rows import (
     RowGradients,
     RowStats,
-    dlogits_,
-    dlogits_of_exp_,
     empty_stats,
+    exp_factors,
     finish_stats,
-    row_partials,
     squash_,
     tiles,
 )
+from g2rpo_kernels.logprob.sweeps import chunk_dlogits, chunk_partials
 
 CHUNK_BYTES = 128 << 20
 """Most bytes of logits, unless the caller says otherwise."""
@@ -82,22 +80,15 @@ class ChunkBuffer:
 
     def write_stats(self, z_CV: Tensor, chunk: slice, out: RowStats) -> None:
         """Statistics of the chunk's logits, to its rows `out`."""
-        linear, target_C = self._linear, self._linear.target_T[chunk]
-        scaling = (linear.temperature, linear.softcap)
-        options = {"keep_exp": self._keep_exp, "some_elsewhere": linear.shard is not None}
-        blocks = tiles(len(z_CV), self._row_bytes)
-        scratch_CV = torch.empty_like(z_CV[blocks[0]])
-        parts = [
-            row_partials(
-                z_CV[tile],
-                target_C[tile],
-                *scaling,
-                **options,
-                scratch_CV=scratch_CV[: tile.stop - tile.start],
-            )
-            for tile in blocks
-        ]
-        partials = parts[0] if len(parts) == 1 else RowPartials(*map(torch.cat, zip(*parts, strict=True)))
+        linear = self._linear
+        partials = chunk_partials(
+            z_CV,
+            linear.target_T[chunk],
+            linear.temperature,
+            linear.softcap,
+            keep_exp=self._keep_exp,
+            some_elsewhere=linear.shard is not None,
+        )
         if linear.shard is not None:
             partials = reduce_partials(partials, linear.shard.group)
         for out_C, value_C in zip(out, finish_stats(partials), strict=True):
@@ -105,25 +96,28 @@ class ChunkBuffer:
 
     def dlogits(
         self, z_CV: Tensor, chunk: slice, active_A: Tensor | None, stats: RowStats, upstream: RowGradients
-    ) -> Tensor:
-        """[A, V] d logits of the rows `active_A` (None = all C) of a chunk's logits.
+    ) -> tuple[Tensor, Tensor | None]:
+        """d logits of the rows `active_A` (None = all C) of a chunk's logits: [A, V], and rows' factors [A].
 
         They are written over the front of the chunk: never ahead of a row still to be read.
         """
         linear, target_C = self._linear, self._linear.target_T[chunk]
-        num_active = len(z_CV) if active_A is None else len(active_A)
-        if active_A is not None:
+        scaling, elsewhere = (linear.temperature, linear.softcap), linear.shard is not None
+        if active_A is None:
+            if not self._keep_exp:
+                chunk_dlogits(
+                    z_CV, target_C, stats, upstream, *scaling, some_elsewhere=elsewhere, out_CV=z_CV
+                )
+        else:
             target_C, stats, upstream = target_C[active_A], stats.rows(active_A), upstream.rows(active_A)
-        for tile in tiles(num_active, self._row_bytes):
-            rows_CV = z_CV[tile] if active_A is None else z_CV.index_select(0, active_A[tile])
-            given = (rows_CV, target_C[tile], stats.rows(tile), upstream.rows(tile), linear.temperature)
-            if self._keep_exp:
-                dz_CV = dlogits_of_exp_(*given)
-            else:
-                dz_CV = dlogits_(*given, linear.softcap, some_elsewhere=linear.shard is not None)
-            if active_A is not None:
-                z_CV[tile] = dz_CV
-        return z_CV[:num_active]
+            for tile in tiles(len(active_A), self._row_bytes):
+                rows_CV = z_CV.index_select(0, active_A[tile])
+                given = (target_C[tile], stats.rows(tile), upstream.rows(tile))
+                if not self._keep_exp:
+                    chunk_dlogits(rows_CV, *given, *scaling, some_elsewhere=elsewhere, out_CV=rows_CV)
+                z_CV[tile] = rows_CV
+            z_CV = z_CV[: len(active_A)]
+        return z_CV, exp_factors(stats, upstream, linear.temperature) if self._keep_exp else None
 
 
 def chunked_stats(given: Linear, chunk_bytes: int | None) -> RowStats:
@@ -160,26 +154,30 @@ class GradientSums:
     ) -> None:
         """The gradient products of one chunk, rows without gradient left out. Destroys `z_CV`."""
         active_A = _active_rows(upstream, *self._linear.head_VD.shape)
-        dz_AV = buffer.dlogits(z_CV, chunk, active_A, stats, upstream)
+        dz_AV, factor_A = buffer.dlogits(z_CV, chunk, active_A, stats, upstream)
         if self.head_VD is not None:
             x_AD = x_CD if active_A is None else x_CD.index_select(0, active_A)
+            x_AD = x_AD if factor_A is None else x_AD * factor_A[:, None]
             self.head_VD.addmm_(dz_AV.T, x_AD, beta=int(self._added))
         self._added = True
         if self.bias_V is not None:
-            self.bias_V.add_(dz_AV.sum(0))
+            self.bias_V.add_(dz_AV.sum(0) if factor_A is None else dz_AV.T @ factor_A)
         if self.hidden_SD is not None:
-            self._add_hidden(self.hidden_SD, chunk, active_A, dz_AV)
+            self._add_hidden(self.hidden_SD, chunk, active_A, dz_AV, factor_A)
 
-    def _add_hidden(self, sum_SD: Tensor, chunk: slice, active_A: Tensor | None, dz_AV: Tensor) -> None:
-        linear = self._linear
-        if linear.source_T is not None:
-            source_C = linear.source_T[chunk]
-            source_A = source_C if active_A is None else source_C[active_A]
-            sum_SD.index_add_(0, source_A, dz_AV @ linear.head_VD)
+    def _add_hidden(
+        self, sum_SD: Tensor, chunk: slice, active_A: Tensor | None, dz_AV: Tensor, factor_A: Tensor | None
+    ) -> None:
+        source_T, head_VD = self._linear.source_T, self._linear.head_VD
+        in_place = source_T is None and active_A is None
+        dx_AD = torch.mm(dz_AV, head_VD, out=sum_SD[chunk]) if in_place else dz_AV @ head_VD
+        if factor_A is not None:
+            dx_AD.mul_(factor_A[:, None])
+        if source_T is not None:
+            source_C = source_T[chunk]
+            sum_SD.index_add_(0, source_C if active_A is None else source_C[active_A], dx_AD)
         elif active_A is not None:
-            sum_SD[chunk].zero_().index_copy_(0, active_A, dz_AV @ linear.head_VD)
-        else:
-            torch.mm(dz_AV, linear.head_VD, out=sum_SD[chunk])
+            sum_SD[chunk].zero_().index_copy_(0, active_A, dx_AD)
 
     def finish(self, given: Linear) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Over all ranks, in the dtypes of `given`'s (hidden, head, bias)."""

@@ -8,6 +8,7 @@ Dimension key: T rows, V vocabulary, C rows of a block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,15 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.logprob.checks import accumulation_dtype
 from g2rpo_kernels.logprob.records import LogProb
-from g2rpo_kernels.logprob.rows import (
-    RowGradients,
-    RowStats,
-    dlogits_,
-    empty_stats,
-    row_stats,
-    squash_,
-    tiles,
-)
+from g2rpo_kernels.logprob.rows import RowGradients, RowStats, empty_stats, finish_stats, squash_, tiles
+from g2rpo_kernels.logprob.sweeps import chunk_dlogits, chunk_partials
 
 
 @torch.library.custom_op("g2rpo::logprob_cpu", mutates_args=())
@@ -33,9 +27,8 @@ def forward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(logp, entropy, lse, max, log_sum), [T] each."""
     stats = empty_stats(len(target_T), accumulation_dtype(logits_TV.dtype))
-    for tile in _tiles(logits_TV):
-        held_CV = squash_(_copy(logits_TV, tile), softcap)
-        values = row_stats(held_CV, target_T[tile], temperature, softcap)
+    for tile, held_CV in _held_blocks(logits_TV, softcap):
+        values = finish_stats(chunk_partials(held_CV, target_T[tile], temperature, softcap))
         for out_C, value_C in zip(stats.rows(tile), values, strict=True):
             out_C.copy_(value_C)
     return stats.logp_C, stats.entropy_C, stats.max_C + stats.log_sum_C, stats.max_C, stats.log_sum_C
@@ -62,10 +55,13 @@ def backward_op(
     rows = RowStats(*stats)
     upstream = RowGradients(torch.zeros_like(rows.logp_C) if c_T is None else c_T, e_T, g_T)
     dlogits_TV = torch.empty_like(logits_TV)
-    for tile in _tiles(logits_TV):
-        held_CV = squash_(_copy(logits_TV, tile), softcap)
-        given = (target_T[tile], rows.rows(tile), upstream.rows(tile))
-        dlogits_TV[tile] = dlogits_(held_CV, *given, temperature, softcap)
+    for tile, held_CV in _held_blocks(logits_TV, softcap):
+        given = (target_T[tile], rows.rows(tile), upstream.rows(tile), temperature, softcap)
+        if held_CV.dtype == dlogits_TV.dtype:
+            chunk_dlogits(held_CV, *given, out_CV=dlogits_TV[tile])
+        else:
+            chunk_dlogits(held_CV, *given, out_CV=held_CV)
+            dlogits_TV[tile] = held_CV
     return dlogits_TV
 
 
@@ -91,12 +87,14 @@ def _backward(ctx: Any, c_T: Tensor | None, e_T: Tensor | None, g_T: Tensor | No
 forward_op.register_autograd(_backward, setup_context=_save)
 
 
-def _tiles(logits_TV: Tensor) -> list[slice]:
-    return tiles(logits_TV.shape[0], logits_TV.shape[1] * accumulation_dtype(logits_TV.dtype).itemsize)
-
-
-def _copy(logits_TV: Tensor, tile: slice) -> Tensor:
-    return logits_TV[tile].to(accumulation_dtype(logits_TV.dtype), copy=True)
+def _held_blocks(logits_TV: Tensor, softcap: float | None) -> Iterator[tuple[slice, Tensor]]:
+    """Held logits in the dtype of accumulation: all rows as they are where they are that, else copies."""
+    dtype = accumulation_dtype(logits_TV.dtype)
+    if softcap is None and logits_TV.dtype == dtype:
+        yield slice(0, logits_TV.shape[0]), logits_TV
+        return
+    for tile in tiles(logits_TV.shape[0], logits_TV.shape[1] * dtype.itemsize):
+        yield tile, squash_(logits_TV[tile].to(dtype, copy=True), softcap)
 
 
 def logprob_cpu(logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None) -> LogProb:

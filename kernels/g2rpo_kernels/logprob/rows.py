@@ -65,11 +65,11 @@ def squash_(z_CV: Tensor, softcap: float | None) -> Tensor:
 
 def _effective_(z_CV: Tensor, temperature: float, softcap: float | None) -> Tensor:
     """Held logits to effective logits, in place."""
-    divisor = _divisor(temperature, softcap)
+    divisor = row_divisor(temperature, softcap)
     return z_CV if divisor == 1.0 else z_CV.div_(divisor)
 
 
-def _divisor(temperature: float, softcap: float | None) -> float:
+def row_divisor(temperature: float, softcap: float | None) -> float:
     return temperature if softcap is None else temperature / softcap
 
 
@@ -83,12 +83,12 @@ def row_partials(
     some_elsewhere: bool = False,
     scratch_CV: Tensor | None = None,
 ) -> RowPartials:
-    """Sums of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max).
+    """Sums of a block of held logits; leaves them as they are, or with `keep_exp` as `sweeps` says.
 
     With `some_elsewhere` a target of -1 is no column of this block. A `scratch_CV` kept from block to block
     spares the heap the holes that temporaries of this size leave between smaller tensors.
     """
-    divisor = _divisor(temperature, softcap)
+    divisor = row_divisor(temperature, softcap)
     if keep_exp:
         z_CV = _effective_(held_CV, temperature, softcap)
     else:
@@ -107,6 +107,8 @@ def row_partials(
         exp_CV.scatter_(1, target_C1, 0.0)
     rest_C = exp_CV.sum(-1)
     moment_C = below_CV.mul_(exp_CV).sum(-1)
+    if keep_exp:
+        exp_CV.scatter_(1, target_C1, -rest_C[:, None])
     return RowPartials(max_C, rest_C, moment_C, target_logit_C1.squeeze(1))
 
 
@@ -121,13 +123,6 @@ def finish_stats(partials: RowPartials) -> RowStats:
     return RowStats(below_C - log_sum_C, entropy_C, partials.max_T, log_sum_C)
 
 
-def row_stats(
-    held_CV: Tensor, target_C: Tensor, temperature: float, softcap: float | None, *, keep_exp: bool = False
-) -> RowStats:
-    """Statistics of a block of held logits; leaves them as they are, or with `keep_exp` as exp(z - max)."""
-    return finish_stats(row_partials(held_CV, target_C, temperature, softcap, keep_exp=keep_exp))
-
-
 def dlogits_(
     z_CV: Tensor,
     target_C: Tensor,
@@ -139,7 +134,7 @@ def dlogits_(
 ) -> Tensor:
     """Held logits to d loss / d raw logits, in place. With `some_elsewhere` a target of -1 is no column."""
     slope_CV = None if softcap is None else 1 - z_CV.square()
-    scale_C, at_target_C, e_C = _row_factors(stats, upstream, temperature)
+    scale_C, at_target_C, e_C = row_factors(stats, upstream, temperature)
     _effective_(z_CV, temperature, softcap)
     z_CV.sub_(stats.max_C[:, None]).clamp_(min=FLOOR).sub_(stats.log_sum_C[:, None])
     if e_C is None:
@@ -155,17 +150,18 @@ def dlogits_(
     return z_CV if slope_CV is None else z_CV.mul_(slope_CV)
 
 
-def dlogits_of_exp_(
-    exp_CV: Tensor, target_C: Tensor, stats: RowStats, upstream: RowGradients, temperature: float
-) -> Tensor:
-    """As `dlogits_`, from exp(z - max) and without a second exp: no softcap, no gradient of the entropy."""
+def exp_factors(stats: RowStats, upstream: RowGradients, temperature: float) -> Tensor:
+    """[C] what turns rows left by `keep_exp` into d loss / d logits: -c / s; the gradient is of logp alone.
+
+    With s = rest + exp(z_target - max), dL/dz_v = c (1[v = target] - p_v) is -c / s times exp(z_v - max), and
+    times -rest at the target: nothing cancels.
+    """
     assert upstream.e_C is None
-    scale_C, at_target_C, _ = _row_factors(stats, upstream, temperature)
-    exp_CV.mul_((scale_C * torch.exp(-stats.log_sum_C))[:, None])
-    return exp_CV.scatter_(1, target_C[:, None], at_target_C[:, None])
+    assert upstream.g_C is None
+    return upstream.c_C * torch.exp(-stats.log_sum_C) / -temperature
 
 
-def _row_factors(
+def row_factors(
     stats: RowStats, upstream: RowGradients, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """k, the target's column and e of dz_v = p_v (k - e log p_v), all divided by the temperature."""

@@ -1,0 +1,34 @@
+"""The extension built from csrc/kernels/."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+Longs = npt.NDArray[np.int64]
+
+def row_sums(
+    z: Floats,
+    target: Longs,
+    divisor: float,
+    keep_exp: bool,
+    max: Floats,
+    rest: Floats,
+    moment: Floats,
+    target_logit: Floats,
+    threads: int,
+) -> None: ...
+def row_gradients(
+    z: Floats,
+    target: Longs,
+    divisor: float,
+    squashed: bool,
+    max: Floats,
+    log_sum: Floats,
+    scale: Floats,
+    entropy: Floats | None,
+    at_target: Floats,
+    dz: Floats,
+    threads: int,
+) -> None: ...
