@@ -26,8 +26,13 @@ class Problem:
     advantage_T: Tensor
 
 
-def make_problem(rows: int, width: int, vocabulary: int, device: str = "cpu") -> Problem:
-    """float32 on the CPU, bfloat16 on CUDA; old log-probabilities near the new ones: few rows clip."""
+def make_problem(
+    rows: int, width: int, vocabulary: int, silent_percent: int = 0, device: str = "cpu"
+) -> Problem:
+    """float32 on the CPU, bfloat16 on CUDA; old log-probabilities near the new ones: few rows clip.
+
+    `silent_percent` of the sequences have an advantage of 0, as in groups whose rewards are all equal.
+    """
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "generator": generator}
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -39,7 +44,9 @@ def make_problem(rows: int, width: int, vocabulary: int, device: str = "cpu") ->
         z = (hidden_TD[start : start + 64] @ head_VD.T).float()
         exact.append(z.log_softmax(-1).gather(1, target_T[start : start + 64, None])[:, 0])
     noise = 0.1 * torch.randn(rows, **options)
-    advantage = torch.randn(-(-rows // SEQUENCE), **options).repeat_interleave(SEQUENCE)[:rows]
+    advantage = torch.randn(-(-rows // SEQUENCE), **options)
+    advantage[: len(advantage) * silent_percent // 100] = 0
+    advantage = advantage.repeat_interleave(SEQUENCE)[:rows]
     return Problem(
         hidden_TD.requires_grad_(), head_VD.requires_grad_(), target_T, torch.cat(exact) + noise, advantage
     )
