@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.group_advantage.reference import AGGREGATIONS, edge_coefficients_reference
+from g2rpo_kernels.group_advantage.reference import AGGREGATIONS, edge_coefficients_reference, reference_op
 from g2rpo_kernels.logprob.checks import choose_impl
 
 __all__ = ["edge_coefficients", "group_advantage"]
@@ -42,8 +42,8 @@ def group_advantage(
             advantage 0.
         channel_weight_K: [K], None = ones.
         scale, aggregation, eps: above; eps > 0.
-        impl: `reference` (numbers the groups: a graph break to `torch.compile`), or `triton` (CUDA: one
-            launch, GDPO two, nothing synchronised; R^2 comparisons; an operator). None = by device.
+        impl: `reference` (numbers the groups by sorting), or `triton` (CUDA: one launch, GDPO two, nothing
+            synchronised; R^2 comparisons). Both are operators to `torch.compile`. None = by device.
 
     Returns:
         [R] float64, not differentiable. A group whose rewards are all equal gets exactly 0 from every mode
@@ -55,18 +55,11 @@ def group_advantage(
             eps not positive.
     """
     check_rewards(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
+    advantage_op = reference_op
     if _chosen(impl, reward_RK) == "triton":
         from g2rpo_kernels.group_advantage.triton import advantage_op
-
-        with torch.no_grad():
-            return advantage_op(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
-    reward_RK = reward_RK.detach().double()
-    weight_K = reward_RK.new_ones(reward_RK.shape[1]) if channel_weight_K is None else channel_weight_K
-    groups_Q, group_R = torch.unique(group_R, return_inverse=True)
-    if not len(group_R):
-        return reward_RK.new_zeros(0)
-    weight_K = weight_K.to(reward_RK)
-    return AGGREGATIONS[aggregation](reward_RK, group_R, len(groups_Q), weight_K, scale, eps)
+    with torch.no_grad():
+        return advantage_op(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
 
 
 def edge_coefficients(

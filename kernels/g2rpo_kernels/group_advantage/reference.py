@@ -7,10 +7,14 @@
 R = sum_k w_k r_k. `normalize_then_sum` (GDPO, arXiv 2601.05242): S_i = sum_k w_k (r_ik - mean_g r_k) /
 (std_g r_k + eps), A_i = (S_i - mean_batch S) / (std_batch S + eps). std has n - 1; that of one value is 0.
 
+`reference_op` is an operator of `torch.library`: how many groups there are is data.
+
 Dimension key: R rollouts, K reward channels, T trained edges, M (edge, member) pairs. Q groups.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +70,30 @@ def normalize_then_sum(
 
 
 AGGREGATIONS = {"sum_then_normalize": sum_then_normalize, "normalize_then_sum": normalize_then_sum}
+
+
+@torch.library.custom_op("g2rpo::group_advantage_reference", mutates_args=())
+def reference_op(
+    reward_RK: Tensor,
+    group_R: Tensor,
+    channel_weight_K: Tensor | None,
+    scale: str,
+    aggregation: str,
+    eps: float,
+) -> Tensor:
+    """[R] float64; group ids in any order."""
+    reward_RK = reward_RK.double()
+    groups_Q, group_R = torch.unique(group_R, return_inverse=True)
+    if not len(group_R):
+        return reward_RK.new_zeros(0)
+    weight_K = reward_RK.new_ones(reward_RK.shape[1]) if channel_weight_K is None else channel_weight_K
+    weight_K = weight_K.to(reward_RK)
+    return AGGREGATIONS[aggregation](reward_RK, group_R, len(groups_Q), weight_K, scale, eps)
+
+
+@reference_op.register_fake
+def _(reward_RK: Tensor, *_: Any) -> Tensor:
+    return reward_RK.new_empty(reward_RK.shape[0], dtype=torch.float64)
 
 
 def edge_coefficients_reference(
