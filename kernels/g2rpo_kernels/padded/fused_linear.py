@@ -14,7 +14,8 @@ from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.padded.batch import NumItems, checked_batch
 from g2rpo_kernels.padded.metrics import liger_metrics
 from g2rpo_kernels.padded.options import GRPOOptions, Level, LossType
-from g2rpo_kernels.padded.problem import kept_positions, problem_loss, problem_of
+from g2rpo_kernels.padded.problem import Problem, problem_loss, problem_of, taking_part
+from g2rpo_kernels.policy_loss.records import Edges
 
 
 class FusedLinearGRPOLoss(nn.Module):
@@ -23,8 +24,11 @@ class FusedLinearGRPOLoss(nn.Module):
     Masked positions are dropped before the head; logits exist for a chunk of rows at a time. Gradients are
     computed during forward, in three matrix products (see `linear_policy_loss` for when in four, and for
     when backward can run once only); KL and an entropy bonus together, which are normalised differently,
-    take four. Sums are float32 (float64 for float64). How many positions are dropped is data:
-    `torch.compile` leaves the call as it is, a graph break.
+    take four. Sums are float32 (float64 for float64).
+
+    To `torch.compile` it is one graph for any lengths and masks. How many positions are masked is data, so
+    there none is dropped: masked ones are computed, of weight 0, and with `triton` sequence ratios take a
+    fourth product. `torch.compiler.disable(loss)` drops them again, for a graph break.
 
     Args:
         beta ... vespo_lambda_neg: as Liger's, which are TRL's (see `GRPOOptions`; beta is 0.04 here).
@@ -92,8 +96,6 @@ class FusedLinearGRPOLoss(nn.Module):
         self.scaling = {"temperature": temperature, "softcap": softcap}
         self.how = {"chunk_bytes": chunk_bytes, "impl": impl}
 
-    # torch 2.11 fails to resume amid it, behind the break at the dropped positions.
-    @torch.compiler.disable
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         _input: Tensor,
@@ -134,21 +136,21 @@ class FusedLinearGRPOLoss(nn.Module):
         Raises:
             ValueError: shapes that do not fit, no reference with use_ref_model; as `linear_policy_loss`.
         """
-        hidden_TD = self._rows("_input", _input, attention_mask)
         if selected_token_ids.shape != attention_mask.shape:
             wanted, got = list(attention_mask.shape), list(selected_token_ids.shape)
             raise ValueError(f"selected_token_ids: wanted {wanted}, got {got}")
-        kept_T = kept_positions(attention_mask, self.options)
-        target_T = selected_token_ids.reshape(-1)[kept_T]
+        part_BL = taking_part(attention_mask, self.options)
+        hidden_TD = _rows("_input", _input, part_BL)
+        kept_T = _kept(part_BL)
+        target_T = selected_token_ids.masked_fill(~part_BL, 0).reshape(-1)[kept_T]
         reference = (ref_per_token_logps, ref_input, ref_weight, ref_bias)
-        ref_logp_BL = self._reference(*reference, target_T, kept_T, attention_mask)
+        ref_logp_BL = self._reference(*reference, target_T, kept_T, part_BL)
         given = (old_per_token_logps, ref_logp_BL, vllm_is_ratio, num_items_in_batch)
         batch = checked_batch(attention_mask, advantages, *given)
         problem = problem_of(batch, self.options, kept_T)
-        rows = self._source(kept_T, attention_mask)
-        arguments = {"source_T": rows, "bias_V": bias, **self.scaling, **self.how}
+        arguments = {"source_T": _source(kept_T, part_BL), "bias_V": bias, **self.scaling, **self.how}
         if problem.entropy_weight_T is None:
-            edges, objective = problem.edges, problem.objective
+            edges, objective = _cut_edges(problem, kept_T, part_BL), problem.objective
             out = linear_policy_loss(hidden_TD, lin_weight, target_T, edges, objective, **arguments)
         else:
             logp_T, entropy_T, _ = linear_logprob(hidden_TD, lin_weight, target_T, **arguments)
@@ -156,16 +158,6 @@ class FusedLinearGRPOLoss(nn.Module):
         kl, entropy, clipped = liger_metrics(out, problem, self.options)
         shown = (self.options.beta != 0, self.returns_entropy, True)
         return out.loss, tuple(m for m, show in zip((kl, entropy, clipped), shown, strict=True) if show)
-
-    @staticmethod
-    def _rows(name: str, hidden: Tensor, mask_BL: Tensor) -> Tensor:
-        if hidden.dim() != 3 or hidden.shape[:2] != mask_BL.shape:
-            raise ValueError(f"{name}: wanted {[*mask_BL.shape, 'D']}, got {list(hidden.shape)}")
-        return hidden.reshape(-1, hidden.shape[-1])
-
-    @staticmethod
-    def _source(kept_T: Tensor, mask_BL: Tensor) -> Tensor | None:
-        return None if len(kept_T) == mask_BL.numel() else kept_T
 
     @torch.no_grad()
     def _reference(
@@ -176,7 +168,7 @@ class FusedLinearGRPOLoss(nn.Module):
         ref_bias: Tensor | None,
         target_T: Tensor,
         kept_T: Tensor,
-        mask_BL: Tensor,
+        part_BL: Tensor,
     ) -> Tensor | None:
         """[B, L] reference log-probabilities where they are kept, if they are wanted."""
         if not self.use_ref_model:
@@ -189,9 +181,38 @@ class FusedLinearGRPOLoss(nn.Module):
             return ref_logp_BL
         assert ref_input is not None
         assert ref_weight is not None
-        hidden_TD = self._rows("ref_input", ref_input, mask_BL)
-        arguments = {"source_T": self._source(kept_T, mask_BL), "bias_V": ref_bias}
+        hidden_TD = _rows("ref_input", ref_input, part_BL)
+        arguments = {"source_T": _source(kept_T, part_BL), "bias_V": ref_bias}
         logp_T = linear_logprob(
             hidden_TD, ref_weight, target_T, **arguments, **self.scaling, **self.how
         ).logp_T
-        return logp_T.new_zeros(mask_BL.numel()).index_copy(0, kept_T, logp_T).view(mask_BL.shape)
+        return logp_T.new_zeros(part_BL.numel()).index_copy(0, kept_T, logp_T).view(part_BL.shape)
+
+
+def _kept(part_BL: Tensor) -> Tensor:
+    """[T] int64 positions of the flattened batch that are computed, ascending."""
+    if torch.compiler.is_compiling():
+        return torch.arange(part_BL.numel(), device=part_BL.device)
+    return part_BL.flatten().nonzero().squeeze(1)
+
+
+def _rows(name: str, hidden: Tensor, part_BL: Tensor) -> Tensor:
+    """[B L, D], finite wherever a position is computed that has no part in the loss."""
+    if hidden.dim() != 3 or hidden.shape[:2] != part_BL.shape:
+        raise ValueError(f"{name}: wanted {[*part_BL.shape, 'D']}, got {list(hidden.shape)}")
+    if torch.compiler.is_compiling():
+        hidden = hidden.masked_fill(~part_BL[..., None], 0.0)
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _source(kept_T: Tensor, part_BL: Tensor) -> Tensor | None:
+    return None if kept_T.shape[0] == part_BL.numel() else kept_T
+
+
+def _cut_edges(problem: Problem, kept_T: Tensor, part_BL: Tensor) -> Edges:
+    """The problem's edges, with `row_cuts` between sequences where a ratio ties theirs together."""
+    if problem.objective.ratio == "token" or torch.compiler.is_compiling():
+        return problem.edges
+    num_rows, length = part_BL.shape
+    ends_B = torch.bincount(kept_T // length, minlength=num_rows).cumsum(0)
+    return problem.edges._replace(row_cuts=tuple(sorted({*ends_B.tolist()} - {0})))

@@ -58,7 +58,8 @@ def grpo_loss(
         logits: [B, L, V] floating, row t predicting `completion_ids[:, t]`; the only differentiable argument.
             Leading dimensions that do not flatten into a view are copied.
         completion_ids: [B, L] int64 or int32; in [0, V) where counted.
-        mask: [B, L]; nonzero = counted. What stands elsewhere, NaN included, has no influence.
+        mask: [B, L]; nonzero = counted. What stands elsewhere, NaN included, has no influence (though a row
+            of NaN logits may have a gradient of NaN).
         advantages: [B], or [B, L] for one per token, floating; or instead of them
         rewards: [B] or [B, K] floating, of which `group_advantage` makes them (channels summed), in
             consecutive groups of

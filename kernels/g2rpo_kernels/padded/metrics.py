@@ -1,6 +1,6 @@
 """The metrics that Liger-Kernel's fused GRPO returns, and the entropy: means over the counted positions.
 
-Dimension key: T kept positions, M entries of the ratio (counted positions).
+Dimension key: T kept positions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ def liger_metrics(out: PolicyLoss, problem: Problem, options: GRPOOptions) -> tu
     counted_T, dtype = problem.counted_T, out.logp_T.dtype
     edges = problem.edges.cast(dtype, out.logp_T.device)
     count = counted_T.sum().clamp(min=1)
-    ratio_M = ratio_of(surrogate_terms(out.logp_T, edges, _level(options)).log_ratio)
-    if not options.by_sequence:
-        ratio_M = ratio_M[counted_T]
-    advantage_M = problem.advantage_T[counted_T]
+
+    def mean(value_T: Tensor) -> Tensor:
+        return torch.where(counted_T, value_T, 0.0).sum() / count
+
+    ratio_T = ratio_of(surrogate_terms(out.logp_T, edges, _level(options)).log_ratio)
     low, high = _bounds(options)
-    clipped_M = ((ratio_M < low) & (advantage_M < 0)) | ((ratio_M > high) & (advantage_M > 0))
+    advantage_T = problem.advantage_T
+    clipped_T = ((ratio_T < low) & (advantage_T < 0)) | ((ratio_T > high) & (advantage_T > 0))
     kl = out.logp_T.new_zeros(())
     if edges.ref_logp_T is not None:
-        kl_M = KLS["k3"](out.logp_T - edges.ref_logp_T)[counted_T]
-        kl = (kl_M * ratio_M if options.use_bias_correction_kl else kl_M).sum() / count
-    return kl, out.entropy_T[counted_T].sum() / count, clipped_M.sum().to(dtype) / count
+        kl_T = KLS["k3"](out.logp_T - edges.ref_logp_T)
+        kl = mean(kl_T * ratio_T if options.use_bias_correction_kl else kl_T)
+    return kl, mean(out.entropy_T), mean(clipped_T.to(dtype))
 
 
 def _level(options: GRPOOptions) -> Objective:

@@ -1,11 +1,11 @@
-"""A padded batch as edges: masked positions dropped, normalisation in the weights.
+"""A padded batch as edges: those of masked positions dropped or of weight 0, normalisation in the weights.
 
 Engine mismatch comes as importance ratios of the old policy to the engine. They multiply the surrogate's
 weights. vespo's are part of its ratio instead (their logs, clamped as in TRL, summed over all positions):
 given as the engine's log-probabilities; or without old ones, so that the ratio is known beforehand, made into
 the weights of `reinforce`.
 
-Dimension key: B sequences, L positions of each, T kept positions (the edges), M counted ones of them.
+Dimension key: B sequences, L positions of each, T kept positions (the edges).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Problem(NamedTuple):
     """Of the entropy bonus, coefficient included, where the edges' weights are the KL's; else None."""
 
 
-def kept_positions(mask_BL: Tensor, options: GRPOOptions) -> Tensor:
-    """[T] int64 positions of the flattened batch that have a part in the loss, ascending."""
-    kept_BL = mask_BL != 0
+def taking_part(mask_BL: Tensor, options: GRPOOptions) -> Tensor:
+    """[B, L] bool: positions that have a part in the loss."""
+    part_BL = mask_BL != 0
     if options.spreads_over_padding:
-        kept_BL = kept_BL.any(1, keepdim=True).expand_as(kept_BL)
-    return kept_BL.flatten().nonzero().squeeze(1)
+        part_BL = part_BL.any(1, keepdim=True).expand_as(part_BL)
+    return part_BL
 
 
 def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor) -> Problem:
@@ -72,8 +72,15 @@ def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor) -> Prob
         rollout_logp_T=kept(rollout_logp_BL),
     )
     if objective.ratio != "token":
-        rows_T, num_rows = kept_T // mask_BL.shape[1], len(mask_BL)
-        edges = _with_members(edges, counted_T, rows_T, num_rows, kl_weight_T, scaled_T / kl_weight_T)
+        member_advantage_T = torch.where(counted_T, scaled_T / kl_weight_T, 0.0)
+        edges = edges._replace(
+            # Each position is the one member of its edge, of its own sequence; of weight 0 if not counted.
+            member_ptr_T1=torch.arange(kept_T.shape[0] + 1, device=kept_T.device),
+            member_row_M=kept_T // mask_BL.shape[1],
+            member_advantage_M=member_advantage_T,
+            member_weight_M=torch.where(counted_T, kl_weight_T, 0.0),
+            num_rows=mask_BL.shape[0],
+        )
     return Problem(edges, objective, counted_T, advantage_T, kept(bonus_BL))
 
 
@@ -109,22 +116,6 @@ def _with_entropy(
     if objective.kl_coef:
         return objective, kl_weight_BL, coef * mean_BL
     return replace(objective, entropy_coef=coef), mean_BL, None
-
-
-def _with_members(
-    edges: Edges, counted_T: Tensor, row_T: Tensor, num_rows: int, weight_T: Tensor, advantage_T: Tensor
-) -> Edges:
-    """Each counted position is a member of its own sequence; others are members of none."""
-    ptr_T1 = torch.nn.functional.pad(counted_T.cumsum(0), (1, 0))
-    row_ends = torch.bincount(row_T, minlength=num_rows).cumsum(0).tolist()
-    return edges._replace(
-        member_ptr_T1=ptr_T1,
-        member_row_M=row_T[counted_T],
-        member_advantage_M=advantage_T[counted_T],
-        member_weight_M=weight_T[counted_T],
-        num_rows=num_rows,
-        row_cuts=tuple(sorted({*row_ends} - {0})),
-    )
 
 
 def _fold_importance(

@@ -5,6 +5,7 @@ Dimension key: T rows (leading dimensions flattened), V vocabulary, J tokens of 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from g2rpo_kernels.logprob import logprob
@@ -30,6 +31,7 @@ def token_logprobs(
         ids: int64 or int32 in [0, V): [...], one token of each row, or [..., J], J of them.
         temperature: > 0.
         row_mask: [...]; rows where it is 0 are not read (nor are their `ids`) and give 0 and no gradient.
+            `torch.compile`, to which their number would be a graph break, computes them as rows of zeros.
         impl: as in `logprob`.
 
     Returns:
@@ -48,6 +50,11 @@ def token_logprobs(
         return _of_rows(logits_TV, ids_TJ, temperature, impl).reshape(ids.shape)
     if row_mask.shape != lead:
         raise ValueError(f"row_mask: wanted {list(lead)}, got {list(row_mask.shape)}")
+    if torch.compiler.is_compiling():
+        masked_T1 = row_mask.reshape(-1, 1) == 0
+        logits_TV, ids_TJ = logits_TV.masked_fill(masked_T1, 0.0), ids_TJ.masked_fill(masked_T1, 0)
+        logp_TJ = _of_rows(logits_TV, ids_TJ, temperature, impl)
+        return logp_TJ.masked_fill(masked_T1, 0.0).reshape(ids.shape)
     row_A = row_mask.reshape(-1).nonzero().squeeze(1)
     logp_AJ = _of_rows(logits_TV.index_select(0, row_A), ids_TJ.index_select(0, row_A), temperature, impl)
     return logp_AJ.new_zeros(ids_TJ.shape).index_copy(0, row_A, logp_AJ).reshape(ids.shape)

@@ -70,7 +70,7 @@ def policy_weights(
     if options.loss_type == "luspo" and options.luspo_over_padding and options.by_sequence:
         # One term per sequence times the mean over its positions, put on the tokens that its ratio is of.
         mean_B1 = 1.0 if importance_BL is None else importance_BL.mean(1, keepdim=True)
-        return mask_BL * mean_B1 / len(mask_BL)
+        return (mask_BL * mean_B1).masked_fill(mask_BL == 0, 0.0) / len(mask_BL)
     if importance_BL is None:
         return kl_weight_BL
     return torch.where(kl_weight_BL != 0, kl_weight_BL * importance_BL, 0.0)

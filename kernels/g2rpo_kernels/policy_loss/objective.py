@@ -100,16 +100,16 @@ def _sequence_terms(
     assert weight_M is not None
     # The size is given: finding it out would stall the device.
     edge_M = torch.repeat_interleave(ptr_T1.diff(), output_size=len(row_M))
-    counted_M = (weight_M != 0).to(logp_T.dtype)
+    counted_M = weight_M != 0
     if product:
         log_ratio_T = log_ratio_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         if importance_T is not None:
             # A weight of 0 counts as the smallest ratio.
             log_ratio_T, importance_T = log_ratio_T + importance_T.clamp(min=MIN_VESPO_RATIO).log(), None
     zeros_B = logp_T.new_zeros(edges.num_rows)
-    log_ratio_B = zeros_B.index_add(0, row_M, log_ratio_T[edge_M] * counted_M)
+    log_ratio_B = zeros_B.index_add(0, row_M, torch.where(counted_M, log_ratio_T[edge_M], 0.0))
     if not product:
-        log_ratio_B = log_ratio_B / zeros_B.index_add(0, row_M, counted_M).clamp(min=1)
+        log_ratio_B = log_ratio_B / zeros_B.index_add(0, row_M, counted_M.to(zeros_B)).clamp(min=1)
     return Terms(
         log_ratio_B[row_M],
         logp_T[edge_M],
