@@ -58,8 +58,8 @@ CPU_CASES = {
     Shape(2048, 512, 151_936, silent_percent=50): Effort(),
     Shape(11_008, 128, 40): Effort(steps=20),
 }
-"""Half of the sequences silent is usual in GRPO: groups whose rewards are all equal teach nothing. The last is
-the embedded task's size."""
+"""Half of the sequences silent is usual in GRPO: groups whose rewards are all equal teach nothing. The last
+is the embedded task's size."""
 GPU_CASES = {Shape(16_384, width, 151_936): Effort(steps=5, peers=True) for width in (2048, 4096)}
 CASES = GPU_CASES if ON_GPU else CPU_CASES
 SMALL = Shape(64, 8, 104)
