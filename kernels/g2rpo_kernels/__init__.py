@@ -1,4 +1,7 @@
-"""Kernels for training on groups of sampled sequences. Knows no trainer; needs torch only."""
+"""Kernels for training on groups of sampled sequences. Knows no trainer; needs torch, and triton on a GPU.
+
+Installed from source, some work on the CPU runs in C++ (`_cpu`); without that extension torch does it.
+"""
 
 from g2rpo_kernels.group_advantage import edge_coefficients, group_advantage
 from g2rpo_kernels.linear_logprob import VocabShard, linear_logprob

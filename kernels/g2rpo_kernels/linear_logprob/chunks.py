@@ -50,8 +50,8 @@ def even_chunks(rows: slice, most: int) -> list[slice]:
 class ChunkBuffer:
     """The one [C, V] buffer that the chunks of a problem take turns in.
 
-    With `keep_exp` (no softcap, no gradient of the entropy) statistics leave exp(z - max) there: it saves the
-    second exp.
+    With `keep_exp` (no softcap, no gradient of the entropy) the statistics leave d logits there but for a
+    factor of the row, which multiplies hidden states and d hidden instead: no second sweep over the logits.
     """
 
     def __init__(self, linear: Linear, chunk_bytes: int | None, keep_exp: bool = False) -> None:
