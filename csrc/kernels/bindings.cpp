@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 
 #include "logit_rows.h"
+#include "tile_lists.h"
 
 namespace py = pybind11;
 
@@ -16,6 +19,9 @@ namespace {
 using Logits = py::array_t<float>;
 using Floats = py::array_t<float, py::array::c_style>;
 using Longs = py::array_t<int64_t, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+constexpr int64_t kMostInt = std::numeric_limits<int32_t>::max();
 
 // Rows of any stride, each without gaps.
 g2rpo::LogitRows rows_of(Logits& z) {
@@ -67,10 +73,56 @@ void row_gradients(Logits z, const Longs& target, float divisor, bool squashed, 
     g2rpo::row_gradients(rows, targets, divisor, squashed, factors, out, threads);
 }
 
+g2rpo::TileProblem tiles_of(const Ints& end, const std::optional<Ints>& position, int64_t window,
+                            int64_t block_q, int64_t block_kv) {
+    if (end.ndim() != 1 || end.size() < 1) throw py::value_error("end: wanted [rows], at least one");
+    if (position && position->size() != end.size())
+        throw py::value_error("position: wanted an entry for each row");
+    if (std::min(block_q, block_kv) < 1 || std::max(block_q, block_kv) > kMostInt)
+        throw py::value_error("tile: wanted at least one row of each axis");
+    const g2rpo::TileProblem problem{end.data(), position ? position->data() : nullptr,
+                                     end.size(), std::clamp(window, -kMostInt, kMostInt),
+                                     block_q,    block_kv};
+    if (problem.most_pairs() > kMostInt) throw py::value_error("end: too many rows for tiles this small");
+    return problem;
+}
+
+void check_list(const char* name, const Ints& list, int64_t wanted) {
+    if (list.size() != wanted)
+        throw py::value_error(std::string(name) + ": wanted " + std::to_string(wanted) + " numbers, got " +
+                              std::to_string(list.size()));
+}
+
+void query_lists(const Ints& end, const std::optional<Ints>& position, int64_t window, int64_t block_q,
+                 int64_t block_kv, Ints work, Ints key) {
+    const g2rpo::TileProblem problem = tiles_of(end, position, window, block_q, block_kv);
+    check_list("work", work, 4 * problem.num_q());
+    check_list("key", key, problem.most_pairs());
+    int32_t *const work_out = work.mutable_data(), *const key_out = key.mutable_data();
+    const py::gil_scoped_release release;
+    g2rpo::query_lists(problem, work_out, key_out);
+}
+
+void kv_lists(const Ints& end, const std::optional<Ints>& position, int64_t window, int64_t block_q,
+              int64_t block_kv, int64_t least, int64_t most, Ints work, Ints query, Ints slot) {
+    const g2rpo::TileProblem problem = tiles_of(end, position, window, block_q, block_kv);
+    if (std::min(least, most) < 1 || std::max(least, most) > kMostInt)
+        throw py::value_error("least, most: wanted at least one");
+    check_list("work", work, 5 * (problem.num_kv() + most));
+    check_list("query", query, problem.most_pairs());
+    check_list("slot", slot, 2 * problem.num_kv());
+    int32_t *const work_out = work.mutable_data(), *const query_out = query.mutable_data(),
+                   *const slot_out = slot.mutable_data();
+    const py::gil_scoped_release release;
+    g2rpo::kv_lists(problem, least, most, work_out, query_out, slot_out);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-    module.doc() = "C++ sweeps over rows of logits, float32; see g2rpo_kernels.logprob.sweeps.";
+    module.doc() =
+        "C++ sweeps over rows of logits, float32, and tile lists of tree attention; see "
+        "g2rpo_kernels.logprob.sweeps and g2rpo_kernels.tree_attention.tile_lists_cpp.";
     // noconvert: a converted copy would be written to and lost.
     module.def("row_sums", &row_sums, py::arg("z").noconvert(), py::arg("target").noconvert(),
                py::arg("divisor"), py::arg("keep_exp"), py::arg("max").noconvert(),
@@ -81,4 +133,10 @@ PYBIND11_MODULE(_cpu, module) {
                py::arg("log_sum").noconvert(), py::arg("scale").noconvert(),
                py::arg("entropy").noconvert().none(true), py::arg("at_target").noconvert(),
                py::arg("dz").noconvert(), py::arg("threads"));
+    module.def("query_lists", &query_lists, py::arg("end").noconvert(),
+               py::arg("position").noconvert().none(true), py::arg("window"), py::arg("block_q"),
+               py::arg("block_kv"), py::arg("work").noconvert(), py::arg("key").noconvert());
+    module.def("kv_lists", &kv_lists, py::arg("end").noconvert(), py::arg("position").noconvert().none(true),
+               py::arg("window"), py::arg("block_q"), py::arg("block_kv"), py::arg("least"), py::arg("most"),
+               py::arg("work").noconvert(), py::arg("query").noconvert(), py::arg("slot").noconvert());
 }

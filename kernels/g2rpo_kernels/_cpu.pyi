@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 Longs = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 
 def row_sums(
     z: Floats,
@@ -31,4 +32,19 @@ def row_gradients(
     at_target: Floats,
     dz: Floats,
     threads: int,
+) -> None: ...
+def query_lists(
+    end: Ints, position: Ints | None, window: int, block_q: int, block_kv: int, work: Ints, key: Ints
+) -> None: ...
+def kv_lists(
+    end: Ints,
+    position: Ints | None,
+    window: int,
+    block_q: int,
+    block_kv: int,
+    least: int,
+    most: int,
+    work: Ints,
+    query: Ints,
+    slot: Ints,
 ) -> None: ...

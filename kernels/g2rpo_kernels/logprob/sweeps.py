@@ -8,14 +8,12 @@ Dimension key: C rows, V vocabulary.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.extension import EXTENSION, loaded
 from g2rpo_kernels.logprob.partials import RowPartials
 from g2rpo_kernels.logprob.rows import (
     RowGradients,
@@ -27,8 +25,6 @@ from g2rpo_kernels.logprob.rows import (
     tiles,
 )
 
-EXTENSION = "g2rpo_kernels._cpu"
-
 
 def extension_for(*logits_CV: Tensor) -> ModuleType | None:
     """The C++ sweeps, if they are there and take these logits: float32 rows without gaps."""
@@ -36,12 +32,7 @@ def extension_for(*logits_CV: Tensor) -> ModuleType | None:
         gaps = value_CV.shape[1] > 1 and value_CV.stride(1) != 1
         if value_CV.dtype != torch.float32 or gaps or not value_CV.numel():
             return None
-    return _loaded(EXTENSION)
-
-
-@cache
-def _loaded(name: str) -> ModuleType | None:
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    return loaded(EXTENSION)
 
 
 def _blocks(held_CV: Tensor) -> list[slice]:

@@ -23,6 +23,10 @@ class Tile:
     at most 32 bytes (tests/test_compile_tree_attention.py). False: measured to spill, and other shapes are
     no better."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.block_q, self.block_kv
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
