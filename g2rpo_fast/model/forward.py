@@ -47,15 +47,16 @@ class TreeContext:
         attention: AttentionChoice = "auto",
         collect_kv: bool = False,
     ) -> None:
-        self._end_S = torch.from_numpy(plan.end_S).to(device)
-        self._position_S = torch.from_numpy(plan.position_S).to(device)
+        end_S, position_S = torch.from_numpy(plan.end_S), torch.from_numpy(plan.position_S)
+        self._end_S = end_S.to(device)
+        self._position_S = position_S.to(device)
         self._impl: Impl | None = None if attention == "auto" else attention
         self._plan: CascadePlan | None = None
         if attention in ("auto", "cascade"):
-            self._plan = cascade_plan(torch.from_numpy(plan.end_S), device)
+            self._plan = cascade_plan(end_S, device)
         self._tiles: TilePlan | None = None
         if attention in ("auto", "triton"):
-            self._tiles = tile_plan(self._end_S, self._position_S)
+            self._tiles = tile_plan(end_S, position_S, device)
         self._collect = collect_kv
         self._layers: list[int] = []
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
