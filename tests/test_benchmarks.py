@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ["attention", "linear_loss", "policy_loss", "tree_mask", "prefix_tree", "growth"]
+SMOKE = ["attention", "linear_loss", "policy_loss", "tile_lists", "tree_mask", "prefix_tree", "growth"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 The operators `g2rpo_kernels::tree_attention` and `::tree_attention_backward` are opaque to torch.compile.
 
 Dimension key: S packed tree positions, H query heads, K key/value heads, E head width; M, N, L, P, I as in
-`tile_lists`.
+`tile_records`.
 """
 
 from __future__ import annotations
