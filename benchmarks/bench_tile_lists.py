@@ -2,8 +2,8 @@
 
 All three launches of one layer, static tables of sm_90, bfloat16, E = 128. The chain is the most that S rows
 can visit. On CUDA C++ is timed by itself ("cpp") and until its lists are on the device ("cpp_to_gpu"), of
-which "copy" is the transfer alone. Rounds of C++ and of torch alternate, each
-warm: its first run, whose memory the other side has had, does not count.
+which "copy" is the transfer alone. Rounds of C++ and of torch alternate, each warm: its first run, whose
+memory the other side has had, does not count.
 
 Dimension key: S packed tree positions, E head width.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
-from g2rpo_kernels import _cpu
 from g2rpo_kernels.tree_attention import tile_plan
 from g2rpo_kernels.tree_attention.tile_lists_cpp import cpp_lists
 from g2rpo_kernels.tree_attention.tile_lists_torch import torch_lists
@@ -22,6 +22,8 @@ from g2rpo_kernels.tree_attention.tiles import tiles_for
 from torch import Tensor
 
 from timing import Run, interleaved, spread_ms
+
+_cpu = pytest.importorskip("g2rpo_kernels._cpu", exc_type=ImportError)
 
 Levels = tuple[tuple[int, int], ...]
 """Of each level of a tree, (nodes under one parent, rows of a node in units)."""

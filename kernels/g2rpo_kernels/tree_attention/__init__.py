@@ -58,7 +58,7 @@ def tree_attention(
               CUDA: cascade, triton (softcap, a window that hides something, float32), reference (float64).
             Which of the two comes first on CUDA will follow measurements.
         plan: `cascade_plan(end_S)`, to share between layers; the cascade builds its own when None.
-        tiles: `tile_plan(end_S, position_S)`, likewise for "triton".
+        tiles: `tile_plan(end_S, position_S, device)`, likewise for "triton"; soonest from an END on the host.
 
     Returns:
         out [S, H, E] in q's dtype.
