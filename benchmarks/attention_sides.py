@@ -8,6 +8,7 @@ Dimension key: S packed tree positions, G rows, L tokens of a row, H query heads
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,10 +136,12 @@ def varlen(tokens: Tokens) -> Side:
     cu = torch.tensor([0, *lengths], device=tokens.end_S.device).cumsum(0).int()
     inputs = tokens.gathered(torch.cat(tokens.paths_G))
     longest, causal = max(lengths), (-1, 0)
+    # Torch 2.11 takes grouped heads without being told.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
     def run() -> Tensor:
         return varlen_attn(
-            *inputs, cu, cu, longest, longest, scale=tokens.scale, window_size=causal, enable_gqa=True
+            *inputs, cu, cu, longest, longest, scale=tokens.scale, window_size=causal, **grouped
         )  # type: ignore[return-value]
 
     return Side(run, inputs, lambda out_NHE: out_NHE[cu[1:].long() - 1], tokens.row_pairs)

@@ -60,17 +60,27 @@ CPU_CASES = {
 }
 """Half of the sequences silent is usual in GRPO: groups whose rewards are all equal teach nothing. The last
 is the embedded task's size."""
-GPU_CASES = {Shape(16_384, width, 151_936): Effort(steps=5, peers=True) for width in (2048, 4096)}
-CASES = GPU_CASES if ON_GPU else CPU_CASES
+GPU_CASES = [
+    (Shape(16_384, width, 151_936), Effort(steps=5, peers=peers))
+    for peers in (False, True)
+    for width in (2048, 4096)
+]
+"""Peers may take all the time there is, so ours is on record before: the record with peers replaces it."""
+CASES = GPU_CASES if ON_GPU else list(CPU_CASES.items())
+NAMES = [f"{shape}{'_and_peers' if ON_GPU and effort.peers else ''}" for shape, effort in CASES]
 SMALL = Shape(64, 8, 104)
 LOSS_TOLERANCE = 2e-2 if ON_GPU else 1e-3
+"""Relative; a twentieth of it absolute, because the loss, a mean of terms of about 1, may be near 0."""
 
 
-@pytest.mark.parametrize("shape", CASES, ids=str)
-def test_linear_policy_loss(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
+@pytest.mark.parametrize(("shape", "effort"), CASES, ids=NAMES)
+def test_linear_policy_loss(
+    benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape, effort: Effort
+) -> None:
     """One step (loss, d hidden, d head); peak memory of a step beside the inputs."""
     size = shape if benchmark_mode else SMALL
-    effort = CASES[shape] if benchmark_mode else Effort(rounds=1, peers=shape == next(iter(CASES)))
+    if not benchmark_mode:
+        effort = Effort(rounds=1, peers=(shape, effort) == next(case for case in CASES if case[1].peers))
     measured = in_processes if benchmark_mode and not ON_GPU else in_this_process
     results, skipped = measured(size, effort, deadline)
     skipped |= leave_out_wrong(results)
@@ -90,9 +100,10 @@ def leave_out_wrong(results: dict[str, Figures]) -> dict[str, str]:
     """Takes peers that compute another loss than eager out of `results`; says which. Ours must be right."""
     wanted = results["eager"]["loss"]
     assert wanted != 0
-    assert results["ours"]["loss"] == pytest.approx(wanted, rel=LOSS_TOLERANCE)
+    right = pytest.approx(wanted, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE / 20)
+    assert results["ours"]["loss"] == right
     found = {side: results[side]["loss"] for side in LOSSES if side in SAME_LOSS and side in results}
-    wrong = {side: loss for side, loss in found.items() if loss != pytest.approx(wanted, rel=LOSS_TOLERANCE)}
+    wrong = {side: loss for side, loss in found.items() if loss != right}
     for side in wrong:
         del results[side]
     return {side: f"wanted a loss of {wanted:.6g}, got {loss:.6g}" for side, loss in wrong.items()}

@@ -30,7 +30,7 @@ def benchmark_mode(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--benchmark"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def deadline(request: pytest.FixtureRequest) -> Deadline:
     return Deadline(request.config.getoption("--seconds"))
 

@@ -139,9 +139,9 @@ def verl_formula() -> Loss:
 
 
 LOSSES: dict[str, Peer] = {
+    "liger": Peer(liger_fused, needs="liger_kernel"),
     "compiled": Peer(compiled),
     "verl_formula": Peer(verl_formula),
-    "liger": Peer(liger_fused, needs="liger_kernel"),
     "liger_scaled": Peer(liger_scaled, needs="liger_kernel"),
     "cce": Peer(cce, needs="cut_cross_entropy"),
     "cce_unfiltered": Peer(
@@ -151,4 +151,4 @@ LOSSES: dict[str, Peer] = {
     ),
     "quack": Peer(quack, needs="quack", cuda_only="quack runs on CUDA only"),
 }
-"""`make` gives a loss of a problem."""
+"""`make` gives a loss of a problem. In this order they are asked, until the time is over."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["attention", "linear_loss", "policy_loss", "tile_lists", "tree_mask", "prefix_tree", "growth"]
@@ -84,3 +85,26 @@ def test_parts_on_gpu_fit_nine_minutes(monkeypatch):
     for part in PARTS.values():
         files = [word for word in part.command if word.endswith(".py")]
         assert all((ROOT / file).exists() for file in files)
+
+
+def test_checks_on_gpu_take_every_gpu_test(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from on_gpu import PARTS
+
+    mark = "pytest.mark." + "gpu"
+    marked = {f"tests/{file.name}" for file in (ROOT / "tests").glob("test_*.py") if mark in file.read_text()}
+    taken = {word for name in ("check", "check_sync") for word in PARTS[name].command if word.endswith(".py")}
+    assert marked == taken
+    assert len(marked) >= 5
+
+
+def test_replicated_flash_is_called_as_this_torch_takes_it(monkeypatch):
+    """Only the device is wrong."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from attention_sides import Tokens, varlen
+
+    q_SHE, k_SKE, v_SKE = (torch.randn(3, heads, 8) for heads in (2, 1, 1))
+    paths = [torch.tensor([0, 1]), torch.tensor([0, 2])]
+    tokens = Tokens(q_SHE, k_SKE, v_SKE, torch.tensor([3, 2, 3]), paths, prompt=1, tree_pairs=5)
+    with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
+        varlen(tokens).run()
