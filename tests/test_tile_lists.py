@@ -20,7 +20,7 @@ from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trees import forest, path_lengths
+from trees import forest, path_lengths, tensors_of
 
 SHAPES = [(4, 4), (8, 4), (4, 8), (16, 16), (2, 1)]
 
@@ -135,11 +135,6 @@ def test_lists_are_built_once_for_each_window() -> None:
     )
     assert first is again
     assert first is not other
-
-
-def tensors_of(lists: TileLists) -> list[torch.Tensor]:
-    parts = (lists.forward, lists.query_grad, lists.kv_grad)
-    return [x for part in parts for x in vars(part).values() if isinstance(x, torch.Tensor)]
 
 
 def check_same(got: TileLists, wanted: TileLists) -> None:

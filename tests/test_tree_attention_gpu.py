@@ -11,8 +11,7 @@ from g2rpo_kernels.tree_attention import TilePlan, tile_plan, tree_attention
 from g2rpo_kernels.tree_attention.tiles import CHIPS, tiles_for
 from torch import Tensor
 
-from test_tile_lists import tensors_of
-from trees import QKV, copies, forest, path_lengths, qkv, with_grads, worst_excess
+from trees import QKV, copies, forest, path_lengths, qkv, tensors_of, with_grads, worst_excess
 
 pytestmark = [
     pytest.mark.gpu,

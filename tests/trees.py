@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from g2rpo_kernels.tree_attention import tree_attention
 from g2rpo_kernels.tree_attention.reference import visible
+from g2rpo_kernels.tree_attention.tile_records import TileLists
 from torch import Tensor
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -39,6 +40,11 @@ def forest(seed: int, *, trees: int = 2, depth: int = 6, lengths: tuple[int, ...
 def path_lengths(end_S: Tensor) -> Tensor:
     row_S = torch.arange(len(end_S))
     return ((row_S[None] < row_S[:, None]) & (row_S[:, None] < end_S[None])).sum(1)
+
+
+def tensors_of(lists: TileLists) -> list[Tensor]:
+    parts = (lists.forward, lists.query_grad, lists.kv_grad)
+    return [x for part in parts for x in vars(part).values() if isinstance(x, Tensor)]
 
 
 def qkv(size: int, heads: int, kv_heads: int, width: int = 8, dtype: torch.dtype = torch.float64) -> QKV:
