@@ -36,7 +36,7 @@ def liger_fused() -> Loss:
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     on_gpu = torch.cuda.is_available()
-    # Its default, a chunk of one short sequence, would take seconds a step in launches; its tile is 2048 rows.
+    # Its default, a chunk of one short sequence, takes seconds a step in launches. Its tile has 2048 rows.
     op = LigerFusedLinearGRPOLoss(
         beta=0.0, use_ref_model=False, loss_type="bnpo", compiled=on_gpu, temperature=1.0,
         chunk_size=2048 // SEQUENCE if on_gpu else 1,
