@@ -43,8 +43,9 @@ def path_lengths(end_S: Tensor) -> Tensor:
 
 
 def tensors_of(lists: TileLists) -> list[Tensor]:
-    parts = (lists.forward, lists.query_grad, lists.kv_grad)
-    return [x for part in parts for x in vars(part).values() if isinstance(x, Tensor)]
+    """Spelt out: torch 2.11 does not trace `vars`."""
+    queries = [x for part in (lists.forward, lists.query_grad) for x in (part.work_P4, part.key_L)]
+    return [*queries, lists.kv_grad.work_I5, lists.kv_grad.query_L, lists.kv_grad.slot_N2]
 
 
 def qkv(size: int, heads: int, kv_heads: int, width: int = 8, dtype: torch.dtype = torch.float64) -> QKV:
