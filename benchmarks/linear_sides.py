@@ -62,13 +62,13 @@ SAME_LOSS = {"ours", "eager", *LOSSES} - {"quack"}
 
 
 def step_of(loss_of: Loss, problem: Problem) -> Callable[[], Tensor]:
-    """Forward and backward, gradients made anew."""
+    """Forward and backward; the gradients are made anew and let go, so that memory counts them."""
 
     def step() -> Tensor:
-        problem.hidden_TD.grad = problem.head_VD.grad = None
         loss = loss_of(problem)
         if loss.requires_grad:
             loss.backward()
+        problem.hidden_TD.grad = problem.head_VD.grad = None
         return loss.detach()
 
     return step
