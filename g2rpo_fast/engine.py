@@ -115,6 +115,7 @@ def sampled_logp(
         bias_V=head.bias_V,
         temperature=1.0,
         softcap=head.softcap,
+        product_dtype=compute_dtype(model, config),
     ).logp_T
     logp_N = np.full(len(ids_N), np.nan, np.float32)
     edge_M = np.repeat(np.arange(len(plan.target_T)), np.diff(plan.member_ptr_T1))

@@ -17,7 +17,7 @@ from g2rpo_kernels import Edges, linear_logprob, linear_policy_loss
 from transformers import PreTrainedModel
 
 from g2rpo_fast.metrics import Means
-from g2rpo_fast.model import ModelConfig, compute_context, head_of, tree_hidden
+from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import (
@@ -159,6 +159,7 @@ class Learner:
             bias_V=head.bias_V,
             temperature=self.temperature,
             softcap=head.softcap,
+            product_dtype=compute_dtype(model, self.compute),
         ).logp_T
 
     def _backward(self, micro: MicroBatch, means: Means, *, share: float) -> torch.Tensor:
@@ -176,6 +177,7 @@ class Learner:
             bias_V=head.bias_V,
             temperature=self.temperature,
             softcap=head.softcap,
+            product_dtype=compute_dtype(self.model, self.compute),
         )
         out.loss.backward()
         means.add("loss", out.loss.detach(), share)

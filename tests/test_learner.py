@@ -183,6 +183,19 @@ def test_second_pass_keeps_the_first_passs_log_probabilities():
     assert_same_weights(ours.model, plain, start)
 
 
+@pytest.mark.parametrize(("precision", "same"), [("bfloat16", True), ("float32", False)])
+def test_the_head_multiplies_in_the_dtype_of_the_backbone(precision, same):
+    """Rounding the head's weights beforehand changes nothing where products round them anyway."""
+    ours = replace(learner(), compute=ModelConfig(precision=precision))
+    ours.model.lm_head.weight = torch.nn.Parameter(ours.model.lm_head.weight.detach().clone())  # untied
+    (micro,) = ours._micro_batches(batches(rollouts(), advantages(), PLAIN)[0])
+    before = ours._logp(ours.model, micro)
+    with torch.no_grad():
+        weight = ours.model.lm_head.weight
+        weight.copy_(weight.bfloat16())
+    assert torch.equal(ours._logp(ours.model, micro), before) == same
+
+
 def test_minibatches_compare_with_the_weights_that_sampled():
     made, advantage = rollouts(), 0.05 * advantages()
     optim = OptimConfig(max_grad_norm=1e9, minibatches=3)

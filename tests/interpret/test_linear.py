@@ -344,3 +344,23 @@ def test_what_does_not_fit_is_refused() -> None:
         linear_logprob(hidden, head, target, chunk_bytes=0, impl="triton")
     with pytest.raises(ValueError, match="impl='triton'"):
         linear_logprob(hidden.double(), head, target, impl="triton")
+
+
+def test_float32_leaves_multiply_in_float16_and_get_float32_gradients() -> None:
+    """`product_dtype`: the numbers of float16 leaves, and gradients that are not rounded to float16."""
+    case = Case()
+    given = (case.target, case.edges, Objective())
+    wide = tuple(x.float().requires_grad_() for x in (case.hidden, case.head))
+    narrow = tuple(x.half().requires_grad_() for x in (case.hidden, case.head))
+    options: dict[str, Any] = {"source_T": case.source, "chunk_bytes": FEW_ROWS, "impl": "triton"}
+    loss = linear_policy_loss(*wide, *given, product_dtype=torch.float16, **options).loss
+    wanted = linear_policy_loss(*narrow, *given, **options).loss
+    assert torch.equal(loss, wanted)
+    found = zip(torch.autograd.grad(loss, wide), torch.autograd.grad(wanted, narrow), strict=True)
+    for gradient, rounded in found:
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient.half(), rounded)
+        assert not torch.equal(gradient, rounded.float())
+    with torch.no_grad():
+        logp_T = linear_logprob(*wide, case.target, product_dtype=torch.float16, **options).logp_T
+        assert torch.equal(logp_T, linear_logprob(*narrow, case.target, **options).logp_T)

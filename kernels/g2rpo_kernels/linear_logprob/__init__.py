@@ -28,6 +28,7 @@ def linear_logprob(
     temperature: float = 1.0,
     softcap: float | None = None,
     shard: VocabShard | None = None,
+    product_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
     impl: Impl | None = None,
 ) -> LogProb:
@@ -51,6 +52,8 @@ def linear_logprob(
             `VocabShard`); targets stay token ids of the whole. Everything else, results and the gradient of
             the results included, is the same on every rank; d hidden comes back summed over ranks. All
             ranks must call together, and run backward together.
+        product_dtype: of the operands of matrix products, which are rounded to it (bfloat16 or float16); sums
+            and gradients stay as above. None = the wider of the two operands'.
         chunk_bytes: most bytes of logits, and on backward of their gradient, held at once (one row at
             least). None = 128 MiB for `cpu`, 1.5 GB for `triton`.
         impl: `reference` (logits materialised; any device; twice differentiable), `cpu` (row chunks;
@@ -68,7 +71,7 @@ def linear_logprob(
             unknown or not for these tensors.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
-    linear = checked_linear(*tensors, temperature, softcap, shard)
+    linear = checked_linear(*tensors, temperature, softcap, shard, product_dtype)
     impls = {"reference": linear_logprob_reference, "cpu": linear_logprob_cpu, "triton": _triton}
     with torch.autocast(linear.hidden_SD.device.type, enabled=False):
         return impls[choose_linear_impl(impl, linear)](linear, chunk_bytes)

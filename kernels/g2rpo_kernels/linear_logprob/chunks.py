@@ -122,7 +122,7 @@ class ChunkBuffer:
 
 def chunked_stats(given: Linear, chunk_bytes: int | None) -> RowStats:
     """Statistics of all T rows; no gradient."""
-    linear = given.cast(given.dtype, given.dtype)
+    linear = given.rounded(given.dtype)
     buffer, stats = ChunkBuffer(linear, chunk_bytes), empty_stats(linear.num_rows, linear.dtype)
     for chunk in buffer.chunks:
         z_CV = buffer.logits(chunk, linear.rows(chunk))

@@ -38,7 +38,7 @@ def backward_cpu(
     logp_T, entropy_T, _, max_T, log_sum_T = numbers
     row_stats = RowStats(logp_T, entropy_T, max_T, log_sum_T)
     upstream = RowGradients(torch.zeros_like(logp_T) if c_T is None else c_T, e_T, g_T)
-    linear = given.cast(given.dtype, given.dtype)
+    linear = given.rounded(given.dtype)
     buffer, sums = ChunkBuffer(linear, chunk_bytes), GradientSums(linear, *needs)
     with torch.autocast("cpu", enabled=False):
         for chunk in buffer.chunks:

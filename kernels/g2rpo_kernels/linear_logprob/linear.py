@@ -19,9 +19,10 @@ from g2rpo_kernels.logprob.checks import Impl, accumulation_dtype, check_index, 
 
 LINEAR_SCHEMA = (
     "Tensor hidden_SD, Tensor head_VD, Tensor target_T, Tensor? source_T, Tensor? bias_V, "
-    "float temperature, float? softcap, str? group, SymInt start, SymInt size"
+    "float temperature, float? softcap, str? group, SymInt start, SymInt size, str product_dtype"
 )
 """Of what `Linear.packed` gives to an operator."""
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,13 @@ class Linear:
     temperature: float
     softcap: float | None
     shard: VocabShard | None
+    product_dtype: torch.dtype
+    """Of the operands of matrix products, not wider than they are."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Of accumulation."""
         return accumulation_dtype(self.product_dtype)
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """The wider of the two operands'."""
-        return torch.promote_types(self.hidden_SD.dtype, self.head_VD.dtype)
 
     @property
     def num_rows(self) -> int:
@@ -63,11 +61,11 @@ class Linear:
         shard = self.shard
         group = (None, 0, 0) if shard is None else (shard.group.group_name, shard.start, shard.size)
         tensors = (self.hidden_SD, self.head_VD, self.target_T, self.source_T, self.bias_V)
-        return *tensors, self.temperature, self.softcap, *group
+        return *tensors, self.temperature, self.softcap, *group, str(self.product_dtype).split(".")[1]
 
     @classmethod
     def unpacked(cls, *packed: Any) -> Linear:
-        hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, *group = packed
+        hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, *group, product_dtype = packed
         return cls(
             hidden_SD=hidden_SD,
             head_VD=head_VD,
@@ -77,6 +75,7 @@ class Linear:
             temperature=temperature,
             softcap=softcap,
             shard=VocabShard.named(*group),
+            product_dtype=getattr(torch, product_dtype),
         )
 
     def like(self, needs: Sequence[bool], dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,12 +87,11 @@ class Linear:
         )
         return tensors_of(list(unfilled), self.hidden_SD)
 
-    def cast(self, dtype: torch.dtype, bias_dtype: torch.dtype) -> Linear:
-        """The same problem with operands in `dtype`: copies only what is in another."""
-        bias_V = None if self.bias_V is None else self.bias_V.to(bias_dtype)
-        return replace(
-            self, hidden_SD=self.hidden_SD.to(dtype), head_VD=self.head_VD.to(dtype), bias_V=bias_V
-        )
+    def rounded(self, dtype: torch.dtype) -> Linear:
+        """The same problem, operands rounded to `product_dtype` and held in `dtype`."""
+        hidden_SD, head_VD = (x.to(self.product_dtype).to(dtype) for x in (self.hidden_SD, self.head_VD))
+        bias_V = None if self.bias_V is None else self.bias_V.to(self.dtype)
+        return replace(self, hidden_SD=hidden_SD, head_VD=head_VD, bias_V=bias_V)
 
     def rows(self, chunk: slice) -> Tensor:
         """[C, D] hidden states that the chunk's rows predict from."""
@@ -111,6 +109,7 @@ def checked_linear(
     temperature: float,
     softcap: float | None,
     shard: VocabShard | None,
+    product_dtype: torch.dtype | None = None,
 ) -> Linear:
     """Validate the arguments that the linear ops share; raises ValueError."""
     if hidden_SD.dim() != 2 or head_VD.dim() != 2 or hidden_SD.shape[1] != head_VD.shape[1]:
@@ -120,6 +119,10 @@ def checked_linear(
         )
     if not (hidden_SD.is_floating_point() and head_VD.is_floating_point()):
         raise ValueError(f"hidden_SD, head_VD: wanted floating, got {hidden_SD.dtype}, {head_VD.dtype}")
+    widest = torch.promote_types(hidden_SD.dtype, head_VD.dtype)
+    if product_dtype not in (None, widest) and (widest == torch.float64 or product_dtype not in HALVES):
+        wanted = "no other" if widest == torch.float64 else f"{widest}, torch.bfloat16, torch.float16"
+        raise ValueError(f"product_dtype: wanted {wanted} or None with {widest}, got {product_dtype}")
     columns = len(head_VD)
     if bias_V is not None and list(bias_V.shape) != [columns]:
         raise ValueError(f"bias_V: wanted [{columns}], got {list(bias_V.shape)}")
@@ -143,6 +146,7 @@ def checked_linear(
         temperature=temperature,
         softcap=softcap,
         shard=shard,
+        product_dtype=product_dtype or widest,
     )
 
 

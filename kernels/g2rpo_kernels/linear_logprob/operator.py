@@ -61,7 +61,7 @@ def operators(
         needs = [ctx.needs_input_grad[n] for n in (1, 2, 5)]
         found = backward_op(list(numbers), c_T, e_T, g_T, needs, ctx.chunk_bytes, *tensors, *ctx.scaling)
         hidden_SD, head_VD, bias_V = gradients_of(found, needs)
-        return None, hidden_SD, head_VD, None, None, bias_V, *(None,) * 5
+        return None, hidden_SD, head_VD, None, None, bias_V, *(None,) * 6
 
     forward_op.register_autograd(differentiate, setup_context=_save)
     return forward_op, backward_op

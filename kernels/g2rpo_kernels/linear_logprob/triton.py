@@ -26,7 +26,7 @@ def on_device(given: Linear) -> Linear:
     """The problem with operands of one dtype, as the row kernels and products take it."""
     if given.product_dtype == torch.float64:
         raise ValueError("impl='triton': wanted hidden and head narrower than float64; use impl='reference'")
-    return given.cast(given.product_dtype, torch.float32)
+    return given.rounded(given.product_dtype)
 
 
 def scaling(linear: Linear) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def linear_policy_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     shard: VocabShard | None = None,
+    product_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
     impl: Impl | None = None,
 ) -> PolicyLoss:
@@ -58,6 +59,8 @@ def linear_policy_loss(
             is S.
         bias_V: [V] floating, or None; differentiable.
         temperature, softcap, shard: as in `linear_logprob`.
+        product_dtype: of the operands of matrix products, which are rounded to it (bfloat16 or float16); sums
+            and gradients stay as above. None = the wider of the two operands'.
         chunk_bytes: most bytes of logits and their gradient held at once (one row at least). None = 128 MiB
             for `cpu`, 1.5 GB for `triton`. Beside them are held d hidden and d head in the accumulation
             dtype and, by `cpu`, a float32 copy of narrower inputs.
@@ -73,7 +76,7 @@ def linear_policy_loss(
         RuntimeError: a second backward through a `cpu` result.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
-    linear = checked_linear(*tensors, temperature, softcap, shard)
+    linear = checked_linear(*tensors, temperature, softcap, shard, product_dtype)
     checked_edges(edges, objective, linear.num_rows)
     impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu, "triton": _triton}
     with torch.autocast(linear.hidden_SD.device.type, enabled=False):

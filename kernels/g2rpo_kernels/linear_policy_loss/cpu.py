@@ -133,7 +133,7 @@ class _Pass:
         self, given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None, needs: list[bool]
     ) -> None:
         keep_exp = given.softcap is None and not objective.entropy_coef
-        self.linear = given.cast(given.dtype, given.dtype)
+        self.linear = given.rounded(given.dtype)
         self.edges, self.objective = edges, objective
         self.buffer = ChunkBuffer(self.linear, chunk_bytes, keep_exp)
         self.sums = GradientSums(self.linear, *needs)
