@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from g2rpo_kernels import Edges, edge_coefficients
+from g2rpo_kernels.policy_loss.objective import sums_by_row
 from torch import Tensor
 
 from g2rpo_fast.objective.config import ObjectiveConfig
@@ -81,7 +82,7 @@ def compare(old_logp_T: Tensor, tokens: EngineTokens, config: ObjectiveConfig) -
     raw, counted = log_weight_M, sampled
     by_row = config.importance_level in ("sequence", "geometric")
     if by_row:
-        raw, counted = num_B.new_zeros(len(num_B)).index_add(0, tokens.row_M, log_weight_M), num_B > 0
+        raw, counted = sums_by_row(torch.zeros_like(num_B), tokens.row_M, log_weight_M), num_B > 0
         if config.importance_level == "geometric":
             raw = raw / num_B.clamp(min=1)
     raw = raw.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()

@@ -107,7 +107,7 @@ def _sequence_terms(
             # A weight of 0 counts as the smallest ratio.
             log_ratio_T, importance_T = log_ratio_T + importance_T.clamp(min=MIN_VESPO_RATIO).log(), None
     zeros_B = logp_T.new_zeros(edges.num_rows)
-    log_ratio_B = _sums(zeros_B, row_M, torch.where(counted_M, log_ratio_T[edge_M], 0.0))
+    log_ratio_B = sums_by_row(zeros_B, row_M, torch.where(counted_M, log_ratio_T[edge_M], 0.0))
     if not product:
         log_ratio_B = log_ratio_B / zeros_B.index_add(0, row_M, counted_M.to(zeros_B)).clamp(min=1)
     return Terms(
@@ -119,7 +119,7 @@ def _sequence_terms(
     )
 
 
-def _sums(zeros_B: Tensor, row_M: Tensor, value_M: Tensor) -> Tensor:
+def sums_by_row(zeros_B: Tensor, row_M: Tensor, value_M: Tensor) -> Tensor:
     """Sums of the values of each row, in a fixed order; differentiable."""
     if value_M.device.type == "cuda":  # sorts, where `index_add` would add in any order
         return zeros_B.index_put((row_M,), value_M, accumulate=True)
