@@ -117,7 +117,12 @@ class ChunkBuffer:
                     chunk_dlogits(rows_CV, *given, *scaling, some_elsewhere=elsewhere, out_CV=rows_CV)
                 z_CV[tile] = rows_CV
             z_CV = z_CV[: len(active_A)]
-        return z_CV, exp_factors(stats, upstream, linear.temperature) if self._keep_exp else None
+        if not self._keep_exp:
+            return z_CV, None
+        factor_A = exp_factors(stats, upstream, linear.temperature)
+        if z_CV.shape[1] > 2 * linear.head_VD.shape[1]:
+            return z_CV, factor_A
+        return z_CV.mul_(factor_A[:, None]), None  # moves less than a copy of hidden states and d hidden
 
 
 def chunked_stats(given: Linear, chunk_bytes: int | None) -> RowStats:
