@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <cstring>
 
+#define G2RPO_INLINE inline __attribute__((always_inline))
+
 namespace g2rpo {
 
 constexpr int64_t kLanes = 16;  // partial results of a loop, one vector register
 
 // e^x to two units in the last place, without branches. |x| beyond 87 saturates.
-inline __attribute__((always_inline)) float exp_of(float x) {
+G2RPO_INLINE float exp_of(float x) {
     x = std::min(std::max(x, -87.0f), 87.0f);
     const float shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
     const float n = shifted - 12582912.0f;
@@ -30,7 +32,7 @@ inline __attribute__((always_inline)) float exp_of(float x) {
     return p * scale;
 }
 
-inline __attribute__((always_inline)) double sum_of(const float* lanes) {
+G2RPO_INLINE double sum_of(const float* lanes) {
     double sum = 0;
     for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
     return sum;

@@ -11,10 +11,8 @@ namespace g2rpo {
 namespace {
 
 constexpr int64_t kBlock = 512;   // logits summed in float32; beyond, float64
-constexpr float kFloor = -87.0f;  // below it exp(x) counts as 0: less than the smallest normal float
+constexpr float kFloor = -87.0f;  // below it exp(x) counts as 0: float's normal numbers end at exp(-87.3)
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-
-#define G2RPO_INLINE inline __attribute__((always_inline))
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
@@ -22,9 +20,9 @@ typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 G2RPO_INLINE void load(const float* x, Lanes& lanes) { std::memcpy(&lanes, x, sizeof lanes); }
 
 G2RPO_INLINE double total_of(const Lanes& lanes) {
-    double total = 0;
-    for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-    return total;
+    float values[kLanes];
+    std::memcpy(values, &lanes, sizeof values);
+    return sum_of(values);
 }
 
 G2RPO_INLINE float exp_below(float x) { return x < kFloor ? 0.0f : exp_of(x); }
@@ -45,7 +43,7 @@ struct Block {
     }
 };
 
-// The largest logit; not a number where there is none, or where one is NaN and `exp_below` will say so.
+// The largest logit. It passes over NaN, which the sums then show.
 G2RPO_INLINE float max_of(const float* z, int64_t width) {
     float largest = kNone;
     Lanes values, lanes = {};
