@@ -15,7 +15,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types"},
-    {"metrics", "distributed", "cpu"},
+    {"metrics", "distributed", "cpu", "fingerprint"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},
