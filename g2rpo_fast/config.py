@@ -6,16 +6,16 @@ An unknown key, a wrong type or clashing values fail here, naming the key, what 
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-import pydantic
+from annotated_types import Ge
 
+from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.checkpoint import CheckpointConfig
 from g2rpo_fast.data import DataConfig
 from g2rpo_fast.embedded import EmbeddedConfig
@@ -38,28 +38,22 @@ class RunConfig:
 
     dir: str | None = None
     """Run directory; one that holds a run continues it. None = a new one under runs/."""
-    steps: int = 100
+    steps: Annotated[int, Ge(0)] = 100
     """Rollout batches to train on."""
-    prompts_per_step: int = 16
+    prompts_per_step: Annotated[int, Ge(1)] = 16
     """Groups in each of them."""
-    ahead: int = 0
+    ahead: Literal[0, 1] = 0
     """Batches that sampling runs ahead of training: 0 = sample, then train; 1 = the engine samples batch
     n + 1 while batch n trains. Its tokens are then one update old, which `objective.importance` corrects."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Fixes data order, sampling and the embedded model."""
-    threads: int | None = None
+    threads: Annotated[int, Ge(1)] | None = None
     """CPU threads of torch. None = the cores this process may use, less those that are busy."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("prompts_per_step", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"run.{name}: wanted at least {least}, got {getattr(self, name)}")
-        if self.ahead not in (0, 1):
-            raise ValueError(f"run.ahead: wanted 0 or 1, got {self.ahead}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"run.threads: wanted at least 1, got {self.threads}")
+        check_fields(self, "run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +75,9 @@ class Config:
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
 
     def __post_init__(self) -> None:
+        for name, cls in section_types().items():
+            if not isinstance(getattr(self, name), cls):
+                raise ValueError(f"{name}: wanted a {cls.__name__}, got {getattr(self, name)!r}")
         if (self.model.path is None) != (self.data.path is None):
             given, missing = ("model", "data") if self.data.path is None else ("data", "model")
             raise ValueError(
@@ -116,6 +113,17 @@ class Config:
                 f"optim.minibatches: wanted at most run.prompts_per_step = {self.run.prompts_per_step} "
                 f"(groups are not split), got {self.optim.minibatches}"
             )
+        if self.optim.warmup_steps > self.run.steps > 0:
+            raise ValueError(
+                f"optim.warmup_steps: wanted at most run.steps = {self.run.steps} (or a share below 1), "
+                f"got {self.optim.warmup_steps:g}"
+            )
+
+
+def section_types() -> dict[str, type]:
+    """The sections' dataclasses by name, in the order of `Config`."""
+    hints = get_type_hints(Config)
+    return {f.name: hints[f.name] for f in fields(Config)}
 
 
 def preset_names() -> list[str]:
@@ -150,16 +158,18 @@ def load_config(source: str | Path) -> Config:
 def config_from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
     """Builds a Config from nested plain values, as read from TOML or JSON."""
     _refuse_unknown(values, Config, where, "")
+    sections, problems = {}, []
+    for name, section in values.items():
+        try:
+            sections[name] = section_types()[name](**section)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{where}: {'; '.join(problems)}")
     try:
-        return pydantic.TypeAdapter(Config).validate_json(json.dumps(values), strict=True)
-    except pydantic.ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
-            if e["type"] != "value_error"
-            else e["msg"].removeprefix("Value error, ")
-            for e in error.errors()
-        ]
-        raise ValueError(f"{where}: " + "; ".join(lines)) from error
+        return Config(**sections)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], cls: type, where: str, prefix: str) -> None:

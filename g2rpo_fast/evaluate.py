@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from annotated_types import Ge
+
+from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.rollout.groups import sample_groups
 from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
@@ -18,21 +22,19 @@ from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
 class EvaluateConfig:
     """What is measured beside training."""
 
-    every: int = 10
+    every: Annotated[int, Ge(0)] = 10
     """Steps between evaluations; also before the first step and after the last. 0 = never."""
-    samples: int = 1
+    samples: Annotated[int, Ge(1)] = 1
     """Completions for each held-out prompt."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Ge(0)] = 0.0
     """Sampling temperature of evaluation; 0 = greedy."""
-    profile_prompts: int = 32
+    profile_prompts: Annotated[int, Ge(0)] = 32
     """Training prompts that the guidance profile is measured on; 0 = no profile."""
-    profile_samples: int = 4
+    profile_samples: Annotated[int, Ge(1)] = 4
     """Completions for each of them, at each share of the trace."""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("samples", 1), ("temperature", 0), ("profile_prompts", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluate.{name}: wanted at least {least}, got {getattr(self, name)}")
+        check_fields(self, "evaluate")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types"},
-    {"metrics", "distributed", "cpu", "fingerprint"},
+    {"metrics", "distributed", "cpu", "fingerprint", "bounds"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},

@@ -32,7 +32,7 @@ def test_config_survives_json():
         ({"optim": {"lrr": 1.0}}, r"unknown key optim\.lrr; the nearest name is optim\.lr"),
         ({"optimm": {}}, r"unknown key optimm; the nearest name is optim"),
         ({"optim": {"lr": "fast"}}, r"optim\.lr: .*number, got 'fast'"),
-        ({"optim": {"lr": -1.0}}, r"optim\.lr: wanted a positive number, got -1\.0"),
+        ({"optim": {"lr": -1.0}}, r"optim\.lr: wanted above 0, got -1\.0"),
         ({"optim": 3}, r"optim: wanted a section"),
         ({"guidance": {"controller": "magic"}}, r"guidance\.controller: .*'paper'.*got 'magic'"),
         ({"data": {"path": "x.jsonl"}}, r"model\.path: wanted a path because data\.path is given"),

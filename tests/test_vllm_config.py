@@ -57,8 +57,8 @@ def test_versions_are_a_range_that_ends() -> None:
     [
         ({"tensor_parallel": 0}, "vllm.tensor_parallel: wanted at least 1, got 0"),
         ({"kv_cache_mib": 0}, "vllm.kv_cache_mib: wanted at least 1, got 0"),
-        ({"gpu_memory_utilization": 1.5}, "vllm.gpu_memory_utilization: wanted 0 < share <= 1, got 1.5"),
-        ({"stall_s": 0.0}, "vllm.stall_s: wanted more than 0, got 0.0"),
+        ({"gpu_memory_utilization": 1.5}, "vllm.gpu_memory_utilization: wanted at most 1, got 1.5"),
+        ({"stall_s": 0.0}, "vllm.stall_s: wanted above 0, got 0.0"),
         ({"rung": "plan", "quantization": "fp8"}, "vllm.rung: wanted auto or layerwise .* got plan"),
         ({"dtype": "float16"}, "vllm.dtype: .*float16"),
         ({"sleeep": "off"}, "unknown key vllm.sleeep; the nearest name is vllm.sleep"),

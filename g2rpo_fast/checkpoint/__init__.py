@@ -15,12 +15,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_model, save_model
+
+from g2rpo_fast.bounds import check_fields
 
 _PREFIX = "step_"
 _TEMPORARY = "writing_"
@@ -30,15 +33,13 @@ _TEMPORARY = "writing_"
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every: int = 20
+    every: Annotated[int, Ge(1)] = 20
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: Annotated[int, Ge(1)] = 2
     """Newest checkpoints to keep; the one with the best evaluation is kept as well."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name}: wanted at least 1, got {getattr(self, name)}")
+        check_fields(self, "checkpoint")
 
 
 def save_checkpoint(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from g2rpo_fast.bounds import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +35,18 @@ class DataConfig:
     """Send the problem through the tokenizer's chat template as a user's message."""
     system_prompt: str | None = None
     """System message before it (with chat)."""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: Annotated[int, Ge(1)] = 1024
     """Longer prompts are left out, and counted."""
-    eval_rows: int = 256
+    eval_rows: Annotated[int, Ge(0)] = 256
     """Rows of eval_path to use, from the top; 0 = all."""
     shuffle: bool = True
     """A new order every epoch; otherwise the order of the file."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Of that order."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data")
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
         if self.system_prompt is not None and not self.chat:
             raise ValueError("data.system_prompt: needs data.chat = true, got false")
-        if self.max_prompt_tokens < 1:
-            raise ValueError(f"data.max_prompt_tokens: wanted at least 1, got {self.max_prompt_tokens}")
-        if self.eval_rows < 0:
-            raise ValueError(f"data.eval_rows: wanted at least 0, got {self.eval_rows}")
-        if self.seed < 0:
-            raise ValueError(f"data.seed: wanted at least 0, got {self.seed}")

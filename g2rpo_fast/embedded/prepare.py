@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
+from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.task import ALPHABET, Row, draw_rows
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
@@ -32,17 +35,15 @@ COMPLETE = "embedded.json"
 class EmbeddedConfig:
     """The task and model that come with the program, used when data.path and model.path are not given."""
 
-    train_rows: int = 2048
+    train_rows: Annotated[int, Ge(1)] = 2048
     """Prompts to train on: numbers of 6, 7 and, two thirds, 8 digits."""
-    eval_rows: int = 256
+    eval_rows: Annotated[int, Ge(1)] = 256
     """Held-out prompts: numbers of 8 digits."""
-    warm_start_steps: int = 150
+    warm_start_steps: Annotated[int, Ge(0)] = 150
     """Supervised steps that make the starting model. More make rewards less sparse."""
 
     def __post_init__(self) -> None:
-        for key, least in (("train_rows", 1), ("eval_rows", 1), ("warm_start_steps", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"embedded.{key}: wanted at least {least}, got {getattr(self, key)}")
+        check_fields(self, "embedded")
 
 
 @dataclass(frozen=True, kw_only=True)

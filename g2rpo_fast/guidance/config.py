@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from g2rpo_fast.bounds import InfinityToo, check_fields
 
 Unit = Literal["tokens", "fraction"]
 
@@ -16,7 +20,7 @@ class GuidanceConfig:
 
     enabled: bool = True
     """Off: plain GRPO."""
-    share: float = 0.25
+    share: Annotated[float, Ge(0), Le(1)] = 0.25
     """alpha, the guided share of a group. The paper's best for maths (its Table 9): 1/4 for Qwen3-1.7B, 3/4
     for Qwen3-0.6B; the released code guides 2 of 12."""
     rounding: Literal["round", "floor", "ceil"] = "round"
@@ -32,31 +36,31 @@ class GuidanceConfig:
     """"paper": every step, l times mean of the last T accuracies over this step's. "official": the released
     code's three-step cycle. "windowed": window mean over window mean, smoothed and bounded: the sturdy form.
     The others are schedules from length_init to length_final."""
-    length_init: float | None = None
+    length_init: Annotated[float, Gt(0)] | None = None
     """l of the first step. None: length_max in tokens (published: 3072), 0.8 length_max as a fraction."""
-    length_min: float | None = None
+    length_min: Annotated[float, Gt(0)] | None = None
     """Adaptive controllers never go below. None: 1 token, or 0.05 of the trace."""
-    length_max: float | None = None
+    length_max: Annotated[float, Gt(0)] | None = None
     """Nor above. None: 3072 tokens (published), or the whole trace."""
-    length_final: float = 0.0
+    length_final: Annotated[float, Ge(0)] = 0.0
     """Where a schedule ends ("step": the floor it never passes)."""
-    step_every: int = 50
+    step_every: Annotated[int, Ge(1)] = 50
     """"step": steps between two cuts."""
-    step_factor: float = 0.5
+    step_factor: Annotated[float, Gt(0), Le(1)] = 0.5
     """"step": what each cut multiplies l by."""
-    concave_power: float = 0.5
+    concave_power: Annotated[float, Gt(0), Le(1)] = 0.5
     """"concave": l falls as (1 - progress) ** power, slowly first and fast at the end."""
-    window: int = 2
+    window: Annotated[int, Ge(1)] = 2
     """T: how many earlier steps "paper" averages (released code: 2); the width of a "windowed" window."""
-    eps: float = 0.02
+    eps: Annotated[float, Gt(0)] = 0.02
     """"windowed": added to both window means, so that accuracies near 0 make no large ratio."""
-    max_factor: float = 2.0
+    max_factor: Annotated[float, Gt(1), InfinityToo] = 2.0
     """Most that one "windowed" update changes l by, either way; what "paper" lengthens by at accuracy 0."""
     in_loss: bool = True
     """Guidance tokens carry the row's advantage in the loss (released code) or are masked."""
     controller_input: Literal["all", "unguided"] = "all"
     """Whose accuracy the controller sees (released code: all)."""
-    reserve: int = 16
+    reserve: Annotated[int, Ge(1)] = 16
     """Response tokens always left to the model, however long the guidance."""
 
     @property
@@ -81,29 +85,15 @@ class GuidanceConfig:
         return self.upper if self.unit == "tokens" else 0.8 * self.upper
 
     def __post_init__(self) -> None:
-        _check("share", "0 to 1", self.share, 0 <= self.share <= 1)
-        _check("window", "at least 1", self.window, self.window >= 1)
-        _check("eps", "above 0", self.eps, self.eps > 0)
-        _check("max_factor", "above 1", self.max_factor, self.max_factor > 1)
-        _check("reserve", "at least 1", self.reserve, self.reserve >= 1)
-        _check("step_every", "at least 1", self.step_every, self.step_every >= 1)
-        _check("step_factor", "above 0, at most 1", self.step_factor, 0 < self.step_factor <= 1)
-        _check("concave_power", "above 0, at most 1", self.concave_power, 0 < self.concave_power <= 1)
+        check_fields(self, "guidance")
         self._check_lengths()
         self._check_combinations()
 
     def _check_lengths(self) -> None:
-        ceiling = 1.0 if self.unit == "fraction" else float("inf")
-        least = 1.0 if self.unit == "tokens" else 0.0
-        _check(
-            "length_max", f"above 0, at most {ceiling:g} {self.unit}", self.upper, 0 < self.upper <= ceiling
-        )
-        _check(
-            "length_min",
-            f"{'at least 1' if least else 'above 0'}, at most length_max ({self.upper:g})",
-            self.lower,
-            least <= self.lower <= self.upper and self.lower > 0,
-        )
+        tokens = self.unit == "tokens"
+        _check("length_max", "at most 1, the whole trace", self.upper, tokens or self.upper <= 1)
+        _check("length_min", "at least 1 token", self.lower, not tokens or self.lower >= 1)
+        _check("length_min", f"at most length_max ({self.upper:g})", self.lower, self.lower <= self.upper)
         _check(
             "length_init",
             f"length_min ({self.lower:g}) to length_max ({self.upper:g})",
@@ -112,9 +102,9 @@ class GuidanceConfig:
         )
         _check(
             "length_final",
-            f"0 to length_max ({self.upper:g})",
+            f"at most length_max ({self.upper:g})",
             self.length_final,
-            0 <= self.length_final <= self.upper,
+            self.length_final <= self.upper,
         )
 
     def _check_combinations(self) -> None:

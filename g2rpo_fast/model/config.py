@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from g2rpo_fast.bounds import check_fields
+
 AttentionChoice = Literal["auto", "reference", "cascade", "triton"]
 
 
@@ -26,6 +28,9 @@ class ModelConfig:
     attention: AttentionChoice = "auto"
     """Tree attention: reference (quadratic memory), cascade (flash calls), triton (block-sparse, CUDA only);
     auto = cascade where it can, then triton on CUDA, else reference."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
 
 
 def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:

@@ -6,9 +6,12 @@ loss = sum over trained tokens of weight * [-surrogate(ratio, advantage) + kl_co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Le
 from g2rpo_kernels import Objective
+
+from g2rpo_fast.bounds import InfinityToo, check_fields
 
 AggregationName = Literal["sequence_mean", "token_mean", "constant"]
 ImportanceName = Literal[
@@ -31,23 +34,23 @@ class ObjectiveConfig:
     surrogate: Literal["clip", "cispo", "sapo", "reinforce"] = "clip"
     """What is maximised: clip (PPO, GRPO), cispo (clipped factor times log-probability), sapo (soft gate),
     reinforce (log-probability)."""
-    clip_low: float = 0.2
-    """Ratios are clipped from below at 1 - clip_low (clip, cispo)."""
-    clip_high: float = 0.2
-    """Ratios are clipped from above at 1 + clip_high (clip, cispo)."""
-    dual_clip: float | None = None
+    clip_low: Annotated[float, Ge(0), InfinityToo] = 0.2
+    """Ratios are clipped from below at 1 - clip_low (clip, cispo); 1 or more = never."""
+    clip_high: Annotated[float, Gt(-1), InfinityToo] = 0.2
+    """Ratios are clipped from above at 1 + clip_high (clip, cispo); inf = never. Below 0: only for cispo."""
+    dual_clip: Annotated[float, Gt(1), InfinityToo] | None = None
     """Most that a ratio counts where the advantage is negative (clip); above 1."""
-    sapo_tau_pos: float = 1.0
+    sapo_tau_pos: Annotated[float, Gt(0)] = 1.0
     """Temperature of sapo's gate for positive advantages."""
-    sapo_tau_neg: float = 1.05
+    sapo_tau_neg: Annotated[float, Gt(0)] = 1.05
     """Temperature of sapo's gate for negative advantages."""
     ratio: Literal["token", "sequence"] = "token"
     """Ratio per token, or one per sequence: exp of the mean log-ratio (GSPO)."""
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the divergence from the reference policy."""
-    kl_coef: float = 0.0
+    kl_coef: Annotated[float, Ge(0)] = 0.0
     """Weight of that divergence; 0 = no reference policy."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Ge(0)] = 0.0
     """Weight of the entropy bonus."""
     old_logp: Literal["trainer", "rollout"] = "trainer"
     """The policy that ratios are taken to: trainer = the weights that the update starts from; rollout = what
@@ -56,48 +59,33 @@ class ObjectiveConfig:
     """Weights trainer / engine on the surrogate, for an engine of other numerics or older weights. Levels:
     token; sequence = their product, which grows with length; geometric = their geometric mean, which doesn't.
     Out of bounds a weight becomes the bound (truncate) or 0 (mask). All but token cost one pass more."""
-    importance_low: float | None = None
+    importance_low: Annotated[float, Ge(0), Le(1)] | None = None
     """Smallest weight, in [0, 1]. None = 0; geometric: 0.99."""
-    importance_cap: float | None = None
-    """Largest weight, 1 or more. None = 2; geometric: 1.01."""
+    importance_cap: Annotated[float, Ge(1), InfinityToo] | None = None
+    """Largest weight, 1 or more; inf = any. None = 2; geometric: 1.01."""
     aggregation: AggregationName = "sequence_mean"
     """Mean of each sequence, then of all (GRPO); over all tokens (DAPO); by a constant (Dr. GRPO)."""
-    constant_length: int | None = None
+    constant_length: Annotated[int, Ge(1)] | None = None
     """Tokens per sequence that `constant` divides by; unset = the rollout's maximum."""
     advantage_scale: Literal["group", "none", "batch"] = "group"
     """Divide advantages by the standard deviation of the group, of the batch, or not (Dr. GRPO)."""
     advantage_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Sum the reward channels, then normalise; or normalise each, then sum (GDPO)."""
-    advantage_eps: float = 1e-4
+    advantage_eps: Annotated[float, Gt(0)] = 1e-4
     """Added to that standard deviation."""
 
     def __post_init__(self) -> None:
-        self._check_importance()
-        kernel_objective(self)
-        aggregations = get_args(AggregationName)
-        if self.aggregation not in aggregations:
-            raise ValueError(f"objective.aggregation: wanted one of {aggregations}, got {self.aggregation!r}")
-        if self.constant_length is not None and self.constant_length < 1:
-            raise ValueError(f"objective.constant_length: wanted >= 1, got {self.constant_length}")
-        if not self.advantage_eps > 0:
-            raise ValueError(f"objective.advantage_eps: wanted > 0, got {self.advantage_eps}")
+        check_fields(self, "objective")
+        if self.surrogate != "cispo" and self.clip_high < 0:
+            raise ValueError(
+                f"objective.clip_high: wanted at least 0 with surrogate={self.surrogate!r}, "
+                f"got {self.clip_high}"
+            )
         if self.advantage_aggregation == "normalize_then_sum" and self.advantage_scale != "group":
             raise ValueError(
                 "objective.advantage_scale: wanted 'group' with advantage_aggregation='normalize_then_sum',"
                 f" got {self.advantage_scale!r}"
             )
-
-    def _check_importance(self) -> None:
-        names = get_args(ImportanceName)
-        if self.importance not in names:
-            raise ValueError(f"objective.importance: wanted one of {names}, got {self.importance!r}")
-        low, cap = self.importance_bounds
-        if not 0 <= low <= 1:
-            raise ValueError(f"objective.importance_low: wanted in [0, 1], got {low}")
-        if not cap >= 1:
-            raise ValueError(f"objective.importance_cap: wanted >= 1, got {cap}")
-        if self.old_logp not in ("trainer", "rollout"):
-            raise ValueError(f"objective.old_logp: wanted 'trainer' or 'rollout', got {self.old_logp!r}")
         if self.old_logp == "rollout" and self.importance != "none":
             raise ValueError(
                 "objective.importance: wanted 'none' with old_logp='rollout' (its ratios are taken to the "
@@ -105,7 +93,8 @@ class ObjectiveConfig:
             )
         if self.old_logp == "rollout" and self.surrogate == "reinforce":
             raise ValueError(
-                "objective.old_logp: wanted 'trainer' with surrogate='reinforce' (it has no ratio)"
+                "objective.old_logp: wanted 'trainer' with surrogate='reinforce' (it has no ratio), "
+                "got 'rollout'"
             )
 
     @property
@@ -128,10 +117,7 @@ class ObjectiveConfig:
 
 
 def kernel_objective(config: ObjectiveConfig) -> Objective:
-    """The part that the kernels read: importance weights of tokens; those of sequences are in the edges.
-
-    Raises ValueError naming the field that is out of range.
-    """
+    """The part that the kernels read: importance weights of tokens; those of sequences are in the edges."""
     low, cap = config.importance_bounds
     weighs_tokens = config.importance_level == "token"
     return Objective(

@@ -4,47 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
+
+from g2rpo_fast.bounds import InfinityToo, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimiser and its step. Defaults: the released G2RPO-A recipe."""
 
-    lr: float = 1e-5
+    lr: Annotated[float, Gt(0)] = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How lr falls from its peak to min_lr_ratio * lr."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
     """Where the schedule ends, as a share of lr."""
-    warmup_steps: int = 0
-    """Steps in which lr rises linearly to its peak."""
-    beta1: float = 0.9
+    warmup_steps: Annotated[float, Ge(0)] = 0
+    """Steps in which lr rises linearly to its peak. Below 1: that share of run.steps, rounded up."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW: decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     """AdamW: decay of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
     """AdamW: on matrices only."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-    updates_per_batch: int = 1
+    max_grad_norm: Annotated[float, Gt(0), InfinityToo] = 1.0
+    """Gradients are scaled down to this global norm; inf = never."""
+    updates_per_batch: Annotated[int, Ge(1)] = 1
     """Passes over each rollout batch. 1 = on-policy: the old log-probabilities are the pass's own."""
-    minibatches: int = 1
+    minibatches: Annotated[int, Ge(1)] = 1
     """Optimiser steps per pass: the batch's groups are split into this many."""
-    max_bad_steps: int = 5
+    max_bad_steps: Annotated[int, Ge(1)] = 5
     """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("updates_per_batch", "minibatches", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optim.{name}: wanted at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"optim.lr: wanted a positive number, got {self.lr}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"optim.max_grad_norm: wanted a positive number, got {self.max_grad_norm}")
+        check_fields(self, "optim")
+        if self.warmup_steps > 1 and self.warmup_steps % 1:
+            raise ValueError(
+                f"optim.warmup_steps: wanted whole steps, or a share below 1, got {self.warmup_steps}"
+            )
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of `total_steps`."""
+        share = 0 < self.warmup_steps < 1
+        return math.ceil(self.warmup_steps * total_steps - 1e-9) if share else int(self.warmup_steps)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -59,9 +65,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The learning rate of 0-based `step`: a pure function, so nothing of it needs saving."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / (config.warmup_steps + 1)
-    progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    warmup = config.warmup(total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
     shape = {
         "constant": 1.0,
         "linear": 1.0 - progress,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
+
+from g2rpo_fast.bounds import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class RewardConfig:
     """format: regular expression that the whole response must match; a dot matches newlines too."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "reward")
         if not self.functions:
             raise ValueError("reward.functions: wanted at least one, got none")
         if len(set(self.functions)) < len(self.functions):
@@ -30,9 +32,6 @@ class RewardConfig:
         unknown = [name for name in self.weights if name not in self.functions]
         if unknown:
             raise ValueError(f"reward.weights: wanted names from {list(self.functions)}, got {unknown}")
-        for name, weight in self.weights.items():
-            if not math.isfinite(weight):
-                raise ValueError(f"reward.weights.{name}: wanted a finite number, got {weight}")
         if self.accuracy is not None and self.accuracy not in self.functions:
             raise ValueError(f"reward.accuracy: wanted one of {list(self.functions)}, got {self.accuracy!r}")
         if not self.answer_marker:

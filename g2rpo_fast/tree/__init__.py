@@ -20,9 +20,12 @@ B rows of one plan.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from g2rpo_fast import _C
+from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.tree import twin
 from g2rpo_fast.tree.check import check_sequences
 from g2rpo_fast.types import Sequences, TreePlan
@@ -32,10 +35,13 @@ from g2rpo_fast.types import Sequences, TreePlan
 class TreeConfig:
     """How sequences become micro-batches."""
 
-    token_budget: int = 8192
+    token_budget: Annotated[int, Ge(1)] = 8192
     """Most stream positions in one micro-batch."""
-    min_saved: int = 1
+    min_saved: Annotated[int, Ge(1)] = 1
     """Share a node only if that saves at least this many tokens: (its branches - 1) x its length."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "tree")
 
 
 def plan_trees(

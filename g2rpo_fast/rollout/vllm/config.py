@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from g2rpo_fast.bounds import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig:
     """vLLM in a process of its own; read when `rollout.engine` is vllm. Rows at once: `rollout.max_rows`."""
 
-    tensor_parallel: int = 1
+    tensor_parallel: Annotated[int, Ge(1)] = 1
     """Workers that the model is split over."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of vLLM's weights and products. auto = bfloat16 on CUDA or quantised, float32 on a CPU."""
     quantization: Literal["fp8", "fp8_per_channel", "int8_per_channel_weight_only"] | None = None
     """Quantise on every sync, by vLLM's own method of this name; None = off."""
-    max_model_len: int | None = None
+    max_model_len: Annotated[int, Ge(2)] | None = None
     """Most tokens of prompt and response. None = the model's positions."""
-    gpu_memory_utilization: float = 0.4
+    gpu_memory_utilization: Annotated[float, Gt(0), Le(1)] = 0.4
     """Share of the GPU that vLLM may take, weights included: trainer and engine share the card."""
-    kv_cache_mib: int | None = None
+    kv_cache_mib: Annotated[int, Ge(1)] | None = None
     """KV cache in MiB. None = what gpu_memory_utilization leaves; on a CPU what rollout.max_rows rows can
     fill, at most 4 GiB."""
     enforce_eager: bool = False
     """No compilation and no CUDA graphs: quicker start, slower decoding. Always so on a CPU."""
-    threads: int | None = None
+    threads: Annotated[int, Ge(1)] | None = None
     """CPU threads of the engine. None = run.threads: trainer and engine take turns. With run.ahead they work
     at the same time: give each a share of the cores."""
     sleep: Literal["off", "kv", "all"] = "off"
@@ -36,26 +40,15 @@ class VllmConfig:
     to 1.9 times as fast, which outweighs what a plan saves."""
     checksum: bool = False
     """Have the engine verify a checksum of every sync."""
-    start_timeout_s: float = 600.0
+    start_timeout_s: Annotated[float, Gt(0)] = 600.0
     """Longest start of the engine process: imports, memory profile, CUDA graphs."""
-    stall_s: float = 25.0
+    stall_s: Annotated[float, Gt(0)] = 25.0
     """Longest time that generation may show no progress before the engine counts as hung."""
-    sync_timeout_s: float = 25.0
+    sync_timeout_s: Annotated[float, Gt(0)] = 25.0
     """Longest time from a sync's command to its acknowledgement."""
 
     def __post_init__(self) -> None:
-        least = {"tensor_parallel": 1, "max_model_len": 2, "kv_cache_mib": 1, "threads": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"vllm.{name}: wanted at least {bound}, got {value}")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(
-                f"vllm.gpu_memory_utilization: wanted 0 < share <= 1, got {self.gpu_memory_utilization}"
-            )
-        for name in ("start_timeout_s", "stall_s", "sync_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"vllm.{name}: wanted more than 0, got {getattr(self, name)}")
+        check_fields(self, "vllm")
         if self.quantization is not None and self.rung == "plan":
             raise ValueError(
                 f"vllm.rung: wanted auto or layerwise with vllm.quantization = {self.quantization} (a copy "

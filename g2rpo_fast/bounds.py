@@ -1,0 +1,81 @@
+"""What a section of the configuration declares beside its fields holds whenever one is built.
+
+    lr: Annotated[float, Gt(0)] = 1e-5          bounds are those of `annotated_types`: Ge, Gt, Le, Lt
+    max_grad_norm: Annotated[float, Gt(0), InfinityToo] = 1.0
+
+A declared type holds as well: no text or bool for a number, no fraction for a whole one. Every number is
+finite unless `InfinityToo` stands beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any, get_type_hints
+
+import pydantic
+
+InfinityToo = pydantic.AllowInfNan(True)
+"""Beside a float whose infinity means "no limit", and beside a bound: the bound refuses NaN."""
+
+_WANTED = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+}
+"""pydantic's type of error -> what was wanted, filled in from its context."""
+
+
+def check_fields(section: Any, name: str) -> None:
+    """For the `__post_init__` of the frozen dataclass that is section `name`.
+
+    Leaves in each field what its type says: a float for a whole number, a tuple for a list, text for a path.
+
+    Raises:
+        ValueError: one line, `name.key: wanted ..., got ...` for each field that is wrong, joined by "; ".
+    """
+    problems = []
+    for key, adapter in _adapters(type(section)).items():
+        try:
+            value = adapter.validate_python(_plain(getattr(section, key)))
+        except pydantic.ValidationError as error:
+            problems.append(_problem(f"{name}.{key}", error))
+        else:
+            object.__setattr__(section, key, value)
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@cache
+def _adapters(cls: type) -> dict[str, pydantic.TypeAdapter[Any]]:
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    hints = get_type_hints(cls, include_extras=True)
+    return {key: pydantic.TypeAdapter(hint, config=strict) for key, hint in hints.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _problem(key: str, error: pydantic.ValidationError) -> str:
+    """The first entry that is wrong; a field that may be one of several types names them all."""
+    errors = error.errors(include_url=False)
+    got = errors[0]["input"]
+    wanted = [
+        _WANTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in _WANTED else e["msg"]
+        for e in errors
+        if e["input"] is got
+    ]
+    inner = errors[0]["loc"] if len(wanted) == 1 else ()
+    return f"{'.'.join(map(str, (key, *inner)))}: wanted {' or '.join(wanted)}, got {got!r}"
