@@ -7,6 +7,7 @@ guided GRPO objective). Token ids end to end: nothing is decoded and tokenised a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy as np
 from g2rpo_fast.types import Completion, Engine, Prompt, Request, Rollout, Sampling
 
 
-def request_seed(seed: int, step: int, prompt_id: str, member: int) -> int:
-    """A 63-bit seed that depends on what is sampled and when, never on its place in the batch."""
-    text = f"{seed}/{step}/{prompt_id}/{member}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+def request_seed(seed: int, step: int, prompt_id: str, member: int, repeat: int = 0) -> int:
+    """A 63-bit seed that depends on what is sampled and when, never on its place in the batch.
+
+    `repeat`: how many groups of the same prompt come before this one in the step.
+    """
+    text = f"{seed}/{step}/{prompt_id}/{member}" + f"#{repeat}" * (repeat > 0)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def sample_groups(
@@ -54,15 +58,17 @@ def requests_of(
         guidance_lengths: for each prompt, the trace tokens that each member starts from; 0 = unguided. The
             inner length is the group's size.
         max_tokens: cap of a response, its guidance included.
-        step: together with `seed`, prompt id and member it fixes every draw.
+        step: together with `seed`, prompt id and member it fixes every draw. A prompt that occurs again (an
+            epoch ended within the batch) is drawn anew.
     """
+    repeats = _repeats(prompts)
     return [
         Request(
             prompt_ids=prompt.token_ids + prompt.trace_ids[:length],
             max_tokens=max_tokens - length,
-            seed=request_seed(seed, step, prompt.id, member),
+            seed=request_seed(seed, step, prompt.id, member, repeats[group]),
         )
-        for _, prompt, member, length in _slots(prompts, guidance_lengths)
+        for group, prompt, member, length in _slots(prompts, guidance_lengths)
     ]
 
 
@@ -84,6 +90,16 @@ def rollouts_of(
             _slots(prompts, guidance_lengths), completions, strict=True
         )
     ]
+
+
+def _repeats(prompts: Sequence[Prompt]) -> list[int]:
+    """For each prompt, how many before it are the same one."""
+    seen: Counter[str] = Counter()
+    repeats = []
+    for prompt in prompts:
+        repeats.append(seen[prompt.id])
+        seen[prompt.id] += 1
+    return repeats
 
 
 def _slots(
