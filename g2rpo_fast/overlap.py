@@ -3,9 +3,9 @@
     sample 1 | ask 2 | train 1 | collect 2, sync | evaluate, save | ask 3 | train 2 | collect 3, sync | ...
 
 Batch n + 1 is asked for after step n - 1: its tokens come from the weights after that step, one update older
-than those that train on them (of step 1: none), and it is guided as the controller stood then, before the
-rewards of batch n. Nothing is in flight during a sync, an evaluation or a checkpoint. A checkpoint of step n
-holds batch n + 1, so a continued run repeats bit for bit; the last step asks for none.
+than those that train on them (of step 1: none), and it is guided as an adaptive controller stood then, before
+the rewards of batch n. Nothing is in flight during a sync, an evaluation or a checkpoint. A checkpoint of
+step n holds batch n + 1, so a continued run repeats bit for bit; the last step asks for none.
 """
 
 from __future__ import annotations

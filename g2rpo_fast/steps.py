@@ -14,7 +14,7 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.data import batch_indices
 from g2rpo_fast.evaluate import evaluate
-from g2rpo_fast.guidance import advance, controller_accuracy, guided_lengths
+from g2rpo_fast.guidance import advance, controller_accuracy, guided_lengths, state_for
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.objective import advantages_of
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
@@ -23,7 +23,7 @@ from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.rollout.groups import requests_of, rollouts_of
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.step_metrics import rollout_metrics, staleness_metrics
-from g2rpo_fast.types import Bools, Doubles, EngineError, Prompt, Request, Rewards, Rollout
+from g2rpo_fast.types import Bools, Completion, Doubles, EngineError, Prompt, Request, Rewards, Rollout
 
 
 def next_prompts(parts: Parts, state: TrainState, *, ahead: int = 0) -> list[Prompt]:
@@ -31,35 +31,33 @@ def next_prompts(parts: Parts, state: TrainState, *, ahead: int = 0) -> list[Pro
     data, prompts = parts.config.data, parts.prompts.prompts
     count = parts.config.run.prompts_per_step
     cursor = state.cursor + ahead * count
-    return [prompts[i] for i in batch_indices(len(prompts), cursor, count, data.seed, data.shuffle)]
+    seed = parts.config.order_seed
+    return [prompts[i] for i in batch_indices(len(prompts), cursor, count, seed, data.shuffle)]
 
 
 def sample(parts: Parts, state: TrainState) -> SampledBatch:
     """One group for each prompt of the next step, its guided members starting from the trace."""
-    lengths, requests = _asked(parts, state, ahead=0)
-    return SampledBatch(
-        guidance_lengths=lengths,
-        completions=parts.engine.generate(requests, parts.judge.sampling),
-        guidance_length=state.guidance.length,
-    )
+    requests, batch = _asked(parts, state, ahead=0)
+    return batch(parts.engine.generate(requests, parts.judge.sampling))
 
 
 def sample_ahead(parts: Parts, state: TrainState) -> Callable[[], SampledBatch]:
     """Starts sampling the step after the next; the function returned waits for it."""
-    lengths, requests = _asked(parts, state, ahead=1)
+    requests, batch = _asked(parts, state, ahead=1)
     collect = parts.engine.submit(requests, parts.judge.sampling)
-    return lambda: SampledBatch(
-        guidance_lengths=lengths, completions=collect(), guidance_length=state.guidance.length
-    )
+    return lambda: batch(collect())
 
 
-def _asked(parts: Parts, state: TrainState, *, ahead: int) -> tuple[list[list[int]], list[Request]]:
-    """Guidance, as the controller stands, and what the engine is asked."""
+def _asked(
+    parts: Parts, state: TrainState, *, ahead: int
+) -> tuple[list[Request], Callable[[list[Completion]], SampledBatch]]:
+    """What the engine is asked, guided as the controller stands, and what makes a batch of its answers."""
     config = parts.config
     prompts = next_prompts(parts, state, ahead=ahead)
+    guidance = state_for(config.guidance, state.guidance, ahead=ahead, total_steps=config.run.steps)
     lengths = guided_lengths(
         config.guidance,
-        state.guidance,
+        guidance,
         trace_lens=[len(p.trace_ids) for p in prompts],
         group_sizes=[config.rollout.group_size] * len(prompts),
         max_tokens=config.rollout.max_tokens,
@@ -71,7 +69,9 @@ def _asked(parts: Parts, state: TrainState, *, ahead: int) -> tuple[list[list[in
         seed=config.run.seed,
         step=state.step + 1 + ahead,
     )
-    return lengths, requests
+    return requests, lambda completions: SampledBatch(
+        guidance_lengths=lengths, completions=completions, guidance_length=guidance.length
+    )
 
 
 def score(

@@ -18,6 +18,7 @@ from g2rpo_fast.guidance import (
     controller_accuracy,
     guidance_tokens,
     initial_state,
+    state_for,
 )
 
 CONTROLLERS = ["paper", "official", "windowed", "fixed", "linear", "cosine", "step", "concave"]
@@ -181,6 +182,30 @@ def test_schedules_hit_their_end_points(controller):
     assert (
         lengths_of(config, [0.1] * 30, total_steps=21)[21:] == [lengths[20]] * 10
     )  # a run that was extended
+
+
+@pytest.mark.parametrize("controller", ["linear", "cosine", "concave", "step"])
+def test_schedules_look_ahead_and_follow_a_run_that_was_extended(controller):
+    config = GuidanceConfig(controller=controller, length_init=100, length_final=3.3, step_every=2)
+    lengths = lengths_of(config, [0.5] * 9, total_steps=10)
+    state = initial_state(config)
+    for k in range(9):
+        assert state_for(config, state, ahead=0, total_steps=10) == state
+        following = GuidanceState(length=lengths[k + 1], step=k + 1)
+        assert state_for(config, state, ahead=1, total_steps=10) == following
+        state = advance(config, state, 0.5, total_steps=10)
+    assert state.length == 3.3 or controller == "step"
+    longer = lengths_of(config, [0.5] * 9, total_steps=20)
+    assert state_for(config, state, ahead=0, total_steps=20).length == longer[9]
+
+
+@pytest.mark.parametrize("controller", ["paper", "official", "windowed"])
+def test_adaptive_controllers_cannot_look_ahead(controller):
+    config = GuidanceConfig(controller=controller)
+    state = GuidanceState(length=40.5, step=6, history=(0.5,))
+    assert state_for(config, state, ahead=1, total_steps=9) == GuidanceState(
+        length=40.5, step=7, history=(0.5,)
+    )
 
 
 def test_step_schedule_cuts_and_stops_at_its_floor():

@@ -121,6 +121,13 @@ def test_first_step_is_that_of_the_plain_loop(tmp_path):
     assert plain[2] != overlapped[2]
 
 
+def test_a_schedule_reaches_its_end_at_the_last_step(tmp_path):
+    sections = {"guidance": {"controller": "linear", "length_init": 16, "length_final": 4, "reserve": 8}}
+    runs = [train(config_of(tmp_path / str(n), ahead=n, **sections), show=quiet) for n in (0, 1)]
+    plain, ahead = ([r["guidance/length"] for r in read_metrics(run.metrics_path)[1:]] for run in runs)
+    assert plain == ahead == [16, 12, 8, 4]
+
+
 def test_without_staleness_the_overlapped_loop_is_the_plain_one(tmp_path):
     result = train(config_of(tmp_path / "plain", ahead=0, guidance=STILL), show=quiet)
     want = without_times(read_metrics(result.metrics_path))

@@ -6,7 +6,7 @@ never calls it: what is reported is what the model does alone.
 """
 
 from g2rpo_fast.guidance.config import GuidanceConfig
-from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state
+from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state, state_for
 from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths, num_guided_of
 from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, judge_profile
 from g2rpo_fast.guidance.state import GuidanceState
@@ -23,4 +23,5 @@ __all__ = [
     "initial_state",
     "judge_profile",
     "num_guided_of",
+    "state_for",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from g2rpo_fast.guidance import adaptive, schedules
 from g2rpo_fast.guidance.config import GuidanceConfig
@@ -18,7 +19,7 @@ def _adaptive(rule: Callable[[GuidanceConfig, GuidanceState, float], adaptive.Up
     return lambda config, state, accuracy, total_steps: rule(config, state, accuracy)
 
 
-def _scheduled(schedule: Callable[[GuidanceConfig, int, int], float]) -> Rule:
+def _scheduled(schedule: schedules.Schedule) -> Rule:
     return lambda config, state, accuracy, total_steps: (schedule(config, state.step + 1, total_steps), ())
 
 
@@ -26,11 +27,7 @@ CONTROLLERS: dict[str, Rule] = {
     "paper": _adaptive(adaptive.paper),
     "official": _adaptive(adaptive.official),
     "windowed": _adaptive(adaptive.windowed),
-    "fixed": _scheduled(schedules.fixed),
-    "linear": _scheduled(schedules.linear),
-    "cosine": _scheduled(schedules.cosine),
-    "step": _scheduled(schedules.step),
-    "concave": _scheduled(schedules.concave),
+    **{name: _scheduled(schedule) for name, schedule in schedules.SCHEDULES.items()},
 }
 
 
@@ -51,6 +48,18 @@ def advance(
         raise ValueError(f"guidance controller input: wanted a finite accuracy of at least 0, got {accuracy}")
     length, history = CONTROLLERS[config.controller](config, state, accuracy, total_steps)
     return GuidanceState(length=length, step=state.step + 1, history=history)
+
+
+def state_for(config: GuidanceConfig, state: GuidanceState, *, ahead: int, total_steps: int) -> GuidanceState:
+    """What the step `ahead` steps after the next one is guided by, as far as `state` can tell.
+
+    A schedule's length is the one of that step, in a run of `total_steps`: also where sampling runs ahead,
+    and where a run is longer than it was when `state` was saved. An adaptive controller's is its present one.
+    """
+    step = state.step + ahead
+    schedule = schedules.SCHEDULES.get(config.controller)
+    length = state.length if schedule is None else schedule(config, step, total_steps)
+    return replace(state, step=step, length=length)
 
 
 def controller_accuracy(config: GuidanceConfig, accuracy_R: Doubles, guided_R: Bools) -> float:

@@ -8,14 +8,19 @@ With x = (steps finished) / (steps in all - 1), so that x = 0 at the first step 
     concave  l_1 + (l_0 - l_1) (1 - x) ** concave_power     slow first, fast at the end
     step     max(l_1, l_0 * step_factor ** (steps finished // step_every))
 
-A schedule may end below `length_min` (0 = no guidance): that bound is the adaptive controllers'.
+A run of one step takes it at l_0. A schedule may end below `length_min` (0 = no guidance): that bound is the
+adaptive controllers'.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from g2rpo_fast.guidance.config import GuidanceConfig
+
+Schedule = Callable[[GuidanceConfig, int, int], float]
+"""(config, 0-based step, steps in all) -> l of that step."""
 
 
 def fixed(config: GuidanceConfig, step: int, total_steps: int) -> float:
@@ -50,4 +55,14 @@ def _progress(step: int, total_steps: int) -> float:
 
 
 def _between(config: GuidanceConfig, left: float) -> float:
-    return config.length_final + (config.first - config.length_final) * left
+    """Exactly l_0 at 1 and l_1 at 0."""
+    return config.length_final * (1 - left) + config.first * left
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "fixed": fixed,
+    "linear": linear,
+    "cosine": cosine,
+    "step": step,
+    "concave": concave,
+}

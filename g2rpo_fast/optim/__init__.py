@@ -20,7 +20,7 @@ class OptimConfig:
     lr: Annotated[float, Gt(0)] = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How lr falls from its peak to min_lr_ratio * lr."""
+    """How lr falls from its peak to min_lr_ratio * lr at the last step; constant: it does not."""
     min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
     """Where the schedule ends, as a share of lr."""
     warmup_steps: Annotated[float, Ge(0)] = 0
@@ -64,18 +64,18 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate of 0-based `step`: a pure function, so nothing of it needs saving."""
+    """The learning rate of 0-based `step`: a pure function, so nothing of it needs saving.
+
+    lr (step + 1) / (warm-up + 1) while warming up, lr at the step after, min_lr_ratio * lr at the last step and
+    in any beyond it. A run of one step takes it at lr.
+    """
     warmup = config.warmup(total_steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    shape = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[config.schedule]
     if config.schedule == "constant":
         return config.lr
+    progress = min((step - warmup) / max(total_steps - 1 - warmup, 1), 1.0)
+    shape = {"linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[config.schedule]
     return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
 
