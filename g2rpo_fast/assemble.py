@@ -122,6 +122,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
             tree=config.tree,
             compute=config.model,
             temperature=config.rollout.temperature,
+            comparable=not config.rollout.truncated,
         ),
         judge=Judge(
             engine=engine,

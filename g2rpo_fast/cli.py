@@ -9,10 +9,11 @@ from typing import Annotated
 
 import tyro
 from transformers.utils import logging as transformers_logging
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from g2rpo_fast.bench_plots import render_plots
 from g2rpo_fast.bench_table import render_results
-from g2rpo_fast.config import EMBEDDED, Config, load_config, preset_names
+from g2rpo_fast.config import EMBEDDED, NONE_WORDS, Config, load_config, preset_names
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import train
 from g2rpo_fast.types import EngineError
@@ -65,7 +66,28 @@ def read_arguments(words: Sequence[str]) -> Config:
         default=load_config(source),
         prog="g2rpo-fast train [CONFIG]",
         description=f"Train; values start from {source}.",
+        registry=_registry(),
     )
+
+
+def _registry() -> ConstructorRegistry:
+    """Reads `none` where a key may be None, as the help writes it."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def none(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+        if kind.type is not type(None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="none",
+            instance_from_str=lambda words: None,
+            is_instance=lambda value: value is None,
+            str_from_instance=lambda value: ["none"],
+            choices=NONE_WORDS,
+        )
+
+    return registry
 
 
 def run_bench(words: Sequence[str]) -> None:

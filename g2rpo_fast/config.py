@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge
 
@@ -30,6 +30,8 @@ from g2rpo_fast.rollout.vllm import VllmConfig
 from g2rpo_fast.tree import TreeConfig
 
 EMBEDDED = "embedded"
+NONE_WORDS = ("none", "None")
+"""What stands for None where a key may be None, in TOML and on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class RunConfig:
     """Batches that sampling runs ahead of training: 0 = sample, then train; 1 = the engine samples batch
     n + 1 while batch n trains. Its tokens are then one update old, which `objective.importance` corrects."""
     seed: Annotated[int, Ge(0)] = 0
-    """Fixes data order, sampling and the embedded model."""
+    """Fixes data order (unless data.seed is given), sampling, and the embedded or untrained model."""
     threads: Annotated[int, Ge(1)] | None = None
     """CPU threads of torch. None = the cores this process may use, less those that are busy."""
     device: str = "auto"
@@ -98,6 +100,7 @@ class Config:
                     f'guidance.share: wanted unguided members left (controller_input = "unguided"), got '
                     f"{num_guided} guided of rollout.group_size = {self.rollout.group_size}"
                 )
+        self._check_truncation()
         if self.run.ahead and self.objective.importance == "none" and self.objective.old_logp == "trainer":
             raise ValueError(
                 "objective.importance: wanted weights, such as token_truncate, or objective.old_logp = "
@@ -118,6 +121,30 @@ class Config:
                 f"optim.warmup_steps: wanted at most run.steps = {self.run.steps} (or a share below 1), "
                 f"got {self.optim.warmup_steps:g}"
             )
+
+    def _check_truncation(self) -> None:
+        """The engine's log-probabilities are of the tokens that truncation keeps, the trainer's of all."""
+        objective = self.objective
+        if objective.old_logp == "rollout":
+            compares = 'objective.old_logp = "rollout"'
+        elif objective.importance != "none":
+            compares = f'objective.importance = "{objective.importance}"'
+        elif self.run.ahead:
+            compares = "run.ahead = 1"
+        else:
+            return
+        for name, off in (("top_p", 1), ("top_k", 0)):
+            got = getattr(self.rollout, name)
+            if got != off:
+                raise ValueError(
+                    f"rollout.{name}: wanted {off} (off) with {compares}, which compares the engine's "
+                    f"log-probabilities with the trainer's: those of kept tokens with those of all, got {got}"
+                )
+
+    @property
+    def order_seed(self) -> int:
+        """Of the order of the data."""
+        return self.run.seed if self.data.seed is None else self.data.seed
 
 
 def section_types() -> dict[str, type]:
@@ -156,12 +183,15 @@ def load_config(source: str | Path) -> Config:
 
 
 def config_from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
-    """Builds a Config from nested plain values, as read from TOML or JSON."""
+    """Builds a Config from nested plain values, as read from TOML or JSON.
+
+    TOML has no null: the word `none` stands for it in every key that may be None.
+    """
     _refuse_unknown(values, Config, where, "")
     sections, problems = {}, []
     for name, section in values.items():
         try:
-            sections[name] = section_types()[name](**section)
+            sections[name] = section_types()[name](**_with_none(section, section_types()[name]))
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -170,6 +200,15 @@ def config_from_dict(values: Mapping[str, Any], *, where: str = "config") -> Con
         return Config(**sections)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _with_none(section: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The section's values, with None for the word none where a key may be None."""
+    hints = get_type_hints(cls)
+    return {
+        key: None if value in NONE_WORDS and type(None) in get_args(hints[key]) else value
+        for key, value in section.items()
+    }
 
 
 def _refuse_unknown(values: Mapping[str, Any], cls: type, where: str, prefix: str) -> None:

@@ -60,7 +60,9 @@ class Learner:
     tree: TreeConfig
     compute: ModelConfig
     temperature: float
-    """Of sampling: training reads the same distribution."""
+    """Of sampling: training reads the distribution at it, the whole of it."""
+    comparable: bool = True
+    """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
 
     def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
@@ -104,7 +106,8 @@ class Learner:
     def _known(self, micro: MicroBatch, logp_T: torch.Tensor, compared: list[Comparison]) -> MicroBatch:
         """`micro` with its log-probabilities, and importance weights of rows if there are any."""
         comparison = compare(logp_T, micro.tokens, self.objective)
-        compared.append(comparison)
+        if self.comparable:
+            compared.append(comparison)
         if self.objective.importance_level in ("sequence", "geometric"):
             micro = replace(micro, edges=weighted(micro.edges, comparison.weight_B))
         return replace(micro, logp_T=logp_T)

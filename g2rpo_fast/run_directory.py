@@ -41,13 +41,14 @@ def open_directory(config: Config) -> tuple[Path, Config]:
     """Makes the run directory, or finds the run in it.
 
     Returns the directory and the configuration with what "auto" meant when the run began: a continuation uses
-    as many threads as its run did, or sums would round differently.
+    as many threads as its run did, or sums would round differently, and its seed of the data's order.
 
     Raises:
         ValueError: the directory holds a run with other settings; names each key, wanted and got.
     """
     directory = Path(config.run.dir or _new_name())
     resolved = _with_run(config, dir=str(directory))
+    resolved = dataclasses.replace(resolved, data=dataclasses.replace(config.data, seed=config.order_seed))
     file = directory / "config.json"
     if file.exists():
         stored = json.loads(file.read_text())

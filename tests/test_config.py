@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -42,12 +43,69 @@ def test_config_survives_json():
             {"guidance": {"controller_input": "unguided", "share": 0.9}, "rollout": {"group_size": 2}},
             r"guidance\.share: wanted unguided members left.*got 2 guided of rollout\.group_size = 2",
         ),
+        (
+            {"rollout": {"top_p": 0.9}, "objective": {"importance": "token_truncate"}},
+            r'rollout\.top_p: wanted 1 \(off\) with objective\.importance = "token_truncate".*got 0\.9',
+        ),
+        (
+            {"rollout": {"top_k": 8}, "objective": {"importance": "geometric_mask"}},
+            r'rollout\.top_k: wanted 0 \(off\) with objective\.importance = "geometric_mask".*got 8',
+        ),
+        (
+            {"rollout": {"top_k": 8}, "objective": {"old_logp": "rollout"}},
+            r'rollout\.top_k: wanted 0 \(off\) with objective\.old_logp = "rollout".*got 8',
+        ),
+        (
+            {"rollout": {"top_p": 0.5}, "run": {"ahead": 1}},
+            r"rollout\.top_p: wanted 1 \(off\) with run\.ahead = 1",
+        ),
         ({"optim": {"minibatches": 99}}, r"optim\.minibatches: wanted at most run\.prompts_per_step"),
     ],
 )
 def test_config_refuses_and_names_the_key(values, message):
     with pytest.raises(ValueError, match=message):
         config_from_dict(values)
+
+
+def optional_keys() -> list[tuple[str, str]]:
+    """(section, key) of every key that may be None."""
+    return [
+        (section.name, name)
+        for section in dataclasses.fields(Config)
+        for name, hint in get_type_hints(type(getattr(Config(), section.name))).items()
+        if type(None) in get_args(hint)
+    ]
+
+
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_none_is_none_in_every_key_that_may_be(word, tmp_path):
+    keys = optional_keys()
+    assert {("data", "trace_column"), ("run", "threads"), ("vllm", "quantization")} <= set(keys)
+    file = tmp_path / "config.toml"
+    for section, name in keys:
+        file.write_text(f'[{section}]\n{name} = "{word}"')
+        option = f"--{section}.{name.replace('_', '-')}"
+        for config in (
+            load_config(file),
+            read_arguments([option, word]),
+            read_arguments([f"{option}={word}"]),
+        ):
+            assert getattr(getattr(config, section), name) is None, (section, name)
+    assert len(keys) > 10
+
+
+def test_none_stays_a_word_where_a_key_cannot_be_none(tmp_path):
+    config = config_from_dict({"objective": {"importance": "none"}, "data": {"prompt_column": "none"}})
+    assert (config.objective.importance, config.data.prompt_column) == ("none", "none")
+    assert read_arguments(["--objective.importance", "none"]).objective.importance == "none"
+    with pytest.raises(ValueError, match=r"run\.steps: .*got 'none'"):
+        config_from_dict({"run": {"steps": "none"}})
+
+
+def test_the_help_says_none_as_it_is_read(capsys):
+    with pytest.raises(SystemExit):
+        read_arguments(["--help"])
+    assert "--data.trace-column none|STR" in capsys.readouterr().out
 
 
 def test_config_file_errors_name_the_file(tmp_path):

@@ -14,6 +14,7 @@ from g2rpo_fast.assemble import assemble
 from g2rpo_fast.cpu import free_threads, keep_freed_memory
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.steps import next_prompts, sample
 from g2rpo_fast.train import before_training, train_step
 from g2rpo_fast.types import Rollout
 from runs import tiny_config, without_times
@@ -62,6 +63,38 @@ def test_train_same_seed_same_run_other_seed_other_run(finished, tmp_path):
     assert without_times(read_metrics(again.metrics_path)) == first
     other = train(tiny_config(tmp_path / "other", run={"seed": 1, "steps": 1}), show=lambda line: None)
     assert without_times(read_metrics(other.metrics_path))[1] != first[1]
+
+
+def test_run_seed_fixes_order_samples_and_model(tmp_path):
+    def made(name, **run):
+        sections = {"run": {"prompts_per_step": 12, **run.pop("run", {})}, **run}
+        parts = assemble(tiny_config(tmp_path / name, **sections), lambda line: None)
+        weights = torch.cat([p.detach().flatten() for p in parts.learner.model.parameters()])
+        completions = [c.token_ids for c in sample(parts, parts.state).completions]
+        return [p.id for p in next_prompts(parts, parts.state)], completions, weights
+
+    first, again, other = made("first"), made("again"), made("other", run={"seed": 1})
+    assert first[:2] == again[:2]
+    assert torch.equal(first[2], again[2])
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+    assert not torch.equal(other[2], first[2])
+    ordered = made("ordered", run={"seed": 1}, data={"eval_rows": 8, "seed": 0})
+    assert (ordered[0], other[2].tolist()) == (first[0], ordered[2].tolist())
+    with pytest.raises(ValueError, match=r"data\.seed: wanted 1, got 0"):
+        made("other", run={"seed": 1}, data={"eval_rows": 8, "seed": 0})
+
+
+@pytest.mark.parametrize("rollout", [{"top_p": 0.9}, {"top_k": 4}])
+def test_truncated_sampling_is_not_compared_with_the_whole_distribution(rollout, tmp_path):
+    sections = {"rollout": {"group_size": 6, "max_tokens": 40, **rollout}, "run": {"steps": 1}}
+    result = train(tiny_config(tmp_path, **sections), show=lambda line: None)
+    record = read_metrics(result.metrics_path)[1]
+    compared = {name: value for name, value in record.items() if name.startswith("mismatch/")}
+    assert len(compared) == 4
+    assert all(value is None or np.isnan(value) for value in compared.values())
+    assert np.isfinite(record["optim/grad_norm"])
+    assert record["optim/grad_norm"] > 0
 
 
 def test_finished_run_is_not_trained_again(finished):

@@ -41,8 +41,8 @@ class DataConfig:
     """Rows of eval_path to use, from the top; 0 = all."""
     shuffle: bool = True
     """A new order every epoch; otherwise the order of the file."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Of that order."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Of that order; none = run.seed."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

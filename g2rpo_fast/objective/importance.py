@@ -117,7 +117,8 @@ def weighted(edges: Edges, weight_B: Tensor) -> Edges:
 
 
 def mismatch_metrics(parts: Sequence[Comparison], config: ObjectiveConfig) -> dict[str, float]:
-    """Engine against trainer over the sampled tokens of a step that carry loss; NaN where there are none.
+    """Engine against trainer over the sampled tokens of a step that carry loss; NaN where there are none,
+    or where it sampled under top-p or top-k: its log-probabilities are then of another distribution.
 
     mean_abs, max_abs: |log w| in nats. k3: estimate of KL(engine || trainer) in nats. ess_raw, ess: effective
     sample size (sum w)^2 / (n sum w^2) of the weights at their level (of tokens without importance weights),

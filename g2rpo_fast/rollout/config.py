@@ -24,9 +24,11 @@ class RolloutConfig:
     temperature: Annotated[float, Ge(0)] = 1.0
     """Logits are divided by it; 0 = greedy."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Sample from the fewest tokens whose probabilities sum to at least this; 1 = off."""
+    """Sample from the fewest tokens whose probabilities sum to at least this; 1 = off. The loss reads the
+    whole distribution at that temperature, where tokens that are never drawn have mass: a biased gradient.
+    Importance weights, old_logp = "rollout" and run.ahead are refused, and `mismatch/` is not measured."""
     top_k: Annotated[int, Ge(0)] = 0
-    """Sample from the k most likely tokens; 0 = off."""
+    """Sample from the k most likely tokens; 0 = off. The loss: as with top_p."""
     stop_strings: tuple[str, ...] = ()
     """A response ends when its text contains one of these."""
     max_rows: Annotated[int, Ge(1)] = 512
@@ -36,6 +38,11 @@ class RolloutConfig:
         check_fields(self, "rollout")
         if "" in self.stop_strings:
             raise ValueError("rollout.stop_strings: wanted non-empty strings, got an empty one")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the engine's log-probabilities are of a truncated distribution, the loss's of the whole."""
+        return self.top_p < 1 or self.top_k > 0
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
         """What an engine is asked for, with the tokenizer's stop tokens."""
