@@ -66,8 +66,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The learning rate of 0-based `step`: a pure function, so nothing of it needs saving.
 
-    lr (step + 1) / (warm-up + 1) while warming up, lr at the step after, min_lr_ratio * lr at the last step and
-    in any beyond it. A run of one step takes it at lr.
+    lr (step + 1) / (warm-up + 1) while warming up, lr at the step after, min_lr_ratio * lr at the last step
+    and in any beyond it. A run of one step takes it at lr.
     """
     warmup = config.warmup(total_steps)
     if step < warmup:
