@@ -67,8 +67,10 @@ class Learner:
     def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
-        Returns metrics: means over edges, sums of loss, the last gradient norm, the number of steps that
-        were skipped for a non-finite gradient, and the engine's mismatch (`objective/importance.py`).
+        Returns metrics: means over edges; the last gradient norm; the number of steps that were skipped for
+        a non-finite gradient; the engine's mismatch (`objective/importance.py`); and `loss`, the mean of the
+        optimiser steps' own losses. Each of these is normalised over its own batch and counts once, however
+        many rows that has; steps without a row to learn from are left out (0 if all are).
         """
         means, norm, skipped = Means(), 0.0, 0
         steps = [self._micro_batches(batch) for batch in batches]

@@ -210,6 +210,20 @@ def test_minibatches_compare_with_the_weights_that_sampled():
     assert_same_weights(ours.model, plain, start)
 
 
+def test_loss_of_minibatches_is_the_mean_of_theirs_whatever_their_rows():
+    made, advantage, parts = rollouts(), advantages(), split_groups(rollouts(), 3)
+    advantage[parts[1]] = 0.0
+
+    def loss(minibatches: list) -> float:
+        return learner(optim=OptimConfig(max_grad_norm=1e9)).update(minibatches, lr=0.0)["loss"]
+
+    three = batches(made, advantage, PLAIN, minibatches=3)
+    alone = [loss([one]) for one in three]
+    assert abs(alone[0] - alone[2]) > 0.1
+    assert [len(one.rollout_R) for one in three] == [4, 0, 5]
+    assert loss(three) == pytest.approx((alone[0] + alone[2]) / 2, rel=1e-5)
+
+
 def test_rows_without_advantage_cost_nothing_and_change_nothing():
     made, advantage = rollouts(), advantages()
     advantage[[0, 1, 2, 3, 5, 8]] = 0.0

@@ -240,6 +240,7 @@ def test_masked_positions_have_no_influence_even_as_nan(level: str, loss_type: s
         ids=b.ids.masked_fill(out, -100),
         old=b.old.masked_fill(out, torch.nan),
         ref=b.ref.masked_fill(out, torch.nan),
+        ratio=b.ratio if loss_type == "vespo" else b.ratio.masked_fill(out, torch.nan),
     )
     o = GRPOOptions(
         loss_type=loss_type,
@@ -249,12 +250,30 @@ def test_masked_positions_have_no_influence_even_as_nan(level: str, loss_type: s
         max_completion_length=9,
     )
     want = value_and_gradients(b, fused_loss(b, o, False, b.ratio, None))
-    got = value_and_gradients(noisy, fused_loss(noisy, o, False, b.ratio, None))
+    got = value_and_gradients(noisy, fused_loss(noisy, o, False, noisy.ratio, None))
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert (got[1][out] == 0).all()
-    of_logits = padded_losses(noisy, o, False, b.ratio, None)[0]
+    of_logits = padded_losses(noisy, o, False, noisy.ratio, None)[0]
     assert float(value_and_gradients(noisy, of_logits)[0]) == pytest.approx(float(want[0]), abs=1e-12)
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_vespo_multiplies_the_importance_ratios_of_masked_positions_too(on_policy: bool) -> None:
+    b, o = make_batch(), GRPOOptions(loss_type="vespo")
+    counted, masked = b.ratio.clone(), b.ratio.clone()
+    assert b.mask[2].tolist()[2:4] == [1, 0]
+    counted[2, 2] *= 0.5
+    masked[2, 3] = 0.5
+    row_2 = replace(b, advantages=torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64))
+    values = [
+        float(value_and_gradients(row_2, loss(row_2, o, on_policy, ratio, None))[0])
+        for loss in (fused_loss, lambda *given: padded_losses(*given)[0])
+        for ratio in (counted, masked, b.ratio)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+    assert values[3:] == pytest.approx(values[:3], rel=1e-12)
+    assert abs(values[1] / values[2] - 1) > 0.01
 
 
 def test_metrics_are_means_over_the_counted_positions() -> None:

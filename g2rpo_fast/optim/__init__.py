@@ -34,7 +34,7 @@ class OptimConfig:
     max_grad_norm: Annotated[float, Gt(0), InfinityToo] = 1.0
     """Gradients are scaled down to this global norm; inf = never."""
     updates_per_batch: Annotated[int, Ge(1)] = 1
-    """Passes over each rollout batch. 1 = on-policy: the old log-probabilities are the pass's own."""
+    """Passes over each rollout batch. 1, with one minibatch: the old log-probabilities are the pass's own."""
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimiser steps per pass: the batch's groups are split into this many."""
     max_bad_steps: Annotated[int, Ge(1)] = 5

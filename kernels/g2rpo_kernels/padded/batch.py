@@ -20,7 +20,7 @@ class PaddedBatch(NamedTuple):
     old_logp_BL: Tensor | None = None
     ref_logp_BL: Tensor | None = None
     importance_BL: Tensor | None = None
-    """[B, L] or [B, 1], >= 0."""
+    """[B, L] or [B, 1], >= 0. vespo multiplies those of all positions, masked ones included."""
     num_items: NumItems = None
 
 

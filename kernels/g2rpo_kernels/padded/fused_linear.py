@@ -125,7 +125,8 @@ class FusedLinearGRPOLoss(nn.Module):
             ref_input, ref_weight, ref_bias: hidden states, head and bias of the reference.
             old_per_token_logps: [B, L]; None = on-policy, ratio 1.
             vllm_is_ratio: [B], [B, 1] or [B, L], >= 0: multiplies the surrogate; vespo takes it into its
-                ratio (all positions of a sequence, masked ones included, as in Liger).
+                sequence's ratio: the product over all positions, masked ones included, as in Liger and TRL
+                (whose trainer has 1 there); one per sequence counts once.
             num_items_in_batch: counted tokens of all micro-batches and ranks, for dapo, cispo and vespo;
                 None = those of this batch on all ranks.
 

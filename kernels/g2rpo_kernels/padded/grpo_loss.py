@@ -59,7 +59,8 @@ def grpo_loss(
             Leading dimensions that do not flatten into a view are copied.
         completion_ids: [B, L] int64 or int32; in [0, V) where counted.
         mask: [B, L]; nonzero = counted. What stands elsewhere, NaN included, has no influence (though a row
-            of NaN logits may have a gradient of NaN).
+            of NaN logits may have a gradient of NaN), but for vespo's importance ratios and with
+            options.luspo_over_padding.
         advantages: [B], or [B, L] for one per token, floating; or instead of them
         rewards: [B] or [B, K] floating, of which `group_advantage` makes them (channels summed), in
             consecutive groups of
@@ -68,7 +69,9 @@ def grpo_loss(
         old_logp: [B, L] under the policy before this batch's first step; None = on-policy, ratio 1.
         ref_logp: [B, L] under the reference policy; wanted if and only if options.beta is not 0.
         importance_ratio: [B], [B, 1] or [B, L], >= 0: multiplies the surrogate, not KL and entropy (engine
-            mismatch; or a mask of the policy term). vespo takes it into its ratio.
+            mismatch; or a mask of the policy term). vespo takes it into its sequence's ratio: the product
+            over all L positions, as TRL and Liger-Kernel do, so it has to be 1 where the mask is 0 (as TRL's
+            is); one per sequence counts once.
         num_items_in_batch: counted tokens of all micro-batches and ranks, which dapo, cispo and vespo divide
             by; None = those of this batch on all ranks.
         options: which loss (see `GRPOOptions`).

@@ -23,7 +23,8 @@ def token_logprobs(
     """log softmax(logits / temperature) at `ids`: TRL's `selective_log_softmax`, verl's
     `logprobs_from_logits`.
 
-    Unlike theirs it computes logits narrower than float32 in float32 and returns float32.
+    Logits narrower than float32 are computed in float32, and float32 is returned: their plain PyTorch does
+    both in the logits' dtype.
 
     Args:
         logits: [..., V] floating; differentiable. Leading dimensions that do not flatten into a view are

@@ -29,7 +29,8 @@ def policy_loss(
 ) -> PolicyLoss:
     """loss = sum_T [-(a_pos plus(r) + a_neg minus(r)) importance + kl_coef w kl - entropy_coef w H].
 
-    r = exp(logp - old_logp), or the member row's exp(mean log-ratio) for sequence ratios; `plus`, `minus`
+    r = exp(logp - old_logp); with `sequence` ratios the member row's exp(mean log-ratio); with `product` ones
+    its exp(sum of log-ratios) times its importance weights, which then stand nowhere else. `plus`, `minus`
     and the KL estimators are in `policy_loss/surrogates.py`. Log-ratios are clamped to +-20 before exp.
     Normalisation is in the weights of `edges`: nothing is divided here, so micro-batches add.
 
