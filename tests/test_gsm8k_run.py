@@ -12,7 +12,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from g2rpo_fast.cli import main
+from g2rpo_fast.data import DataConfig
+from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.rewards import RewardConfig, load_rewards
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TRAIN, TEST = DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
@@ -38,6 +41,21 @@ def _train(run_dir: Path, steps: int) -> list[dict]:
     ]  # fmt: skip
     assert main(arguments) == 0
     return read_metrics(run_dir / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("path", [TRAIN, TEST])
+def test_gsm8k_solutions_are_right_under_every_reward(path):
+    problems = read_problems(str(path), DataConfig(format="gsm8k"), key="", limit=0, trace_required=True)
+    solutions = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+    for function in load_rewards(RewardConfig(functions=("math", "exact_match"))).functions:
+        wrong = [
+            p.line
+            for p, text in zip(problems, solutions, strict=True)
+            if function(text, p.answer, None) != 1.0
+        ]
+        assert wrong == []
+        assert [p.line for p in problems if function.check_reference(p.answer, p.row)] == []
+    assert len(problems) > 1000
 
 
 @pytest.mark.slow

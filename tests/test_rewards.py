@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from g2rpo_fast.config import load_config
 from g2rpo_fast.rewards import RewardConfig, RewardError, load_rewards, score
-from g2rpo_fast.rewards.math_answer import MathVerify, plain_answer
+from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.types import FinishReason, Prompt, Rollout
 
 
@@ -62,7 +63,6 @@ def judge() -> Iterator[MathVerify]:
         ("#### 27", "72", 0.0),
         ("72 #### 73", "72", 0.0),
         ("\\boxed{72}, no, \\boxed{5}", "72", 0.0),
-        ("nothing", "72", 0.0),
         ("", "72", 0.0),
         ("\\boxed{", "72", 0.0),
         ("\ud800", "72", 0.0),
@@ -75,20 +75,20 @@ def test_math_equality(judge: MathVerify, response: str, answer: str, expected: 
 def test_math_survives_pathological_answers(judge: MathVerify) -> None:
     rollout = rollout_of("")
     before = judge.num_abandoned
-    for response in ("\\boxed{9^{9^{9^{9}}}}", "\\boxed{(((20!)!)!)!}"):
+    for response in ("\\boxed{x^{9^{9^{9}}}}", "\\boxed{x(((20!)!)!)!}"):
         start_s = time.monotonic()
-        assert judge(response, "1", rollout) == 0.0
+        assert judge(response, "y^2", rollout) == 0.0
         assert time.monotonic() - start_s < 30
     assert judge.num_abandoned > before
-    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout) == 1.0  # a fresh process took over
+    assert judge("\\boxed{\\sqrt{4}}", "2", rollout) == 1.0  # a fresh process took over
 
 
 def test_math_works_outside_the_main_thread(judge: MathVerify) -> None:
     results: list[float] = []
 
     def work() -> None:
-        results.append(judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")))
-        results.append(judge("\\boxed{\\frac{1}{3}}", "0.5", rollout_of("")))
+        results.append(judge("\\boxed{\\sqrt{4}}", "2", rollout_of("")))
+        results.append(judge("\\boxed{\\sqrt{5}}", "2", rollout_of("")))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -104,11 +104,11 @@ def test_math_refuses_an_empty_reference(judge: MathVerify) -> None:
 
 
 def test_math_process_killed_from_outside_is_replaced(judge: MathVerify) -> None:
-    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")) == 1.0
+    assert judge("\\boxed{\\sqrt{4}}", "2", rollout_of("")) == 1.0
     judge._process.kill()
     judge._process.wait()
     before = judge.num_abandoned
-    assert judge("\\boxed{\\frac{1}{2}}", "0.5", rollout_of("")) == 1.0
+    assert judge("\\boxed{\\sqrt{4}}", "2", rollout_of("")) == 1.0
     assert judge.num_abandoned == before
 
 
@@ -120,19 +120,80 @@ def test_math_process_ends_with_its_owner() -> None:
     assert process.poll() is not None
 
 
+CUT_OFF = [
+    ("so #### 12", "12"),  # it was writing 1250
+    ("\\boxed{12}", "12"),
+    ("\\boxed{72} hm, no: \\boxed{", "72"),
+    ("<think>Let me see. 6 * 3 = 18", "18"),
+    ("1 2 3 4 5 6 7 8 9 10 11 12", "12"),
+]
+
+
+@pytest.mark.parametrize("function", ["math", "exact_match"])
+@pytest.mark.parametrize(("text", "answer"), CUT_OFF)
+def test_response_that_was_cut_off_earns_nothing(function: str, text: str, answer: str) -> None:
+    rewards = load_rewards(RewardConfig(functions=(function,)))
+    assert score(rewards, [rollout_of(text, answer, "length")]).total_R.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("function", ["math", "exact_match"])
+def test_response_that_was_cut_off_is_paid_on_request(function: str) -> None:
+    rewards = load_rewards(RewardConfig(functions=(function,), pay_truncated=True))
+    rollouts = [rollout_of("so #### 12", "12", "length"), rollout_of("<think>#### 12", "12", "length")]
+    assert score(rewards, rollouts).total_R.tolist() == [1.0, 0.0]
+
+
+GSM8K_FINALS = [
+    ("Randy has 60 * 2 + 10 trees.\n#### 1,450", "1450"),
+    ("She earns 5,600 + 400.\n#### 6,000", "6000"),
+    ("The house is now worth more.\n#### 1,000,000", "1000000"),
+    ("It fell below zero.\n#### -10", "-10"),
+    ("so\n#### $18", "18"),
+    ("so\n#### $ 18.00 ", "18"),
+    ("so\n#### 18.", "18"),
+    ("so\n#### 2.50", "2.5"),
+    ("so\n#### 1 000", "1,000"),
+    ("so\n#### \u22125", "-5"),
+    ("so\n#### 0.5", ".5"),
+    ("so\n####18", "18"),
+]
+
+
+@pytest.mark.parametrize("function", ["math", "exact_match"])
+def test_numbers_of_worked_solutions_are_right_however_they_are_written(function: str) -> None:
+    """1,450 and -10 are the awkward forms of GSM8K's own solutions; all of them are in test_gsm8k_run.py."""
+    rewards = load_rewards(RewardConfig(functions=(function,)))
+    paid = score(rewards, [rollout_of(text, answer) for text, answer in GSM8K_FINALS]).total_R
+    assert paid.tolist() == [1.0] * len(GSM8K_FINALS)
+
+
 @pytest.mark.parametrize(
-    ("response", "plain"),
+    ("text", "answer", "paid"),
     [
-        ("#### 7\nmore", "7"),
-        ("\\boxed{7}", "7"),
-        ("\\boxed{7} #### 8", "7"),
-        ("\\boxed{\\frac{1}{2}}", ""),
-        ("\\boxed{7", ""),
-        ("7", ""),
+        ("#### 1", "", 0.0),
+        ("####", "", 0.0),
+        ("so", "", 0.0),
+        ("####", "1", 0.0),
+        ("#### 01", "1", 0.0),
+        ("#### 18 19", "1819", 0.0),
+        ("#### 1,23", "123", 0.0),
+        ("#### 18 dollars", "18", 0.0),
+        ("#### Tuesday", "Tuesday", 1.0),
     ],
 )
-def test_plain_answer(response: str, plain: str) -> None:
-    assert plain_answer(response) == plain
+def test_exact_match_is_of_text_and_of_no_empty_reference(text: str, answer: str, paid: float) -> None:
+    (function,) = load_rewards(RewardConfig(functions=("exact_match",))).functions
+    assert function(text, answer, rollout_of(text, answer)) == paid
+
+
+def test_exact_match_ends_at_the_closing_tag_of_its_marker() -> None:
+    (function,) = load_rewards(RewardConfig(functions=("exact_match",), answer_marker="<answer>")).functions
+    for text in ("so <answer>72</answer>", "so <answer> 72", "<answer>72</answer> is right"):
+        assert function(text, "72", rollout_of(text)) == 1.0
+
+
+def test_gsm8k_preset_stops_before_a_question_of_the_models_own() -> None:
+    assert load_config("gsm8k").rollout.stop_strings == ("\nQuestion:",)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ class RewardConfig:
     """Weight of a channel in the sum; 1 where not given."""
     accuracy: str | None = None
     """Channel that counts as accuracy in evaluation and for guidance; none = the first."""
+    pay_truncated: bool = False
+    """math and exact_match also pay a response that was cut off before its end."""
     answer_marker: str = "####"
     """exact_match compares what follows the last of these."""
     format_pattern: str = r"\s*<think>.*?</think>.*\S.*"

@@ -12,11 +12,11 @@ from typing import cast
 from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import RewardFunction
 from g2rpo_fast.rewards.math_answer import MathVerify
-from g2rpo_fast.rewards.text import exact_match, format_match
+from g2rpo_fast.rewards.text import ExactMatch, format_match
 
 BUILT_IN: dict[str, Callable[[RewardConfig], RewardFunction]] = {
-    "math": lambda config: MathVerify(),
-    "exact_match": exact_match,
+    "math": lambda config: MathVerify(pay_truncated=config.pay_truncated),
+    "exact_match": ExactMatch,
     "format": format_match,
 }
 

@@ -1,55 +1,115 @@
-"""Mathematical equality of answers, by the library math-verify in a process of its own.
+"""The reward "math": text and exact arithmetic here, algebra by math-verify in a process of its own.
 
-SymPy can spend for ever, and all memory, on what a model writes (9**9**9**9). The library's own timeouts are
-signals: they work in the main thread only and cannot interrupt one long C call. So the comparison runs in a
+SymPy can spend for ever, and all memory, on what a model writes (x^{9^{9^{9}}}). The library's own timeouts
+are signals: they work in the main thread only and cannot interrupt one long C call. So algebra runs in a
 child process with bounded memory, which is killed and replaced when it takes too long.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import subprocess
 import sys
 import threading
 import weakref
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from g2rpo_fast.rewards.final_answer import final_text, marked_answer
+from g2rpo_fast.rewards.notation import plain
+from g2rpo_fast.rewards.same_answer import is_words, reference_number, same_answer
 from g2rpo_fast.types import Rollout
 
 START_TIMEOUT_S = 120.0
+WHOLE_ANSWER = 60
+"""Characters up to which a text without a mark may be the answer itself."""
+LONGEST_TEXT = 20_000
+"""Characters of a text, from its end, in which math-verify looks for an answer."""
+LONGEST_ANSWER = 2000
+"""Characters, and four for each of the reference, beyond which an answer is wrong without algebra."""
+MAX_NESTING = 40
+MINUS = str.maketrans(dict.fromkeys("−–—", "-"))
 
 
 class MathVerify:
     """The reward "math": 1.0 when the response's final answer equals the reference answer, else 0.0.
 
-    The final answer is the last \\boxed{...}, else what follows the last "####", else what math-verify finds.
+    The final answer is where `final_answer` finds a mark, else what math-verify finds. A response that was
+    cut off before its end has none (unless `pay_truncated`), nor one whose thought never closes. A reference
+    that is a plain number is compared exactly, a word or a choice as text (see `same_answer`), the rest by
+    math-verify, which may round irrational numbers to six decimals and six digits, exact ones never.
     A comparison that exceeds `timeout_s`, or that twice ends its process, is abandoned: it counts as wrong,
     and in `num_abandoned`. Usable from any thread.
     """
 
-    def __init__(self, timeout_s: float = 5.0) -> None:
+    def __init__(self, timeout_s: float = 5.0, pay_truncated: bool = False) -> None:
         self.timeout_s = timeout_s
+        self.pay_truncated = pay_truncated
         self.num_abandoned = 0
         self._lock = threading.Lock()
         self._start()
 
-    def __call__(self, response: str, answer: str, rollout: Rollout) -> float:
-        if plain_answer(response) == answer.strip() != "":
+    def __call__(self, response: str, answer: str, rollout: Rollout | None) -> float:
+        """`rollout` None: a response that ended by itself, after a prompt that opened no thought.
+
+        Raises ValueError for a reference that cannot be compared with.
+        """
+        if not plain(answer):
+            raise ValueError(self.check_reference(answer))
+        text = final_text(response, rollout, pay_truncated=self.pay_truncated)
+        if text is None:
+            return 0.0
+        final = marked_answer(text)
+        if final is None and len(text) <= WHOLE_ANSWER and same_answer(text, answer):
             return 1.0
-        with self._lock:
-            reply = self._compare(response, answer)
+        if final is None:
+            final = self._find(text)
+        verdict = same_answer(final, answer)
+        return float(self._by_algebra(final, answer) if verdict is None else verdict)
+
+    def check_reference(self, answer: str, row: object = None) -> str | None:
+        """Why this reference cannot be compared with; None when it can."""
+        if not plain(answer):
+            return f"cannot parse the reference answer {answer!r}: it is empty"
+        if reference_number(answer) or is_words(answer):
+            return None
+        reply = self._ask_child({"answer": answer})
+        if reply is False:
+            return (
+                f"cannot parse the reference answer {answer!r}: math-verify takes over {self.timeout_s:g} s"
+            )
+        return reply["error"] if isinstance(reply, dict) else None
+
+    def _find(self, text: str) -> str:
+        """The answer that math-verify finds in a text without a mark; "" for none."""
+        text = re.sub("-{3,}", " ", text[-LONGEST_TEXT:])  # a ruled line, not signs
+        found = "" if degenerate(text) else self._ask_child({"find": text})
+        return found if isinstance(found, str) else ""
+
+    def _by_algebra(self, final: str, answer: str) -> bool:
+        """Raises ValueError for a reference that math-verify cannot read."""
+        if degenerate(final) or len(final) > LONGEST_ANSWER + 4 * len(answer):
+            return False
+        number = reference_number(answer)
+        wanted = answer.translate(MINUS) if number is None else _as_latex(number[0].value)
+        reply = self._ask_child({"answer": wanted, "final": final.translate(MINUS)})
         if isinstance(reply, dict):
             raise ValueError(reply["error"])
-        return float(reply)
+        return bool(reply)
 
     def close(self) -> None:
         """Ends the child process; it also ends with this object, and with this process."""
         self._stop()
 
-    def _compare(self, response: str, answer: str) -> Any:
-        request = json.dumps({"answer": answer, "response": response}).encode() + b"\n"
+    def _ask_child(self, request: dict[str, str]) -> Any:
+        """The reply; False when it was abandoned."""
+        with self._lock:
+            return self._compare(json.dumps(request).encode() + b"\n")
+
+    def _compare(self, request: bytes) -> Any:
         for _ in range(2):  # a process that died may have been killed by others: it gets a second chance
             try:
                 return self._ask(request)
@@ -107,17 +167,21 @@ class MathVerify:
         return json.loads(line)
 
 
-def plain_answer(response: str) -> str:
-    """What stands after the last "####", or in a last \\boxed{} without inner braces; "" when neither is.
+def degenerate(text: str) -> bool:
+    """Whether brackets or signs are heaped as only a loop heaps them: math-verify would take all its time."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[({\[\]})]", text):
+        depth = depth + 1 if bracket in "({[" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest > MAX_NESTING or re.search(r"(?:[-+] ?){20}", text) is not None
 
-    Text equal to the reference needs no algebra.
-    """
-    _, boxed, rest = response.rpartition("\\boxed{")
-    if boxed:
-        content, closed, _ = rest.partition("}")
-        return content.strip() if closed and "{" not in content else ""
-    _, marker, final = response.rpartition("####")
-    return final.strip().partition("\n")[0].strip() if marker else ""
+
+def _as_latex(value: Fraction) -> str:
+    """An exact number as math-verify reads it: it takes the e of 5e-05 for Euler's number."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    sign = "-" if value < 0 else ""
+    return f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

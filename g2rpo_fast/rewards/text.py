@@ -5,27 +5,55 @@ from __future__ import annotations
 import re
 
 from g2rpo_fast.rewards.config import RewardConfig
+from g2rpo_fast.rewards.final_answer import final_text
 from g2rpo_fast.rewards.function import RewardFunction
 from g2rpo_fast.types import Rollout
 
+_NUMERAL = re.compile(r"([-+]?) ?[$]? ?([-+]?)(\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d*)(?:\.(\d*))?")
 
-def exact_match(config: RewardConfig) -> RewardFunction:
-    """1 when the response ended by itself and the text after its last marker is the answer, whitespace around
-    both aside; else 0. A response that was cut off has no final answer."""
 
-    def reward(response: str, answer: str, rollout: Rollout) -> float:
-        _, marker, final = response.rpartition(config.answer_marker)
-        ended = rollout.finish_reason == "stop"
-        return float(ended and bool(marker) and final.strip() == answer.strip())
+class ExactMatch:
+    """The reward "exact_match": 1 when the response ended by itself and the text after its last marker is the
+    answer, else 0. A marker such as <answer> ends at its </answer>.
 
-    return reward
+    Spaces around both do not count, nor in a number: a dollar sign, the separators of thousands, a plus sign,
+    zeros after the decimals, a last point. Leading zeros do. An empty reference earns nothing.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.marker = config.answer_marker
+        self.pay_truncated = config.pay_truncated
+
+    def __call__(self, response: str, answer: str, rollout: Rollout | None) -> float:
+        if final_text(response, rollout, pay_truncated=self.pay_truncated) is None:
+            return 0.0
+        _, marker, final = response.rpartition(self.marker)
+        if marker.startswith("<") and marker.endswith(">"):
+            final = final.partition(f"</{marker[1:]}")[0]
+        wanted = one_spelling(answer)
+        return float(bool(marker) and wanted != "" and one_spelling(final) == wanted)
+
+    def check_reference(self, answer: str, row: object = None) -> str | None:
+        """Why this reference cannot be compared with; None when it can."""
+        return None if one_spelling(answer) else "the reference answer is empty"
+
+
+def one_spelling(text: str) -> str:
+    """A text without the spaces around it; of a number, sign and digits only, and the decimals it needs."""
+    text = text.strip().replace("\\$", "$").replace("−", "-")
+    found = _NUMERAL.fullmatch(text)
+    if not found or not (found[3] or found[4]):
+        return text
+    whole, decimals = re.sub("[ ,]", "", found[3]), (found[4] or "").rstrip("0")
+    sign = "-" if "-" in (found[1], found[2]) and (whole + decimals).strip("0") else ""
+    return sign + (whole or "0") + (f".{decimals}" if decimals else "")
 
 
 def format_match(config: RewardConfig) -> RewardFunction:
     """1 when the whole response matches `format_pattern`, else 0."""
     pattern = re.compile(config.format_pattern, re.DOTALL)
 
-    def reward(response: str, answer: str, rollout: Rollout) -> float:
+    def reward(response: str, answer: str, rollout: Rollout | None) -> float:
         return float(pattern.fullmatch(response) is not None)
 
     return reward
