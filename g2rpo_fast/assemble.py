@@ -5,55 +5,45 @@ Everything a user can get wrong is checked here, before anything is spent.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from g2rpo_fast.checkpoint import latest_checkpoint, load_arrays, load_checkpoint
+from g2rpo_fast.checkpoint import (
+    load_arrays,
+    load_checkpoint,
+    prune_checkpoints,
+    undamaged_checkpoint,
+)
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data import PromptSet, load_prompts, read_texts
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
-from g2rpo_fast.guidance import GuidanceState, initial_state
+from g2rpo_fast.fingerprint import fingerprint
+from g2rpo_fast.guidance import initial_state
+from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import MetricsLog
-from g2rpo_fast.model import load_model, load_tokenizer
+from g2rpo_fast.model import export_dtype, load_model, load_tokenizer, make_exportable
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.rollout.sampled import SampledBatch
-from g2rpo_fast.run_directory import open_directory
+from g2rpo_fast.run_directory import (
+    RunDirectory,
+    check_content,
+    open_directory,
+    removed_on_error,
+    store_config,
+)
+from g2rpo_fast.run_state import LastState, TrainState
 from g2rpo_fast.types import Engine
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainState:
-    """All that moves from step to step beside weights and optimiser: JSON in the checkpoint."""
-
-    step: int = 0
-    """Steps done."""
-    cursor: int = 0
-    """Prompts trained on since the start, over all epochs."""
-    guidance: GuidanceState
-    weight_version: int = 0
-    bad_steps: int = 0
-    """Updates in a row that were skipped."""
-    best_accuracy: float | None = None
-    best_step: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainState:
-        return cls(**{**values, "guidance": GuidanceState.from_dict(values["guidance"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,38 +61,68 @@ class Parts:
     judge: Judge
     log: MetricsLog
     state: TrainState
+    """Where it begins."""
     sampled: SampledBatch | None
     """The next step's batch, where the checkpoint holds it."""
+    last: LastState
+    interrupts: Interrupts
+    export_dtype: torch.dtype
+    """Of the weights in `model/`."""
     resumed: bool
+    lock: TextIO
+
+    def close(self) -> None:
+        """Ends the engine and lets other processes use the run directory."""
+        self.engine.close()
+        self.log.close()
+        self.lock.close()
 
 
 def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     """Loads or continues a run.
 
     Raises:
-        ValueError: anything wrong in configuration, data or model, or a run directory that holds another run.
+        ValueError: anything wrong in configuration, data or model, or a run directory that holds another run
+            or that another process uses. A directory made for it is removed, one that was there can be used.
     """
     check_engine(config)
     rewards = load_rewards(config.reward)
-    directory, config = open_directory(config)
+    device = find_device(config.run.device)
+    run = open_directory(config, show)
+    with removed_on_error(run):
+        return _assembled(run, rewards, device, show)
+
+
+def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callable[[str], None]) -> Parts:
+    directory, config = run.path, run.config
     torch.set_num_threads(config.run.threads or 1)
     keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
     prompts = load_prompts(paths[1], config.data, tokenizer, split="train")
     eval_prompts = load_prompts(paths[2], config.data, tokenizer, split="eval") if paths[2] else None
-    device = _device(config.run.device)
     model = load_model(paths[0], config.model, device)
     _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
+    for line in make_exportable(model, tokenizer):
+        show(line)
+    reference = load_model(paths[0], config.model, device) if config.objective.kl_coef else None
     optimizer = make_optimizer(model, config.optim)
-    state = TrainState(guidance=initial_state(config.guidance))
-    checkpoint = latest_checkpoint(directory / "checkpoints")
-    arrays = None
+    checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
+    state, sampled = TrainState(guidance=initial_state(config.guidance), unlogged={}), None
     if checkpoint is not None:
-        arrays = load_arrays(checkpoint)
-        state = TrainState.from_dict(load_checkpoint(checkpoint, model, optimizer))
+        state, sampled = _continued(checkpoint, model, optimizer)
+        prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
+    content = fingerprint(*paths, reference_path=paths[0] if reference else None)
+    check_content(run, content, step=state.step, show=show)
+    sampling = sampling_of(config, tokenizer)
     engine = make_engine(model, tokenizer, config, directory=directory, show=show)
-    engine.sync(state.weight_version)
+    try:
+        engine.sync(state.weight_version)
+        store_config(run)
+    except BaseException:
+        engine.close()
+        raise
+    logged = state.step if state.unlogged is None else state.step - 1
     return Parts(
         config=config,
         directory=directory,
@@ -111,32 +131,52 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
         eval_prompts=eval_prompts,
         rewards=rewards,
         engine=engine,
-        learner=Learner(
-            model=model,
-            optimizer=optimizer,
-            reference=load_model(paths[0], config.model, device).requires_grad_(False)
-            if config.objective.kl_coef
-            else None,
-            objective=config.objective,
-            optim=config.optim,
-            tree=config.tree,
-            compute=config.model,
-            temperature=config.rollout.temperature,
-            comparable=not config.rollout.truncated,
-        ),
+        learner=_learner(config, model, optimizer, reference),
         judge=Judge(
             engine=engine,
-            sampling=sampling_of(config, tokenizer),
+            sampling=sampling,
             max_tokens=config.rollout.max_tokens,
             decode=text_decoder(tokenizer),
             score=partial(score, rewards),
             seed=config.run.seed,
         ),
-        log=MetricsLog(directory / "metrics.jsonl", last_step=state.step if checkpoint else -1),
+        log=MetricsLog(directory / "metrics.jsonl", last_step=logged),
         state=state,
-        sampled=None if arrays is None else SampledBatch.from_arrays(arrays),
+        sampled=sampled,
+        last=LastState(state, sampled, optimizer),
+        interrupts=Interrupts(show),
+        export_dtype=export_dtype(paths[0], config.model),
         resumed=checkpoint is not None,
+        lock=run.lock,
     )
+
+
+def _learner(
+    config: Config,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    reference: PreTrainedModel | None,
+) -> Learner:
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        reference=None if reference is None else reference.requires_grad_(False),
+        objective=config.objective,
+        optim=config.optim,
+        tree=config.tree,
+        compute=config.model,
+        temperature=config.rollout.temperature,
+        comparable=not config.rollout.truncated,
+    )
+
+
+def _continued(
+    checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> tuple[TrainState, SampledBatch | None]:
+    """Restores weights, optimiser and generators; the state, and the batch that was sampled ahead."""
+    state = TrainState.from_dict(load_checkpoint(checkpoint, model, optimizer))
+    arrays = load_arrays(checkpoint)
+    return state, None if arrays is None else SampledBatch.from_arrays(arrays)
 
 
 def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:
@@ -151,10 +191,15 @@ def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tupl
     return str(made.model_dir), str(made.train_path), str(made.eval_path)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def find_device(name: str) -> str:
+    """What `run.device` means here. Raises ValueError where there is no such device."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if found else "cpu"
+    there = ["cpu", *(["cuda"] if found else []), *(f"cuda:{index}" for index in range(found))]
+    if name not in there:
+        raise ValueError(f"run.device: wanted auto or one of {', '.join(there)}, got {name}")
+    return name
 
 
 def _check_lengths(config: Config, prompts: PromptSet, held_out: PromptSet | None, positions: int) -> None:

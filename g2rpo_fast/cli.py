@@ -14,9 +14,9 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from g2rpo_fast.bench_plots import render_plots
 from g2rpo_fast.bench_table import render_results
 from g2rpo_fast.config import EMBEDDED, NONE_WORDS, Config, load_config, preset_names
-from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.interrupts import Terminated
+from g2rpo_fast.safekeeping import FAULT, STOPS, is_fault
 from g2rpo_fast.train import train
-from g2rpo_fast.types import EngineError
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast bench --table [--results DIR]
@@ -28,7 +28,15 @@ nothing is downloaded, it takes a few minutes on a CPU and shows its learning cu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0 done, 1 the run stopped with an error, 2 bad usage."""
+    """Entry point. Returns the exit status:
+
+    0     done
+    1     the run stopped with an error; what it was is saved as far as it can be, and the message says where
+    2     bad usage: nothing was spent
+    3     done, but no step had a reward difference to learn from (of `train.SIGNAL_STEPS` or more)
+    130   Ctrl-C; likewise saved
+    143   SIGTERM; likewise saved
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
@@ -37,22 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"g2rpo-fast: unknown command {words[0]!r}\n{_USAGE}", file=sys.stderr)
         return 2
     try:
-        COMMANDS[words[0]](words[1:])
+        return COMMANDS[words[0]](words[1:])
+    except KeyboardInterrupt as stop:
+        ended = isinstance(stop, Terminated)
+        _tell("stopped by SIGTERM" if ended else "stopped by Ctrl-C", stop)
+        return 143 if ended else 130
+    except STOPS as error:
+        _tell(str(error), error)
+        return 1
     except ValueError as error:
-        print(f"g2rpo-fast: {error}", file=sys.stderr)
+        if is_fault(error):
+            raise
+        _tell(str(error), error)
         return 2
-    except (RewardError, EngineError, FloatingPointError) as error:
-        print(f"g2rpo-fast: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("g2rpo-fast: stopped; the same command with this run's --run.dir continues it", file=sys.stderr)
-        return 1
-    return 0
+    except Exception as error:
+        if not is_fault(error):
+            error.add_note(FAULT)
+        raise
 
 
-def run_train(words: Sequence[str]) -> None:
+def _tell(message: str, error: BaseException) -> None:
+    """One line: what happened, and where the run is saved."""
+    print(f"g2rpo-fast: {'. '.join((message, *getattr(error, '__notes__', ())))}", file=sys.stderr)
+
+
+def run_train(words: Sequence[str]) -> int:
     transformers_logging.disable_progress_bar()
-    train(read_arguments(words))
+    return 3 if train(read_arguments(words)).no_signal else 0
 
 
 def read_arguments(words: Sequence[str]) -> Config:
@@ -90,7 +109,7 @@ def _registry() -> ConstructorRegistry:
     return registry
 
 
-def run_bench(words: Sequence[str]) -> None:
+def run_bench(words: Sequence[str]) -> int:
     def bench(
         *,
         table: Annotated[bool, tyro.conf.arg(help="show the records as tables")] = False,
@@ -106,9 +125,10 @@ def run_bench(words: Sequence[str]) -> None:
             print("\n".join(map(str, render_plots(results, plots))))
 
     tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
+    return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": run_train, "bench": run_bench}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": run_train, "bench": run_bench}
 
 
 if __name__ == "__main__":

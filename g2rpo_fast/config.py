@@ -40,6 +40,8 @@ class RunConfig:
 
     dir: str | None = None
     """Run directory; one that holds a run continues it. None = a new one under runs/."""
+    accept_changes: bool = False
+    """Continue a run although its data or its model, by content, are no longer those that it began with."""
     steps: Annotated[int, Ge(0)] = 100
     """Rollout batches to train on."""
     prompts_per_step: Annotated[int, Ge(1)] = 16
@@ -85,6 +87,11 @@ class Config:
             raise ValueError(
                 f"{missing}.path: wanted a path because {given}.path is given, got None "
                 f"(the embedded default makes both its model and its data; leave out both or neither)"
+            )
+        if self.rollout.group_size < 2:
+            raise ValueError(
+                "rollout.group_size: wanted at least 2 (an advantage is relative to its group), "
+                f"got {self.rollout.group_size}"
             )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature: wanted above 0 (greedy groups teach nothing), got 0")

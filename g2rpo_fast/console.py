@@ -9,8 +9,10 @@ from pathlib import Path
 import plotext
 
 from g2rpo_fast.assemble import Parts
+from g2rpo_fast.checkpoint import checkpoint_name
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.run_state import TrainState
 
 _HEADER = (
     "    step   eval | accuracy  guided alone |  l  length | no signal  ratio |"
@@ -26,7 +28,7 @@ class Console:
         self._parts = parts
         self._show = show
         self._began = time.perf_counter()
-        self._first = parts.state.step
+        self._first = parts.state.step - (parts.state.unlogged is not None)
         self._lines = 0
 
     def start(self) -> None:
@@ -83,8 +85,8 @@ class Console:
             return f"{'-':>6}"
         return f"{m['rollout/sampled_tokens'] / m['time/rollout_s']:6.0f}"
 
-    def finish(self, model_dir: Path) -> None:
-        """The learning curve and where the model is."""
+    def finish(self, state: TrainState, model_dir: Path) -> None:
+        """The learning curve and where the models are."""
         records = read_metrics(self._parts.directory / "metrics.jsonl")
         curves = {
             "held out": [(r["step"], r["eval/accuracy"]) for r in records if "eval/accuracy" in r],
@@ -95,6 +97,11 @@ class Console:
             ],
         }
         self._show(draw_curves(curves, title="accuracy by step"))
+        if state.step and state.signal_steps == 0:
+            self._show("warning: no step had a reward difference to learn from: the weights are as they were")
+        if state.best_step not in (None, state.step):
+            best = self._parts.directory / "checkpoints" / checkpoint_name(state.best_step)
+            self._show(f"best on held-out prompts: {state.best_accuracy:.3f}, the model in {best}")
         self._show(f"model saved in {model_dir} ({time.perf_counter() - self._began:.0f} s)")
 
 

@@ -35,6 +35,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "evaluate")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                "evaluate.samples: wanted 1 with evaluate.temperature = 0 (greedy samples are all the same), "
+                f"got {self.samples}"
+            )
 
 
 @dataclass(frozen=True)

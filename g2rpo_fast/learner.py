@@ -68,16 +68,18 @@ class Learner:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
         Returns metrics: means over edges; the last gradient norm; the number of steps that were skipped for
-        a non-finite gradient; the engine's mismatch (`objective/importance.py`); and `loss`, the mean of the
-        optimiser steps' own losses. Each of these is normalised over its own batch and counts once, however
-        many rows that has; steps without a row to learn from are left out (0 if all are).
+        a non-finite gradient, and of last passes in a row in which all were; the engine's mismatch
+        (`objective/importance.py`); and `loss`, the mean of the optimiser steps' own losses. Each of these is
+        normalised over its own batch and counts once, however many rows that has; steps without a row to
+        learn from are left out (0 if all are).
         """
-        means, norm, skipped = Means(), 0.0, 0
+        means, norm, skipped, bad_updates = Means(), 0.0, 0, 0
         steps = [self._micro_batches(batch) for batch in batches]
         compared: list[Comparison] = []
         if self._asks_first(len(steps)):
             steps = [[self._known(m, self._logp(self.model, m), compared) for m in step] for step in steps]
         for _ in range(self.optim.updates_per_batch):
+            skipped_before = skipped
             for step in steps:
                 for place, micro in enumerate(step):
                     logp_T = self._backward(micro, means, share=1.0 / len(step))
@@ -85,6 +87,7 @@ class Learner:
                         step[place] = self._known(micro, logp_T, compared)
                 norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
                 skipped += not math.isfinite(norm)
+            bad_updates = bad_updates + 1 if skipped - skipped_before == len(steps) else 0
         plans = [micro.plan for step in steps for micro in step]
         num_positions = sum(len(p.token_S) for p in plans)
         return {
@@ -93,6 +96,7 @@ class Learner:
             **mismatch_metrics(compared, self.objective),
             "optim/grad_norm": norm,
             "optim/skipped": skipped,
+            "optim/bad_updates": bad_updates,
             "update/positions": num_positions,
             "update/micro_batches": len(plans),
             "update/token_ratio": sum(p.unshared_tokens for p in plans) / num_positions

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from g2rpo_fast.files import write_text, writing
+
 Stat = tuple[torch.Tensor | float, torch.Tensor | float]
 
 
@@ -73,10 +75,8 @@ class MetricsLog:
         """Args: last_step: records of later steps are dropped (they will be made again)."""
         self._path = path
         kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        write_text(path, "".join(kept))
+        self._file = path.open("ab", buffering=0)
 
     def _lines(self) -> list[str]:
         """Complete lines only: a killed process may leave half of one."""
@@ -85,9 +85,17 @@ class MetricsLog:
         return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """The whole record, or WriteError and nothing of it."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        line = (json.dumps({"step": step, **clean}) + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        with writing(self._path):
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                os.ftruncate(self._file.fileno(), size)
+                raise
 
     def close(self) -> None:
         self._file.close()

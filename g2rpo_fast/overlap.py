@@ -10,18 +10,21 @@ step n holds batch n + 1, so a continued run repeats bit for bit; the last step 
 
 from __future__ import annotations
 
-from g2rpo_fast.assemble import Parts, TrainState
+from g2rpo_fast.assemble import Parts
 from g2rpo_fast.console import Console
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.rollout.sampled import SampledBatch
-from g2rpo_fast.steps import close_step, learn, next_state, sample, sample_ahead, saved_on_error, score
+from g2rpo_fast.run_state import TrainState
+from g2rpo_fast.safekeeping import saved_when_stopped
+from g2rpo_fast.steps import at_step, close_step, sample, sample_ahead, score, update
 
 
 def run_ahead(parts: Parts, state: TrainState, console: Console) -> TrainState:
     """All steps that are left; returns the state after them."""
     sampled = parts.sampled
-    while state.step < parts.config.run.steps:
-        state, sampled = step_ahead(parts, state, sampled, console)
+    with saved_when_stopped(parts):
+        while state.step < parts.config.run.steps:
+            state, sampled = step_ahead(parts, state, sampled, console)
     return state
 
 
@@ -30,19 +33,19 @@ def step_ahead(
 ) -> tuple[TrainState, SampledBatch | None]:
     """One step on `sampled` (None = to be sampled now); returns the state after it and the next batch."""
     phases, collect, following = Phases(), None, None
-    with saved_on_error(parts, state, sampled):
-        with phases("rollout"):
-            sampled = sampled or sample(parts, state)
-            if state.step + 1 < parts.config.run.steps:
-                collect = sample_ahead(parts, state)
-        with phases("reward"):
-            rollouts, rewards, stats = score(parts, state, sampled)
-    with phases("update"):
-        stats |= learn(parts, state, rollouts, rewards)
-    state = next_state(parts.config, state, rollouts, rewards, skipped=int(stats["optim/skipped"]))
-    with saved_on_error(parts, state):  # without the batch that the engine lost; this step has no record
-        with phases("rollout"):
-            following = collect() if collect else None
-        with phases("sync"):
-            parts.engine.sync(state.weight_version)
-    return close_step(parts, state, stats, phases, console, following), following
+    with at_step(state.step + 1), phases("rollout"):
+        if sampled is None:
+            sampled = sample(parts, state)
+            parts.last.put(state, sampled)
+        if state.step + 1 < parts.config.run.steps:
+            collect = sample_ahead(parts, state)
+    with phases("reward"):
+        rollouts, rewards, stats = score(parts, state, sampled)
+    parts.interrupts.check()
+    state = update(parts, state, rollouts, rewards, stats, phases)
+    with at_step(state.step + 1), phases("rollout"):
+        following = collect() if collect else None
+    parts.last.put(state, following)  # until then without the batch, which a failing engine loses
+    with phases("sync"):
+        parts.engine.sync(state.weight_version)
+    return close_step(parts, state, phases, console, following), following

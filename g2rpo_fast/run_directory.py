@@ -1,30 +1,44 @@
 """A run's directory: what is in it, and whether it may be continued with a given configuration.
 
-config.json              the configuration, resolved
+config.json              the configuration, resolved; written when all that it names was found to hold
+content.json             digests of the data and models that it was made from, and changes accepted since
 metrics.jsonl            one record a step
 vllm.log                 output of the rollout engine's process
 guidance_profile.json    success against the share of the trace given, before training
-checkpoints/step_*/      whole or absent
+checkpoints/step_*/      whole or absent; transformers loads each
 embedded/                the embedded default's model and data
 model/                   the trained model, in transformers' format
+lock                     held by the process that runs
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
+import shutil
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import free_threads
+from g2rpo_fast.files import write_text
+from g2rpo_fast.fingerprint import Fingerprint, changes
 
 MAY_CHANGE = (
     "run.dir",
     "run.steps",
+    "run.accept_changes",
+    "model.save_dtype",
+    "model.path",  # these three by content
+    "data.path",
+    "data.eval_path",
     "checkpoint.",
     "evaluate.",
     "vllm.start_timeout_s",
@@ -37,49 +51,167 @@ MAY_CHANGE = (
 """Keys in which a continuation may differ from the run that it continues."""
 
 
-def open_directory(config: Config) -> tuple[Path, Config]:
-    """Makes the run directory, or finds the run in it.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""A file system that cannot lock: then nothing keeps two processes apart."""
 
-    Returns the directory and the configuration with what "auto" meant when the run began: a continuation uses
-    as many threads as its run did, or sums would round differently, and its seed of the data's order.
+
+class RunDirectory(NamedTuple):
+    """A directory that this process may use until `lock` is closed."""
+
+    path: Path
+    config: Config
+    """With what "auto" meant when the run began: a continuation uses as many threads as its run did, or sums
+    would round differently, and its seed of the data's order."""
+    created: bool
+    lock: TextIO
+
+
+def open_directory(config: Config, show: Callable[[str], None] = lambda line: None) -> RunDirectory:
+    """Makes the run directory, or finds the run in it; no other process gets it meanwhile.
 
     Raises:
-        ValueError: the directory holds a run with other settings; names each key, wanted and got.
+        ValueError: it cannot be used, another process uses it, or it holds a run with other settings (names
+            each key, wanted and got).
     """
-    directory = Path(config.run.dir or _new_name())
-    resolved = _with_run(config, dir=str(directory))
+    with _usable(config.run.dir):
+        path, created = _directory(config.run.dir)
+        lock = _locked(path)
+        stored = _stored(path)
+    resolved = _with_run(config, dir=str(path))
     resolved = dataclasses.replace(resolved, data=dataclasses.replace(config.data, seed=config.order_seed))
-    file = directory / "config.json"
+    if config.run.threads is None:
+        threads = stored["run"]["threads"] if stored else free_threads()
+        resolved = _with_run(resolved, threads=threads)
+    if stored is not None:
+        _refuse_other_settings(stored, dataclasses.asdict(resolved), path, show)
+    return RunDirectory(path, resolved, created, lock)
+
+
+@contextmanager
+def removed_on_error(run: RunDirectory) -> Iterator[None]:
+    """Around what may find that the run cannot begin: then a directory made for it goes, but for a log."""
+    try:
+        yield
+    except BaseException:
+        if run.created and not (run.path / "vllm.log").exists():
+            shutil.rmtree(run.path, ignore_errors=True)
+        run.lock.close()
+        raise
+
+
+def store_config(run: RunDirectory) -> None:
+    """From now on the directory holds this run. Raises WriteError."""
+    write_text(run.path / "config.json", json.dumps(dataclasses.asdict(run.config), indent=1))
+
+
+def check_content(run: RunDirectory, found: Fingerprint, *, step: int, show: Callable[[str], None]) -> None:
+    """Compares data and models with those of the run so far, and stores what they are.
+
+    Args:
+        step: of the checkpoint that is continued; recorded with accepted changes.
+
+    Raises:
+        ValueError: something changed, and run.accept_changes is false.
+    """
+    file = run.path / "content.json"
+    record: dict[str, Any] = {"content": found, "accepted": []}
     if file.exists():
-        stored = json.loads(file.read_text())
-        if config.run.threads is None:
-            resolved = _with_run(resolved, threads=stored["run"]["threads"])
-        _refuse_other_settings(stored, dataclasses.asdict(resolved), directory)
-    elif config.run.threads is None:
-        resolved = _with_run(resolved, threads=free_threads())
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(resolved), indent=1))
-    os.replace(temporary, file)
-    return directory, resolved
+        record = json.loads(file.read_text())
+        changed = changes(record["content"], found)
+        if not changed:
+            return
+        if not run.config.run.accept_changes:
+            raise ValueError(
+                f"run.dir: {run.path} holds a run of other data or another model ({'; '.join(changed)}). "
+                "Put back what it was, or continue with run.accept_changes = true"
+            )
+        show(f"warning: changed since the run began, and accepted: {'; '.join(changed)}")
+        record["content"] = found
+        record["accepted"].append({"after_step": step, "changes": changed})
+    write_text(file, json.dumps(record, indent=1))
 
 
 def _with_run(config: Config, **values: Any) -> Config:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **values))
 
 
-def _new_name() -> Path:
+@contextmanager
+def _usable(name: str | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        wanted = "runs/ here" if name is None else name
+        raise ValueError(
+            f"run.dir: wanted a directory that can be made and written, got {wanted}: {error.strerror}"
+        ) from error
+
+
+def _directory(name: str | None) -> tuple[Path, bool]:
+    """The directory and whether it was made; without a name one that no other process makes or has."""
+    if name is not None:
+        path = Path(name)
+        new = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+        return path, new
     stem = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    names = [stem, *(stem.with_name(f"{stem.name}-{i}") for i in range(2, 100))]
-    return next(name for name in names if not name.exists())
+    stem.parent.mkdir(exist_ok=True)
+    for number in range(1, 10_000):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path, True
+    raise AssertionError(f"10,000 directories named {stem}")
 
 
-def _refuse_other_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], directory: Path) -> None:
-    then, now = _flat(stored), _flat(json.loads(json.dumps(asked)))
+def _locked(path: Path) -> TextIO:
+    """The lock's file; closing it, or the end of the process, releases it."""
+    file = (path / "lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"run.dir: wanted a directory that no other process uses, got {path}, used by {holder}"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """The configuration of the run in the directory; None = it holds none."""
+    file = path / "config.json"
+    if not file.exists():
+        return None
+    try:
+        stored = json.loads(file.read_bytes())
+        stored["run"]["threads"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run.dir: wanted a run's configuration in {file}, got a damaged one") from error
+    return stored
+
+
+def _refuse_other_settings(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], directory: Path, show: Callable[[str], None]
+) -> None:
+    """A key that the run's version did not have yet counts as its default; one that is gone is told."""
+    now, defaults = _flat(asked), _flat(dataclasses.asdict(Config()))
+    then = defaults | _flat(stored)
+    gone = sorted(then.keys() - now.keys())
+    if gone:
+        show(f"warning: {directory}/config.json has keys of another version, which mean nothing now: {gone}")
     changed = [
-        f"{key}: wanted {then.get(key)!r}, got {now.get(key)!r}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        f"{key}: wanted {then[key]!r}, got {now[key]!r}"
+        for key in sorted(now)
+        if then[key] != now[key] and not key.startswith(MAY_CHANGE)
     ]
     if changed:
         raise ValueError(
@@ -88,11 +220,7 @@ def _refuse_other_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], 
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """section.key -> its value, as JSON has it."""
+    plain = json.loads(json.dumps(sections))
+    return {f"{name}.{key}": value for name, section in plain.items() for key, value in section.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from g2rpo_fast.assemble import Parts, TrainState
-from g2rpo_fast.checkpoint import prune_checkpoints, save_checkpoint
+from g2rpo_fast.assemble import Parts
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.data import batch_indices
@@ -19,11 +18,21 @@ from g2rpo_fast.metrics import Phases
 from g2rpo_fast.objective import advantages_of
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
-from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.rollout.groups import requests_of, rollouts_of
 from g2rpo_fast.rollout.sampled import SampledBatch
+from g2rpo_fast.run_state import TrainState
+from g2rpo_fast.safekeeping import save
 from g2rpo_fast.step_metrics import rollout_metrics, staleness_metrics
-from g2rpo_fast.types import Bools, Completion, Doubles, EngineError, Prompt, Request, Rewards, Rollout
+from g2rpo_fast.types import Bools, Completion, Doubles, Prompt, Request, Rewards, Rollout
+
+
+@contextmanager
+def at_step(step: int) -> Iterator[None]:
+    """Names the step in a FloatingPointError of the engine."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error
 
 
 def next_prompts(parts: Parts, state: TrainState, *, ahead: int = 0) -> list[Prompt]:
@@ -121,28 +130,60 @@ def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doub
     ]
 
 
-def next_state(
-    config: Config, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards, *, skipped: int
+def update(
+    parts: Parts,
+    state: TrainState,
+    rollouts: Sequence[Rollout],
+    rewards: Rewards,
+    stats: dict[str, float],
+    phases: Phases,
 ) -> TrainState:
+    """Moves the weights; the state after it, neither evaluated nor logged yet. Finished once begun."""
+    with parts.interrupts.finish_first(f"the update of step {state.step + 1}"):
+        with phases("update"):
+            stats = stats | learn(parts, state, rollouts, rewards)
+        state = next_state(
+            parts.config, state, rollouts, rewards, bad_updates=int(stats["optim/bad_updates"])
+        )
+        state = replace(state, unlogged=stats | _times(phases))
+        parts.last.put(state)
+    return state
+
+
+def next_state(
+    config: Config, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards, *, bad_updates: int
+) -> TrainState:
+    """`bad_updates`: the last passes over the batch, in a row, in which every optimiser step was skipped."""
     guided_R: Bools = np.asarray([r.guided for r in rollouts])
     guidance = state.guidance
     if config.guidance.enabled:
         accuracy = controller_accuracy(config.guidance, rewards.accuracy_R, guided_R)
         guidance = advance(config.guidance, guidance, accuracy, total_steps=config.run.steps)
+    all_bad = bad_updates == config.optim.updates_per_batch
+    counted = state.signal_steps
     return replace(
         state,
         step=state.step + 1,
         cursor=state.cursor + config.run.prompts_per_step,
         guidance=guidance,
         weight_version=state.weight_version + 1,
-        bad_steps=state.bad_steps + skipped if skipped else 0,
+        bad_steps=state.bad_steps + bad_updates if all_bad else bad_updates,
+        signal_steps=None if counted is None else counted + has_signal(rollouts, rewards),
+    )
+
+
+def has_signal(rollouts: Sequence[Rollout], rewards: Rewards) -> bool:
+    """Whether some group has members of different reward."""
+    seen: dict[int, float] = {}
+    return any(
+        seen.setdefault(rollout.group, total) != total
+        for rollout, total in zip(rollouts, rewards.total_R.tolist(), strict=True)
     )
 
 
 def close_step(
     parts: Parts,
     state: TrainState,
-    stats: dict[str, float],
     phases: Phases,
     console: Console,
     sampled: SampledBatch | None = None,
@@ -151,18 +192,32 @@ def close_step(
 
     `sampled`: the next step's batch, if it is there already. Raises FloatingPointError.
     """
-    with phases("evaluate"):
-        stats = stats | evaluation(parts, state)
-    state = with_best(state, stats.get("eval/accuracy"))
+    with at_step(state.step), phases("evaluate"):
+        stats = {**(state.unlogged or {}), **evaluation(parts, state)}
     stats |= parts.engine.metrics()
-    record = stats | {f"time/{name}_s": seconds for name, seconds in phases.seconds().items()}
-    parts.log.write(state.step, record)
+    record = stats | _times(phases)
+    state = logged(parts, state, record, sampled)
     console.step(state.step, record)
     config = parts.config
     if state.step in (config.run.steps, state.best_step) or state.step % config.checkpoint.every == 0:
-        save(parts, state, sampled)
-    stop_when_broken(parts, state, sampled)
+        save(parts)
+    stop_when_broken(parts, state)
     return state
+
+
+def logged(
+    parts: Parts, state: TrainState, record: Mapping[str, float], sampled: SampledBatch | None = None
+) -> TrainState:
+    """Writes the state's record; the state with that done."""
+    state = with_best(replace(state, unlogged=None), record.get("eval/accuracy"))
+    with parts.interrupts.finish_first("this record"):
+        parts.log.write(state.step, record)
+        parts.last.put(state, sampled)
+    return state
+
+
+def _times(phases: Phases) -> dict[str, float]:
+    return {f"time/{name}_s": seconds for name, seconds in phases.seconds().items()}
 
 
 def evaluation(parts: Parts, state: TrainState) -> dict[str, float]:
@@ -180,32 +235,12 @@ def with_best(state: TrainState, accuracy: float | None) -> TrainState:
     return replace(state, best_accuracy=accuracy, best_step=state.step)
 
 
-def save(parts: Parts, state: TrainState, sampled: SampledBatch | None = None) -> None:
-    """A checkpoint; `sampled`: the batch of the step after it."""
-    directory, learner = parts.directory / "checkpoints", parts.learner
-    arrays = None if sampled is None else sampled.to_arrays()
-    save_checkpoint(directory, state.step, learner.model, learner.optimizer, state.to_dict(), arrays)
-    prune_checkpoints(directory, keep=parts.config.checkpoint.keep, best_step=state.best_step)
-
-
-@contextmanager
-def saved_on_error(parts: Parts, state: TrainState, sampled: SampledBatch | None = None) -> Iterator[None]:
-    """Where weights and `state` agree: a reward or engine that fails then loses nothing."""
-    try:
-        yield
-    except (RewardError, EngineError):
-        save(parts, state, sampled)
-        raise
-
-
-def stop_when_broken(parts: Parts, state: TrainState, sampled: SampledBatch | None) -> None:
+def stop_when_broken(parts: Parts, state: TrainState) -> None:
     config = parts.config
     if state.bad_steps < config.optim.max_bad_steps:
         return
-    save(parts, state, sampled)
     before = replace(state, cursor=state.cursor - config.run.prompts_per_step)
     raise FloatingPointError(
         f"step {state.step}: {state.bad_steps} updates in a row had a non-finite gradient and were skipped; "
-        f"the last one's prompts: {', '.join(p.id for p in next_prompts(parts, before))}. "
-        f"The state is saved in {parts.directory}"
+        f"the last one's prompts: {', '.join(p.id for p in next_prompts(parts, before))}"
     )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from g2rpo_fast.assemble import Parts, TrainState, assemble
+from g2rpo_fast.assemble import Parts, assemble
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.evaluate import guidance_profile
+from g2rpo_fast.files import new_directory, write_text
 from g2rpo_fast.guidance import judge_profile
 from g2rpo_fast.metrics import Phases
+from g2rpo_fast.model import export_model
 from g2rpo_fast.overlap import run_ahead
-from g2rpo_fast.steps import close_step, evaluation, learn, next_state, sample, saved_on_error, score
+from g2rpo_fast.run_state import TrainState
+from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped
+from g2rpo_fast.steps import at_step, close_step, evaluation, logged, sample, score, update
+
+SIGNAL_STEPS = 3
+"""Fewer steps are a trial of the pipeline, and may well have no signal: that is told, and no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,54 +34,73 @@ class TrainResult:
     """In transformers' format: `AutoModelForCausalLM.from_pretrained` loads it."""
     metrics_path: Path
     best_accuracy: float | None
-    """Best evaluation accuracy."""
+    """Best evaluation accuracy, that before the first step included."""
+    no_signal: bool
+    """No step, of `SIGNAL_STEPS` or more, had a group whose rewards differ."""
 
 
 def train(config: Config, *, show: Callable[[str], None] = print) -> TrainResult:
     """Trains, or continues the run that `config.run.dir` holds.
 
+    Ctrl-C and SIGTERM raise KeyboardInterrupt (`interrupts.Terminated`), after the update that is under way
+    and after the state was saved; handlers of the calling program's own stay.
+
     Raises:
         ValueError: wrong configuration, data or model; nothing was spent.
-        RewardError, EngineError: a reward function or the rollout engine failed; a checkpoint of the last
-            finished step was saved.
-        FloatingPointError: too many updates in a row had a non-finite gradient; likewise saved.
+        RewardError, EngineError: a reward function or the rollout engine failed.
+        FloatingPointError: weights or logits are no longer finite, or too many updates in a row had a
+            non-finite gradient.
+        WriteError: a file of the run could not be written.
+
+    Whatever it is but a ValueError, the last state that the weights agree with was saved, and a note of the
+    exception says where.
     """
     parts = assemble(config, show)
-    with closing(parts.engine):
+    with closing(parts), parts.interrupts.handled():
         console = Console(parts, show)
         console.start()
-        if not parts.resumed:
-            before_training(parts, console)
+        with saved_when_stopped(parts), at_step(parts.state.step):
+            state = opened(parts, console)
         loop = run_ahead if parts.config.run.ahead else run
-        return finish(parts, loop(parts, parts.state, console), console)
+        state = loop(parts, state, console)
+        with saved_when_stopped(parts):
+            return finish(parts, state, console)
+
+
+def opened(parts: Parts, console: Console) -> TrainState:
+    """The state to train on from: what an earlier process left undone of its step is done first."""
+    if parts.state.unlogged is None:
+        return parts.state
+    if parts.state.step == 0:
+        return before_training(parts, console)
+    return close_step(parts, parts.state, Phases(), console, parts.sampled)
 
 
 def run(parts: Parts, state: TrainState, console: Console) -> TrainState:
     """All steps that are left, each sampled and then trained on; returns the state after them."""
-    while state.step < parts.config.run.steps:
-        state = train_step(parts, state, console)
+    with saved_when_stopped(parts):
+        while state.step < parts.config.run.steps:
+            state = train_step(parts, state, console)
     return state
 
 
 def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
     """One step; returns the state after it, which is logged and, when due, saved."""
     phases = Phases()
-    with saved_on_error(parts, state):
-        with phases("rollout"):
-            sampled = sample(parts, state)
-        with phases("reward"):
-            rollouts, rewards, stats = score(parts, state, sampled)
-    with phases("update"):
-        parts.engine.release()
-        stats |= learn(parts, state, rollouts, rewards)
-    state = next_state(parts.config, state, rollouts, rewards, skipped=int(stats["optim/skipped"]))
-    with saved_on_error(parts, state), phases("sync"):  # what is saved then has no record of this step
+    with at_step(state.step + 1), phases("rollout"):
+        sampled = sample(parts, state)
+    with phases("reward"):
+        rollouts, rewards, stats = score(parts, state, sampled)
+    parts.interrupts.check()
+    parts.engine.release()
+    state = update(parts, state, rollouts, rewards, stats, phases)
+    with phases("sync"):
         parts.engine.sync(state.weight_version)
-    return close_step(parts, state, stats, phases, console)
+    return close_step(parts, state, phases, console)
 
 
-def before_training(parts: Parts, console: Console) -> None:
-    """The guidance profile, and accuracy before the first step."""
+def before_training(parts: Parts, console: Console) -> TrainState:
+    """The guidance profile, and accuracy before the first step, which is the first to be the best."""
     config = parts.config
     if config.guidance.enabled and config.evaluate.profile_prompts:
         points = guidance_profile(
@@ -84,26 +109,29 @@ def before_training(parts: Parts, console: Console) -> None:
         warnings = judge_profile(points)
         console.profile(points, warnings)
         record = {"points": [vars(p) for p in points], "warnings": warnings}
-        (parts.directory / "guidance_profile.json").write_text(json.dumps(record, indent=1))
+        write_text(parts.directory / "guidance_profile.json", json.dumps(record, indent=1))
     stats = evaluation(parts, parts.state)
-    parts.log.write(0, stats)
+    state = logged(parts, parts.state, stats)
     console.evaluation(0, stats)
+    if state.best_step == 0:
+        save(parts)
+    return state
 
 
 def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
     """Saves the model in transformers' format, whole or not at all."""
     model_dir = parts.directory / "model"
-    temporary = parts.directory / "writing_model"
-    shutil.rmtree(temporary, ignore_errors=True)
-    parts.learner.model.save_pretrained(temporary)
-    parts.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(model_dir, ignore_errors=True)
-    temporary.rename(model_dir)
+    with parts.interrupts.finish_first("saving the model"):
+        if not all_finite(parts.learner.model):
+            raise FloatingPointError(f"step {state.step}: weights are no longer finite")
+        with new_directory(model_dir, parts.directory / "writing_model") as temporary:
+            export_model(temporary, parts.learner.model, parts.tokenizer, parts.export_dtype)
     parts.log.close()
-    console.finish(model_dir)
+    console.finish(state, model_dir)
     return TrainResult(
         directory=parts.directory,
         model_dir=model_dir,
         metrics_path=parts.directory / "metrics.jsonl",
         best_accuracy=state.best_accuracy,
+        no_signal=state.signal_steps == 0 and state.step >= SIGNAL_STEPS,
     )

@@ -14,14 +14,14 @@ STAGES = {
     "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
 }  # fmt: skip
 LAYERS: list[set[str]] = [
-    {"types"},
-    {"metrics", "distributed", "cpu", "fingerprint", "bounds"},
+    {"types", "files"},
+    {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},
-    {"run_directory", "engine"},
+    {"run_directory", "run_state", "engine"},
     {"assemble"},
-    {"console"},
+    {"console", "safekeeping"},
     {"steps"},
     {"overlap"},
     {"train"},

@@ -12,7 +12,7 @@ from g2rpo_fast import Config
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import config_from_dict, load_config, preset_names
 from g2rpo_fast.optim import OptimConfig
-from g2rpo_fast.run_directory import open_directory
+from g2rpo_fast.run_directory import open_directory, store_config
 
 
 def test_config_presets_load():
@@ -174,8 +174,10 @@ def test_every_option_is_in_the_help_with_its_meaning(capsys):
 def test_run_directory_continues_only_the_same_run(tmp_path):
     config = load_config("embedded")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "run")))
-    directory, first = open_directory(config)
+    opened = open_directory(config)
+    directory, first = opened.path, opened.config
     assert first.run.threads is not None
+    store_config(opened)
     longer = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=999))
     assert open_directory(longer)[1].run.threads == first.run.threads
     assert directory.is_dir()

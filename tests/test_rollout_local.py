@@ -403,5 +403,5 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     engine = engine_of(plain_model())
     with torch.no_grad():
         next(iter(engine._model.parameters())).fill_(torch.nan)
-    with pytest.raises(ValueError, match="request 0: wanted finite logits"):
+    with pytest.raises(FloatingPointError, match="request 0: wanted finite logits"):
         engine.generate([Request(prompt_ids=(1,), max_tokens=3, seed=0)], Sampling())

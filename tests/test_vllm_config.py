@@ -20,7 +20,7 @@ from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launc
 from g2rpo_fast.rollout.vllm.link import first_arena
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
 from g2rpo_fast.rollout.vllm.versions import SUPPORTED
-from g2rpo_fast.run_directory import open_directory
+from g2rpo_fast.run_directory import open_directory, store_config
 from g2rpo_fast.train import train
 from g2rpo_fast.types import Completion, EngineError, Floats
 from runs import tiny_config
@@ -116,7 +116,7 @@ def test_the_model_directory_holds_no_weights() -> None:
 
 
 def test_a_run_may_be_continued_with_other_timeouts_only(tmp_path: Path) -> None:
-    open_directory(tiny_config(tmp_path))
+    store_config(open_directory(tiny_config(tmp_path)))
     open_directory(tiny_config(tmp_path, vllm={"stall_s": 100.0, "kv_cache_mib": 99}))
     with pytest.raises(ValueError, match=r"vllm.dtype: wanted 'auto', got 'bfloat16'"):
         open_directory(tiny_config(tmp_path, vllm={"dtype": "bfloat16"}))

@@ -1,18 +1,18 @@
-"""Checkpoints that survive a kill at any moment.
+"""Checkpoints that survive a kill at any moment, a full disk and a damaged file.
 
 A checkpoint is a directory written under a temporary name, flushed to disk and renamed: it is there whole
-or not at all. It holds the model, the optimizer, every random-number generator and the trainer's own state
-(step, data cursor, guidance controller, weight version), and arrays: rollouts that are not trained on yet.
-Continued from it, a run on a CPU repeats bit for bit.
+or not at all, and a manifest of its files tells later damage. It holds the model, the optimizer, every
+random-number generator and the trainer's own state (step, data cursor, guidance controller, weight version),
+and arrays: rollouts that are not trained on yet. Continued from it, a run on a CPU repeats bit for bit. With
+the model's config and tokenizer beside the weights, plain transformers loads it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +20,30 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge
-from safetensors.numpy import load_file, save_file
-from safetensors.torch import load_model, save_model
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_model, save_file
 
 from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.checkpoint.manifest import damage_of, write_manifest
+from g2rpo_fast.checkpoint.random_state import random_state, restore_random_state
+from g2rpo_fast.files import new_directory, writing
+
+__all__ = [
+    "CheckpointConfig",
+    "checkpoint_name",
+    "latest_checkpoint",
+    "load_arrays",
+    "load_checkpoint",
+    "prune_checkpoints",
+    "random_state",
+    "save_checkpoint",
+    "undamaged_checkpoint",
+]
 
 _PREFIX = "step_"
 _TEMPORARY = "writing_"
+_DAMAGED = "damaged_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +59,10 @@ class CheckpointConfig:
         check_fields(self, "checkpoint")
 
 
+def checkpoint_name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
 def save_checkpoint(
     directory: Path,
     step: int,
@@ -49,25 +70,44 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     trainer_state: dict[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
+    *,
+    random: dict[str, Any] | None = None,
+    add_files: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes `directory/step_XXXXXXXX` atomically. `trainer_state` must be JSON."""
-    final = directory / f"{_PREFIX}{step:08d}"
+    """Writes `directory/step_XXXXXXXX` atomically; one that is there already stays.
+
+    Args:
+        trainer_state: must be JSON.
+        random: of `random_state`; None = as the generators are now.
+        add_files: writes what else belongs into the directory that it is given.
+
+    Raises:
+        WriteError: naming the file; nothing of it is left, and earlier checkpoints are as they were.
+    """
+    final = directory / checkpoint_name(step)
     if final.exists():
         return final
-    temporary = directory / f"{_TEMPORARY}{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_model(model, str(temporary / "model.safetensors"))
-    torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, temporary / "optimizer.pt")
-    (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1))
-    if arrays is not None:
-        save_file(dict(arrays), temporary / "arrays.safetensors")
-    for file in temporary.iterdir():
-        _flush(file)
-    _flush(temporary)
-    os.rename(temporary, final)
-    _flush(directory)
+    with new_directory(final, directory / f"{_TEMPORARY}{step:08d}") as temporary:
+        if add_files is not None:
+            add_files(temporary)
+        with writing(final / "model.safetensors"):
+            save_file(_unshared(model), temporary / "model.safetensors", metadata={"format": "pt"})
+        with writing(final / "optimizer.pt"):
+            state = {"optimizer": optimizer.state_dict(), "rng": random or random_state()}
+            torch.save(state, temporary / "optimizer.pt")
+        (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1))
+        if arrays is not None:
+            save_arrays(dict(arrays), temporary / "arrays.safetensors")
+        write_manifest(temporary)
     return final
+
+
+def _unshared(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors, one name for tied weights: the first, which is that of the embedding."""
+    tensors: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        tensors.setdefault(tensor.data_ptr(), (name, tensor.contiguous()))
+    return dict(tensors.values())
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -78,12 +118,40 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def undamaged_checkpoint(directory: Path, show: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are as they were written; None = there is no checkpoint.
+
+    A damaged one is named through `show` and set aside as `damaged_step_XXXXXXXX`.
+
+    Raises:
+        ValueError: all are damaged.
+    """
+    newest = latest_checkpoint(directory)
+    problems: list[tuple[Path, str]] = []
+    for path in sorted(directory.glob(f"{_PREFIX}*"), reverse=True):
+        problem = damage_of(path)
+        if problem is None:
+            for bad, why in problems:
+                show(f"warning: checkpoint {bad} is damaged ({why}); {path.name} is used instead")
+                shutil.rmtree(bad.with_name(_DAMAGED + bad.name), ignore_errors=True)
+                bad.rename(bad.with_name(_DAMAGED + bad.name))
+            return path
+        problems.append((path, problem))
+    if newest is None:
+        return None
+    raise ValueError(
+        f"run.dir: wanted a whole checkpoint in {directory}, got "
+        + "; ".join(f"{path.name}, whose {why}" for path, why in problems)
+        + ". Give another run.dir to begin anew"
+    )
+
+
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restores model, optimizer and generators in place; returns the trainer state."""
     load_model(model, str(path / "model.safetensors"), device=str(next(model.parameters()).device))
     state = torch.load(path / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    _restore_rng(state["rng"])
+    restore_random_state(state["rng"])
     return json.loads((path / "trainer_state.json").read_text())
 
 
@@ -97,32 +165,7 @@ def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> N
     """Removes all but the newest `keep` checkpoints and the best one."""
     found = sorted(directory.glob(f"{_PREFIX}*"))
     for path in found[:-keep]:
-        if best_step is None or path.name != f"{_PREFIX}{best_step:08d}":
+        if best_step is None or path.name != checkpoint_name(best_step):
             doomed = path.with_name(_TEMPORARY + path.name)
             os.rename(path, doomed)
             shutil.rmtree(doomed)
-
-
-def _rng_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_rng(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -1,6 +1,7 @@
 """The policy: a Hugging Face causal language model whose attention runs over packed prefix trees."""
 
 from g2rpo_fast.model.config import ModelConfig, compute_context, compute_dtype
+from g2rpo_fast.model.export import export_dtype, export_model, make_exportable, write_small_files
 from g2rpo_fast.model.forward import TreeContext, TreeOutput, tree_hidden
 from g2rpo_fast.model.head import Head, head_of
 from g2rpo_fast.model.hook import ATTENTION, Attend, register_attention
@@ -15,9 +16,13 @@ __all__ = [
     "TreeOutput",
     "compute_context",
     "compute_dtype",
+    "export_dtype",
+    "export_model",
     "head_of",
     "load_model",
     "load_tokenizer",
+    "make_exportable",
     "register_attention",
     "tree_hidden",
+    "write_small_files",
 ]

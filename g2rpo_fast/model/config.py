@@ -23,6 +23,8 @@ class ModelConfig:
     pipeline; None = the embedded default."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; weights and optimiser are always float32. auto = bfloat16 on CUDA, else float32."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights in the run's `model/`. auto = that of the model at `path`. Checkpoints are float32."""
     gradient_checkpointing: bool = False
     """Keep one activation per layer and recompute the rest in the backward pass."""
     attention: AttentionChoice = "auto"

@@ -18,6 +18,7 @@ from g2rpo_fast.model.config import ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.probe import check_tree
+from g2rpo_fast.model.read import reading
 from g2rpo_fast.model.row_ops import use_row_ops
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -33,8 +34,11 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     (linear attention, state space, chunked, hybrids), attention sinks, any dropout, an LM head that is not
     one linear map, and whatever else makes a small tree's logits differ from the plain model's.
     """
-    check_config(AutoConfig.from_pretrained(path))
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with reading(path, "a causal language model that transformers can read"):
+        model_config = AutoConfig.from_pretrained(path)
+    check_config(model_config)
+    with reading(path, "a causal language model that transformers can read"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (a decorator hides the signature)
     sinks = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
     if sinks:
@@ -49,8 +53,9 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`."""
-    return AutoTokenizer.from_pretrained(path)
+    """The tokenizer at `path`. Raises ValueError where there is none."""
+    with reading(path, "a tokenizer that transformers can read"):
+        return AutoTokenizer.from_pretrained(path)
 
 
 def select_tree_attention(model: PreTrainedModel) -> None:

@@ -38,7 +38,8 @@ class OptimConfig:
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimiser steps per pass: the batch's groups are split into this many."""
     max_bad_steps: Annotated[int, Ge(1)] = 5
-    """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+    """Updates in a row that may be skipped for a non-finite gradient before the run stops. An update is a
+    pass over the batch; it is skipped when all its minibatches are."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim")

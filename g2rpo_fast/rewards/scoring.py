@@ -52,7 +52,9 @@ def call(function: RewardFunction, channel: str, rollout: Rollout) -> float:
     """One channel of one rollout."""
     try:
         value = function(rollout.text, rollout.prompt.answer, rollout)
-    except Exception as error:  # the user's function may raise anything
+    except KeyboardInterrupt:  # Ctrl-C is no failure of the function
+        raise
+    except BaseException as error:  # the user's function may raise anything, and call sys.exit
         raise RewardError(rollout, channel, f"{type(error).__name__}: {error}") from error
     if not isinstance(value, numbers.Real | np.bool_):
         raise RewardError(rollout, channel, f"wanted a number, got {type(value).__name__}")

@@ -82,13 +82,15 @@ class Progress:
         """What a row of the wave has sampled; `request` names it in errors.
 
         Raises:
-            ValueError: a log-probability is not a number: the model's logits were NaN or infinite.
+            FloatingPointError: a log-probability is not a number: the model's logits were NaN or infinite.
         """
         length = self._length_R[row]
         logp = self._logp_RT[row, :length].copy()
         if not np.isfinite(logp).all():
             step = int(np.flatnonzero(~np.isfinite(logp))[0])
-            raise ValueError(f"request {request}: wanted finite logits, got NaN or infinity at token {step}")
+            raise FloatingPointError(
+                f"request {request}: wanted finite logits, got NaN or infinity at token {step}"
+            )
         reason: FinishReason = "stop" if self._stopped_R[row] else "length"
         return Completion(
             token_ids=tuple(self._tokens(row, length)),

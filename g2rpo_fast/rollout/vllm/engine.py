@@ -200,7 +200,7 @@ class VllmEngine:
         """Waits for a batch.
 
         Raises:
-            ValueError: a log-probability is not a number.
+            FloatingPointError: a log-probability is not a number.
         """
         moved = time.monotonic()
         while flight.left:
@@ -259,4 +259,6 @@ def _nothing(version: int) -> Completion:
 def _check_finite(request: int, completion: Completion) -> None:
     bad = np.flatnonzero(~np.isfinite(completion.logp))
     if len(bad):
-        raise ValueError(f"request {request}: wanted finite logits, got NaN or infinity at token {bad[0]}")
+        raise FloatingPointError(
+            f"request {request}: wanted finite logits, got NaN or infinity at token {bad[0]}"
+        )

@@ -1,0 +1,34 @@
+"""What transformers cannot read, as one line that names the configuration key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+@contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+    """Around a `from_pretrained` of `path`; `what`: a model, a tokenizer.
+
+    Raises:
+        ValueError: for whatever the files (or the network) made it raise: OSError, ValueError, KeyError,
+            TypeError and others of transformers, SafetensorError, plain Exception of tokenizers.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"model.path: wanted {what}, got {path}: {_reason(path, error)}") from error
+
+
+def _reason(path: str, error: Exception) -> str:
+    local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if local and not Path(path).exists():
+        return "there is no such directory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "it cannot be read"
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
