@@ -22,7 +22,7 @@ from g2rpo_fast.checkpoint import (
 )
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
-from g2rpo_fast.data import PromptSet, load_prompts, read_texts
+from g2rpo_fast.data import PromptSet, ReferenceCheck, load_prompts, read_texts
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
@@ -99,8 +99,9 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
-    prompts = load_prompts(paths[1], config.data, tokenizer, split="train")
-    eval_prompts = load_prompts(paths[2], config.data, tokenizer, split="eval") if paths[2] else None
+    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
+    prompts = load(paths[1], split="train")
+    eval_prompts = load(paths[2], split="eval") if paths[2] else None
     model = load_model(paths[0], config.model, device)
     _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
     for line in make_exportable(model, tokenizer):
@@ -189,6 +190,13 @@ def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tupl
         return model_dir, config.data.path, config.data.eval_path
     made = prepare(directory / "embedded", config.embedded, seed=config.run.seed, report=show)
     return str(made.model_dir), str(made.train_path), str(made.eval_path)
+
+
+def _reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:
+    """Of the rewards that can tell of a reference that no response would ever match."""
+    named = zip(rewards.channels, rewards.functions, strict=True)
+    found = {name: getattr(function, "check_reference", None) for name, function in named}
+    return {name: check for name, check in found.items() if check is not None}
 
 
 def find_device(name: str) -> str:

@@ -10,6 +10,7 @@ import plotext
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import checkpoint_name
+from g2rpo_fast.data import PromptSet, listed
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.run_state import TrainState
@@ -34,17 +35,18 @@ class Console:
     def start(self) -> None:
         config, parts = self._parts.config, self._parts
         parameters = sum(p.numel() for p in parts.learner.model.parameters())
-        long = parts.prompts.num_too_long
         self._show(
             f"model: {parameters / 1e6:.2f}M parameters on {parts.learner.model.device}, "
             f"{config.run.threads} threads; rollouts by {config.rollout.engine}\n"
-            f"data: {len(parts.prompts.prompts)} prompts"
-            + (f", {long} over data.max_prompt_tokens left out" if long else "")
-            + (f"; {len(parts.eval_prompts.prompts)} held out" if parts.eval_prompts else "")
+            f"data: {_used(parts.prompts, 'prompts')}"
+            + (f"; {_used(parts.eval_prompts, 'held out')}" if parts.eval_prompts else "")
             + f"\nrun: {config.run.steps} steps of {config.run.prompts_per_step} prompts x "
             f"{config.rollout.group_size} rollouts, in {parts.directory}\n"
             f"to continue it after a stop: the same command with --run.dir {parts.directory}"
         )
+        for prompts in (parts.prompts, parts.eval_prompts):
+            if prompts is not None and prompts.skipped:
+                self._show(f"warning: {prompts.path}: rows that cannot be used{listed(prompts.skipped)}")
         if parts.resumed:
             self._show(f"continued after step {parts.state.step}")
 
@@ -103,6 +105,16 @@ class Console:
             best = self._parts.directory / "checkpoints" / checkpoint_name(state.best_step)
             self._show(f"best on held-out prompts: {state.best_accuracy:.3f}, the model in {best}")
         self._show(f"model saved in {model_dir} ({time.perf_counter() - self._began:.0f} s)")
+
+
+def _used(prompts: PromptSet, what: str) -> str:
+    """How many prompts of a file are used, and how many are not."""
+    long, bad = prompts.num_too_long, len(prompts.skipped)
+    return (
+        f"{len(prompts.prompts)} {what}"
+        + (f", {long} over data.max_prompt_tokens left out" if long else "")
+        + (f", {bad} that cannot be used skipped" if bad else "")
+    )
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> str:

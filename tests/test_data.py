@@ -12,7 +12,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from g2rpo_fast.data import DataConfig, batch_indices, load_prompts
+from g2rpo_fast.data import DataConfig, batch_indices, listed, load_prompts
 from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rewards.math_answer import MathVerify
@@ -39,6 +39,11 @@ def write(path: Path, *rows: Any) -> str:
 
 def good(**other: Any) -> dict[str, Any]:
     return {"prompt": "1+1=", "answer": "2", "trace": "one and one", **other}
+
+
+def numeric(written: str) -> str:
+    """A row with an answer as it is written in the file."""
+    return f'{{"prompt": "x", "trace": null, "level": {{"answer": 5e-05}}, "n": 1e2, "answer": {written}}}'
 
 
 def test_columns_become_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,6 +91,17 @@ def test_evaluation_needs_no_trace_and_is_limited(tmp_path: Path, tokenizer: Pre
         (good(answer=["2"]), "column 'answer': wanted text or a number, got list"),
         (good(answer=True), "column 'answer': wanted text or a number, got bool"),
         (good(trace=5), "column 'trace': wanted text, got int"),
+        (good(answer=""), "column 'answer': empty answer"),
+        (good(answer=" \n"), "column 'answer': empty answer"),
+        (good(answer="x\udfff"), "column 'answer': half a surrogate pair"),
+        (good(answer=float("nan")), "NaN is no number"),
+        (good(level=[float("-inf")]), "-Infinity is no number"),
+        (numeric("1e999"), "wanted numbers that a double holds, got 1e999"),
+        (numeric("1e-999"), "wanted numbers that a double holds, got 1e-999"),
+        (numeric("-" + "7" * 4301), "at most 4300 digits, got one of 4301"),
+        (numeric("[" * 5000 + "]" * 5000), "nested too deep"),
+        (numeric('{"x":' * 100_000), "nested too deep"),
+        ("[", "an array? Wanted one object a line"),
     ],
 )
 def test_malformed_row_is_named(
@@ -103,6 +119,83 @@ def test_malformed_rows_are_collected_up_to_five(tmp_path: Path, tokenizer: PreT
     with pytest.raises(ValueError, match=r"5 malformed rows \(stopped there\)") as caught:
         load_prompts(path, DataConfig(), tokenizer, split="train")
     assert [f"line {n}:" in str(caught.value) for n in range(1, 8)] == [False] + [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("0.00005", "0.00005"), ("5e-05", "0.00005"), ("1e16", "10000000000000000"), ("1.50", "1.50"),
+        ("10000000000000000.0", "10000000000000000.0"), ("6.02E23", "602" + "0" * 21), ("-0.5", "-0.5"),
+        ("12345678901234567890", "12345678901234567890"), ("3.0", "3.0"), ("-2e-3", "-0.002"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("0e999999999", "0"), ("9" * 4300, "9" * 4300), ('"5e-05"', "5e-05"),
+    ],
+)  # fmt: skip
+def test_numbers_keep_their_value_as_answers(
+    written: str, answer: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / "d.jsonl", numeric(written))
+    (prompt,) = load_prompts(path, DataConfig(), tokenizer, split="train").prompts
+    assert prompt.answer == answer
+    assert prompt.row == {"level": {"answer": 5e-05}, "n": 100.0}
+    assert [type(x) for x in (prompt.row["n"], prompt.row["level"]["answer"])] == [float, float]
+
+
+def test_byte_order_marks_are_accepted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    mark = b"\xef\xbb\xbf"
+    lines = [mark + json.dumps(good()).encode(), mark, mark + json.dumps(good(prompt="2+2=")).encode()]
+    loaded = load_prompts(write(tmp_path / "d.jsonl", *lines), DataConfig(), tokenizer, split="train")
+    assert [(prompt.id, prompt.text) for prompt in loaded.prompts] == [
+        ("train:1", "1+1="),
+        ("train:3", "2+2="),
+    ]
+
+
+def test_bad_rows_are_skipped_and_counted_where_asked(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [
+        good(),
+        *["bad"] * 7,
+        good(answer=""),
+        good(answer="\\text{}"),
+        good(prompt="x" * 30),
+        good(answer=4),
+    ]
+    path = write(tmp_path / "d.jsonl", *rows)
+    config = DataConfig(on_bad_row="skip", max_prompt_tokens=10)
+    checks = {"strict": lambda answer, row: "no text" if "text" in answer else None}
+    loaded = load_prompts(path, config, tokenizer, split="train", checks=checks)
+    assert [prompt.id for prompt in loaded.prompts] == ["train:1", "train:12"]
+    assert (loaded.num_too_long, loaded.num_rows) == (1, 3)
+    assert [row.line for row in loaded.skipped] == [*range(2, 11)]
+    assert loaded.skipped[-1].reason == r"reference '\\text{}': no text (reward strict)"
+    assert listed(loaded.skipped).count("\n  line ") == 5
+    with pytest.raises(ValueError, match=r"data\.path: .* has no rows that can be used\n  line 1: not JSON"):
+        load_prompts(write(tmp_path / "bad.jsonl", "bad"), config, tokenizer, split="train")
+
+
+def test_references_that_cannot_be_judged_are_refused_by_line(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / "d.jsonl", good(), *[good(answer="?", n=n) for n in range(9)])
+    seen = []
+
+    def check(answer: str, row: Any) -> str | None:
+        seen.append(dict(row))
+        return "not a number" if answer == "?" else None
+
+    for split in ("train", "eval"):
+        with pytest.raises(ValueError) as caught:
+            load_prompts(path, DataConfig(), tokenizer, split=split, checks={"mine": check})
+        first, *lines = str(caught.value).splitlines()
+        assert first == f"{path}: 5 rows whose reference cannot be judged (stopped there)"
+        assert lines[0] == "  line 2: reference '?': not a number (reward mine)"
+        assert [line.split(":")[0].strip() for line in lines] == [f"line {n}" for n in range(2, 7)]
+    assert seen[:3] == [{}, {"n": 0}, {"n": 1}]
+    config = DataConfig(on_bad_row="skip")
+    (left,) = load_prompts(path, config, tokenizer, split="train", checks={"mine": check}).prompts
+    assert left.id == "train:1"
 
 
 @pytest.mark.parametrize(

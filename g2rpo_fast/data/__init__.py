@@ -2,6 +2,15 @@
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.order import batch_indices
-from g2rpo_fast.data.prompts import PromptSet, load_prompts, read_texts
+from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data.rows import listed
 
-__all__ = ["DataConfig", "PromptSet", "batch_indices", "load_prompts", "read_texts"]
+__all__ = [
+    "DataConfig",
+    "PromptSet",
+    "ReferenceCheck",
+    "batch_indices",
+    "listed",
+    "load_prompts",
+    "read_texts",
+]

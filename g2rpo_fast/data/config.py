@@ -26,7 +26,7 @@ class DataConfig:
     """Column with the reference answer (format columns)."""
     trace_column: str | None = "trace"
     """Column with ground-truth reasoning, which guidance takes its prefixes from; none = no traces. It is
-    taken as it is: prompt + trace must read as one text, so a leading space or newline belongs to the trace.
+    taken as it is: prompt + trace reads as one text, so a leading space or newline belongs to the trace.
     Null in a row = that row cannot be guided."""
     template: str | None = None
     """Text around the problem; `{prompt}` stands for it. None = the problem itself
@@ -37,6 +37,9 @@ class DataConfig:
     """System message before it (with chat)."""
     max_prompt_tokens: Annotated[int, Ge(1)] = 1024
     """Longer prompts are left out, and counted."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows that cannot be used (malformed, or with a reference that a reward cannot read): refuse the file,
+    or leave them out, and say how many and the first five."""
     eval_rows: Annotated[int, Ge(0)] = 256
     """Rows of eval_path to use, from the top; 0 = all."""
     shuffle: bool = True

@@ -1,21 +1,28 @@
 """Problems to prompts: template or chat template, then tokens, once.
 
-A prompt and its trace are tokenised apart and joined as ids, so guidance of any length is a prefix of the
-same ids in every step.
+Prompt and trace are joined as ids, so guidance of any length is a prefix of the same ids in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.data.config import DataConfig
-from g2rpo_fast.data.rows import Problem, read_problems
+from g2rpo_fast.data.json_lines import BadRow
+from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
+from g2rpo_fast.data.tokens import encode
 from g2rpo_fast.types import Prompt
 
 GSM8K_TEMPLATE = "Question: {prompt}\nAnswer:"
+
+ReferenceCheck = Callable[[str, Mapping[str, Any]], str | None]
+"""(reference answer, the row's other columns) -> why it can never be judged; None = it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,45 +30,92 @@ class PromptSet:
     """The usable prompts of a file, in its order."""
 
     prompts: tuple[Prompt, ...]
-    num_too_long: int
-    """Rows left out because their prompt has more than `max_prompt_tokens` tokens."""
+    path: str
+    """The file."""
     num_rows: int
-    """Rows read: `len(prompts) + num_too_long`."""
+    """Rows that can be used."""
+    skipped: tuple[BadRow, ...]
+    """Rows that cannot, where `on_bad_row = "skip"`."""
+
+    @property
+    def num_too_long(self) -> int:
+        """Rows left out because their prompt has more than `max_prompt_tokens` tokens."""
+        return self.num_rows - len(self.prompts)
 
 
 def load_prompts(
-    path: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, split: str
+    path: str,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str,
+    checks: Mapping[str, ReferenceCheck] = MappingProxyType({}),
 ) -> PromptSet:
     """Reads, checks and tokenises a file.
 
     Ids are `split:line`. `split="eval"` takes the first `eval_rows` rows, and may lack the trace column,
-    which only training needs. Raises ValueError for a missing file, malformed rows, a tokenizer that does
-    not fit, or when no prompt is short enough.
+    which only training needs. Raises ValueError for a missing file, rows that cannot be used (unless
+    `on_bad_row` skips them), a tokenizer that does not fit, or when no prompt is short enough.
+
+    Args:
+        checks: by name of a reward, for every row's reference.
     """
     evaluation = split == "eval"
     key = "data.eval_path" if evaluation else "data.path"
-    problems = read_problems(
-        path,
-        config,
-        key=key,
-        limit=config.eval_rows if evaluation else 0,
-        trace_required=not evaluation,
+    limit = config.eval_rows if evaluation else 0
+    problems, malformed = read_rows(path, config, key=key, limit=limit, trace_required=not evaluation)
+    problems, unjudged = sift(
+        path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
     texts = [render(problem.prompt, config, tokenizer) for problem in problems]
-    prompt_ids = encode_prompts(texts, config, tokenizer)
-    trace_ids = _encode([problem.trace for problem in problems], tokenizer, add_special_tokens=False)
-    prompts = tuple(
-        _prompt(problem, split, text, ids, trace)
-        for problem, text, ids, trace in zip(problems, texts, prompt_ids, trace_ids, strict=True)
-        if len(ids) <= config.max_prompt_tokens
+    encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=config.chat)
+    prompts = {
+        problem.line: _prompt(problem, split, text, ids, trace or ())
+        for problem, text, (ids, trace) in zip(problems, texts, encoded, strict=True)
+    }
+    torn: list[BadRow] = []
+    if not evaluation:
+        apart = {p.line for p, (_, trace) in zip(problems, encoded, strict=True) if trace is None}
+        problems, torn = sift(
+            path, config, problems, partial(_torn, apart, config), what="rows whose trace cannot be tokenised"
+        )
+    return PromptSet(
+        prompts=_short_enough([prompts[problem.line] for problem in problems], path, config),
+        path=path,
+        num_rows=len(problems),
+        skipped=tuple(sorted((*malformed, *unjudged, *torn), key=lambda row: row.line)),
     )
-    if not prompts:
-        shortest = min(map(len, prompt_ids))
+
+
+def _short_enough(prompts: Sequence[Prompt], path: str, config: DataConfig) -> tuple[Prompt, ...]:
+    short = tuple(prompt for prompt in prompts if len(prompt.token_ids) <= config.max_prompt_tokens)
+    if not short:
+        shortest = min(len(prompt.token_ids) for prompt in prompts)
         raise ValueError(
             f"data.max_prompt_tokens: wanted at least {shortest} (the shortest prompt of {path}), "
             f"got {config.max_prompt_tokens}"
         )
-    return PromptSet(prompts=prompts, num_too_long=len(problems) - len(prompts), num_rows=len(problems))
+    return short
+
+
+def _unjudged(checks: Mapping[str, ReferenceCheck], problem: Problem) -> str | None:
+    for name, check in checks.items():
+        try:
+            reason = check(problem.answer, problem.row)
+        except Exception as error:  # a user's function may raise anything
+            raise ValueError(
+                f"reward.functions: check_reference of {name!r} failed on line {problem.line}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if reason is not None:
+            return f"reference {problem.answer[:80]!r}: {reason} (reward {name})"
+    return None
+
+
+def _torn(apart: set[int], config: DataConfig, problem: Problem) -> str | None:
+    if problem.line not in apart:
+        return None
+    return f"no tokens of column {config.trace_column!r} read as one text with the prompt before them"
 
 
 def read_texts(path: str, config: DataConfig) -> Iterator[str]:
@@ -86,31 +140,6 @@ def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text
-
-
-def encode_prompts(
-    texts: list[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[int, ...]]:
-    """Token ids. A chat template writes its own special tokens; a raw prompt gets those that the tokenizer
-    adds in front (a BOS), and a tokenizer that adds an end-of-sequence token is refused."""
-    ids = _encode(texts, tokenizer, add_special_tokens=not config.chat)
-    eos = tokenizer.eos_token_id
-    for text, row in zip(texts, ids, strict=True):
-        if eos is not None and row[-1:] == (eos,) and not text.endswith(str(tokenizer.eos_token)):
-            raise ValueError(
-                "data.chat: wanted true, or another tokenizer (this one ends every raw prompt with its "
-                "end-of-sequence token, after which a model generates nothing), got false"
-            )
-    return ids
-
-
-def _encode(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
-) -> list[tuple[int, ...]]:
-    encoded = tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)[
-        "input_ids"
-    ]
-    return [tuple(ids) for ids in encoded]  # type: ignore[arg-type]
 
 
 def _prompt(

@@ -1,15 +1,15 @@
-"""JSON lines to problems. What is malformed is refused with file, line and reason, several rows at a time."""
+"""JSON lines to problems. What is malformed is refused with file, line and reason, several rows at a time, or
+left out and counted (`data.on_bad_row`)."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.data.config import DataConfig
+from g2rpo_fast.data.json_lines import BadRow, json_object, read_objects
 
 MAX_REPORTED = 5
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -23,6 +23,7 @@ class Problem:
     """Line of the file, from 1."""
     prompt: str
     answer: str
+    """A number of the file stands as it was written, without an exponent."""
     trace: str
     """Empty = none."""
     row: Mapping[str, Any]
@@ -32,43 +33,74 @@ class Problem:
 def read_problems(
     path: str, config: DataConfig, *, key: str, limit: int, trace_required: bool
 ) -> list[Problem]:
-    """The first `limit` rows (0 = all) of a file; blank lines are skipped.
+    """The first `limit` rows (0 = all) of a file that can be used; blank lines are skipped.
 
-    Raises ValueError naming the configuration `key` (no such file) or up to five malformed rows.
+    Raises ValueError naming the configuration `key` (no such file, no row that can be used) or, unless
+    `on_bad_row` skips them, up to five malformed rows.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{key}: wanted a file of JSON lines, got {path!r}, which is not a file")
+    return read_rows(path, config, key=key, limit=limit, trace_required=trace_required)[0]
+
+
+def read_rows(
+    path: str, config: DataConfig, *, key: str, limit: int, trace_required: bool
+) -> tuple[list[Problem], list[BadRow]]:
+    """As `read_problems`, and the malformed rows before the last of them, which were skipped."""
     parse = FORMATS[config.format]
     problems: list[Problem] = []
-    errors: list[str] = []
-    with open(path, "rb") as file:
-        for line, text in enumerate(file, start=1):
-            if (limit and len(problems) == limit) or len(errors) == MAX_REPORTED:
+    bad: list[BadRow] = []
+    for line, text in read_objects(path, key=key):
+        if limit and len(problems) == limit:
+            break
+        try:
+            row = json_object(text, as_written=config.answer_column)
+            problems.append(parse(row, line, config, trace_required))
+        except ValueError as error:
+            bad.append(BadRow(line=line, reason=str(error)))
+            if config.on_bad_row == "refuse" and len(bad) == MAX_REPORTED:
                 break
-            if not text.strip():
-                continue
-            try:
-                problems.append(parse(_json_object(text), line, config, trace_required))
-            except ValueError as error:
-                errors.append(f"  line {line}: {error}")
-    if errors:
-        stopped = " (stopped there)" if len(errors) == MAX_REPORTED else ""
-        raise ValueError(f"{path}: {len(errors)} malformed rows{stopped}\n" + "\n".join(errors))
+    _refuse(path, config, bad, what="malformed rows")
     if not problems:
-        raise ValueError(f"{key}: {path} has no rows")
-    return problems
+        raise ValueError(f"{key}: {path} has no rows" + (f" that can be used{listed(bad)}" if bad else ""))
+    return problems, bad
 
 
-def _json_object(text: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"wanted a JSON object, got {type(row).__name__}")
-    return row
+def sift(
+    path: str,
+    config: DataConfig,
+    problems: Sequence[Problem],
+    reason: Callable[[Problem], str | None],
+    *,
+    what: str,
+) -> tuple[list[Problem], list[BadRow]]:
+    """Problems without a `reason` against them, and those with one, which are refused unless skipped.
+
+    Raises ValueError for up to five of `what`, or where none is left.
+    """
+    kept: list[Problem] = []
+    bad: list[BadRow] = []
+    for problem in problems:
+        found = reason(problem)
+        if found is None:
+            kept.append(problem)
+        else:
+            bad.append(BadRow(line=problem.line, reason=found))
+        if config.on_bad_row == "refuse" and len(bad) == MAX_REPORTED:
+            break
+    _refuse(path, config, bad, what=what)
+    if not kept:
+        raise ValueError(f"{path}: no rows are left without the {what}{listed(bad)}")
+    return kept, bad
+
+
+def listed(bad: Sequence[BadRow]) -> str:
+    """The first five, a line each."""
+    return "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:MAX_REPORTED])
+
+
+def _refuse(path: str, config: DataConfig, bad: Sequence[BadRow], *, what: str) -> None:
+    if bad and config.on_bad_row == "refuse":
+        stopped = " (stopped there)" if len(bad) == MAX_REPORTED else ""
+        raise ValueError(f"{path}: {len(bad)} {what}{stopped}{listed(bad)}")
 
 
 def _column(row: Mapping[str, Any], name: str) -> Any:
@@ -81,6 +113,10 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     value = _column(row, name)
     if not isinstance(value, str):
         raise ValueError(f"column {name!r}: wanted text, got {type(value).__name__}")
+    return _readable(value, name)
+
+
+def _readable(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -99,7 +135,9 @@ def _answer(row: Mapping[str, Any], name: str) -> str:
     value = _column(row, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"column {name!r}: wanted text or a number, got {type(value).__name__}")
-    return str(value)
+    if not str(value).strip():
+        raise ValueError(f"column {name!r}: empty answer")
+    return _readable(str(value), name)
 
 
 def _trace(row: Mapping[str, Any], name: str | None, required: bool) -> str:
