@@ -104,6 +104,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
     model = load_model(paths[0], config.model, device)
     _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
+    sampling = sampling_of(config, tokenizer, model)
     for line in make_exportable(model, tokenizer):
         show(line)
     reference = load_model(paths[0], config.model, device) if config.objective.kl_coef else None
@@ -115,7 +116,6 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
     content = fingerprint(*paths, reference_path=paths[0] if reference else None)
     check_content(run, content, step=state.step, show=show)
-    sampling = sampling_of(config, tokenizer)
     engine = make_engine(model, tokenizer, config, directory=directory, show=show)
     try:
         engine.sync(state.weight_version)

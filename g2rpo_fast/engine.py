@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.config import Config
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.rollout import LocalEngine, Prefill
-from g2rpo_fast.rollout.prefill import Decode
+from g2rpo_fast.rollout.stop_ids import stop_token_ids
+from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm import VllmEngine, require_vllm
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Engine, Floats, Sampling, Sequences
@@ -123,24 +124,18 @@ def sampled_logp(
     return [logp_N[end - len(tokens) : end] for (_, tokens), end in zip(rows, sequences.ptr_R1[1:])]
 
 
-def text_decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    """Token ids to text, special tokens left out."""
-
-    def decode(ids: Iterable[int]) -> str:
-        text = tokenizer.decode(list(ids), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
-
-    return decode
-
-
-def sampling_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """Training's sampling distribution; the tokenizer's end token stops.
+def sampling_of(
+    config: Config, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> Sampling:
+    """Training's sampling distribution, and what stops it: see `stop_token_ids`.
 
     Raises:
-        ValueError: the tokenizer has no end token.
+        ValueError: a stop token that the model does not have, or nothing that ends a response.
     """
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError(f"model.path: wanted a tokenizer with one end-of-sequence token, got {end}")
-    return config.rollout.sampling((end,))
+    stop_ids = stop_token_ids(tokenizer, model, config.rollout.stop_token_ids)
+    if not stop_ids and not config.rollout.stop_strings:
+        raise ValueError(
+            "model.path: wanted an end-of-sequence token of the tokenizer, generation_config.json or "
+            "config.json (or rollout.stop_token_ids), got none: nothing would end a response"
+        )
+    return config.rollout.sampling(stop_ids)

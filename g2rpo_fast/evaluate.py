@@ -15,6 +15,7 @@ from annotated_types import Ge
 from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.rollout.groups import sample_groups
+from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
 
 
@@ -49,7 +50,7 @@ class Judge:
     engine: Engine
     sampling: Sampling
     max_tokens: int
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
     score: Callable[[Sequence[Rollout]], Rewards]
     seed: int
 

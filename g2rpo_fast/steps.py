@@ -91,6 +91,7 @@ def score(
         next_prompts(parts, state),
         sampled.guidance_lengths,
         sampled.completions,
+        sampling=parts.judge.sampling,
         decode=parts.judge.decode,
         guidance_in_loss=parts.config.guidance.in_loss,
     )

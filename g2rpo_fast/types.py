@@ -67,6 +67,15 @@ class Request:
     max_tokens: int
     seed: int
     """Fixes this request's draws whatever else is in the batch."""
+    guidance_len: int | None = None
+    """How many of the last prompt ids are guidance: a stop string may begin in them. None = not said; then it
+    may begin anywhere in the prompt."""
+
+    @property
+    def given_ids(self) -> tuple[int, ...]:
+        """The prompt ids that a stop string may begin in."""
+        first = 0 if self.guidance_len is None else len(self.prompt_ids) - self.guidance_len
+        return self.prompt_ids[first:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +148,9 @@ class Rollout:
     rollout_logp: Floats
     """[len(response_ids)] the engine's log-probabilities; NaN where nothing was sampled."""
     text: str
-    """Decoded response, guidance included, special tokens left out."""
+    """The response, guidance included, as rewards read it: without the stop token or stop string that ended
+    it, pad, begin and end of sequence, and the chat template's turn markers. Other special tokens are in it
+    (`<think>`, `<answer>`)."""
     finish_reason: FinishReason
     weight_version: int
     """The oldest weights that drew a token of it."""

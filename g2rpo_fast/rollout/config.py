@@ -30,7 +30,11 @@ class RolloutConfig:
     top_k: Annotated[int, Ge(0)] = 0
     """Sample from the k most likely tokens; 0 = off. The loss: as with top_p."""
     stop_strings: tuple[str, ...] = ()
-    """A response ends when its text contains one of these."""
+    """A response ends when its text contains one of these; special tokens may be named. It may begin inside
+    guidance, but a sampled token completes it. Rewards read the text up to it."""
+    stop_token_ids: tuple[Annotated[int, Ge(0)], ...] = ()
+    """Tokens that end a response, beside the end tokens that the tokenizer, generation_config.json and
+    config.json of the model name. Rewards read the text up to it."""
     max_rows: Annotated[int, Ge(1)] = 512
     """Most rows decoded at once; more are done in waves."""
 
@@ -45,7 +49,7 @@ class RolloutConfig:
         return self.top_p < 1 or self.top_k > 0
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
-        """What an engine is asked for, with the tokenizer's stop tokens."""
+        """What an engine is asked for, with all stop tokens of the run."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from g2rpo_fast.rollout.stop_text import ResponseText
+from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Completion, Engine, Prompt, Request, Rollout, Sampling
 
 
@@ -33,14 +35,19 @@ def sample_groups(
     max_tokens: int,
     seed: int,
     step: int,
-    decode: Callable[[Sequence[int]], str],
+    decode: Decode,
     guidance_in_loss: bool = False,
 ) -> list[Rollout]:
     """Samples one group for each prompt: `requests_of`, the engine's answers, `rollouts_of`."""
     requests = requests_of(prompts, guidance_lengths, max_tokens=max_tokens, seed=seed, step=step)
     completions = engine.generate(requests, sampling)
     return rollouts_of(
-        prompts, guidance_lengths, completions, decode=decode, guidance_in_loss=guidance_in_loss
+        prompts,
+        guidance_lengths,
+        completions,
+        sampling=sampling,
+        decode=decode,
+        guidance_in_loss=guidance_in_loss,
     )
 
 
@@ -67,6 +74,7 @@ def requests_of(
             prompt_ids=prompt.token_ids + prompt.trace_ids[:length],
             max_tokens=max_tokens - length,
             seed=request_seed(seed, step, prompt.id, member, repeats[group]),
+            guidance_len=len(prompt.trace_ids[:length]),
         )
         for group, prompt, member, length in _slots(prompts, guidance_lengths)
     ]
@@ -77,15 +85,19 @@ def rollouts_of(
     guidance_lengths: Sequence[Sequence[int]],
     completions: Sequence[Completion],
     *,
-    decode: Callable[[Sequence[int]], str],
+    sampling: Sampling,
+    decode: Decode,
     guidance_in_loss: bool = False,
 ) -> list[Rollout]:
     """Rollouts, group by group, from the answers to `requests_of` the same prompts and lengths.
 
-    `guidance_in_loss`: whether injected tokens carry loss.
+    Args:
+        sampling: what they were sampled with.
+        guidance_in_loss: whether injected tokens carry loss.
     """
+    text_of = ResponseText(sampling, decode)
     return [
-        _rollout(group, prompt, member, length, completion, decode, guidance_in_loss)
+        _rollout(group, prompt, member, length, completion, text_of, guidance_in_loss)
         for (group, prompt, member, length), completion in zip(
             _slots(prompts, guidance_lengths), completions, strict=True
         )
@@ -119,7 +131,7 @@ def _rollout(
     member: int,
     length: int,
     completion: Completion,
-    decode: Callable[[Sequence[int]], str],
+    text_of: ResponseText,
     guidance_in_loss: bool,
 ) -> Rollout:
     response_ids = prompt.trace_ids[:length] + completion.token_ids
@@ -137,7 +149,7 @@ def _rollout(
         guidance_len=length,
         loss_mask=mask,
         rollout_logp=logp,
-        text=decode(response_ids),
+        text=text_of(response_ids, length),
         finish_reason=completion.finish_reason,
         weight_version=completion.weight_version,
         token_versions=completion.token_versions,

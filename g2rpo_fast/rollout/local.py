@@ -22,11 +22,12 @@ from g2rpo_fast.rollout.cache import Cache
 from g2rpo_fast.rollout.decoder import FunctionalDecoder, recognised
 from g2rpo_fast.rollout.families import Batch, plan_batches
 from g2rpo_fast.rollout.hooked_decoder import HookedDecoder
-from g2rpo_fast.rollout.prefill import Decode, Head, Prefill, PrefillFunction
+from g2rpo_fast.rollout.prefill import Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.progress import Progress
 from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.sampling import Draws, draw
 from g2rpo_fast.rollout.shared_prefix import Family, SharedPrefix
+from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Completion, Longs, Request, Sampling
 
 BLOCK = 4
@@ -44,7 +45,7 @@ class LocalEngine:
         model: its parameters are read at every `generate`; nothing is copied in between.
         prefill: encodes distinct prefixes with the same model.
         head: the LM head.
-        decode: token ids to text, special tokens left out; for stop strings.
+        decode: token ids to the text that stop strings are looked for in; `text_decoder` makes one.
         max_rows: most rows decoded at once.
         compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
         backbone: the module whose forward gives hidden states; default `model.get_decoder()`.

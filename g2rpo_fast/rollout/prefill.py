@@ -1,4 +1,4 @@
-"""What the local engine is given: the encoded prefixes, the LM head, and a way to decode token ids.
+"""What the local engine is given: the encoded prefixes and the LM head.
 
 Dimension key: S stream positions, B prefixes, D width, V vocabulary, K KV heads, E head width.
 """
@@ -45,6 +45,3 @@ class Head(Protocol):
     def bias_V(self) -> torch.Tensor | None: ...
     @property
     def softcap(self) -> float | None: ...
-
-
-Decode = Callable[[Sequence[int]], str]

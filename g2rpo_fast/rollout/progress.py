@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from g2rpo_fast.rollout.prefill import Decode
 from g2rpo_fast.rollout.stop_text import StopText
+from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Completion, FinishReason, Floats, Longs, Request, Sampling
 
 
@@ -21,6 +21,7 @@ class Progress:
     """Tokens and log-probabilities of a wave, row by row."""
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling, decode: Decode) -> None:
+        self._given_R = [list(request.given_ids) for request in requests]
         self._limit_R = np.array([request.max_tokens for request in requests])
         self._stop_ids = np.array(sampling.stop_token_ids, dtype=np.int64)
         self._stop_text = StopText(sampling.stop_strings, decode) if sampling.stop_strings else None
@@ -61,19 +62,20 @@ class Progress:
             hit_BT = np.isin(token_BT, self._stop_ids)
             stop_B = np.where(hit_BT.any(1), self.step + hit_BT.argmax(1) + 1, stop_B)
         if self._stop_text is not None:
-            texts = [
-                self._stop_text.length_at_stop(
-                    self._tokens(row, min(last, int(self._limit_R[row]))), self.step
-                )
-                for row in rows
-            ]
-            stop_B = np.minimum(stop_B, [last + 1 if length is None else length for length in texts])
+            stop_B = np.minimum(stop_B, [self._text_stop(self._stop_text, row, last) for row in rows])
         end_B = np.minimum(stop_B, self._limit_R[rows])
         ended = end_B <= last
         self._length_R[rows] = np.minimum(end_B, last)
         self._ended_R[rows] = ended
         self._stopped_R[rows] = ended & (stop_B <= end_B)
         self.step = last
+
+    def _text_stop(self, stop_text: StopText, row: int, last: int) -> int:
+        """Length with the token behind the first `step` that completes a stop string, else `last + 1`."""
+        given = self._given_R[row]
+        sampled = self._tokens(row, min(last, int(self._limit_R[row])))
+        length = stop_text.length_at_stop(given + sampled, len(given) + self.step)
+        return last + 1 if length is None else length - len(given)
 
     def _tokens(self, row: int, length: int) -> list[int]:
         return self._token_RT[row, :length].tolist()

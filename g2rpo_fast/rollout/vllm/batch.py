@@ -22,6 +22,8 @@ LOOK_EVERY = 4
 class Row:
     """One request's tokens, with log-probabilities and the weights that drew them."""
 
+    given: list[int]
+    """What a stop string may begin in, in front of the tokens."""
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -33,7 +35,7 @@ class Batch:
     """The rows of one submitted batch, by their place in it."""
 
     def __init__(self, requests: dict[int, Request], sampling: Sampling, stop_text: StopText | None) -> None:
-        self.rows = {index: Row() for index in requests}
+        self.rows = {index: Row(list(request.given_ids)) for index, request in requests.items()}
         self._stop_ids = set(sampling.stop_token_ids)
         self._stop_text = stop_text
         self._finished: dict[int, Completion] = {}
@@ -52,10 +54,11 @@ class Batch:
         row.versions += [version] * len(tokens)
         length = len(row.tokens)
         if self._stop_text is not None and (ended or length - row.seen >= LOOK_EVERY):
-            stop = self._stop_text.length_at_stop(row.tokens, row.seen)
+            given = len(row.given)
+            stop = self._stop_text.length_at_stop(row.given + row.tokens, given + row.seen)
             row.seen = length
             if stop is not None:
-                self._finish(index, stop, stopped=True)
+                self._finish(index, stop - given, stopped=True)
                 return True
         if ended:
             self._finish(index, length, stopped=bool(length) and row.tokens[-1] in self._stop_ids)

@@ -16,13 +16,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from g2rpo_fast.rollout.stop_text import StopText
+from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm.batch import Batch
 from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead
 from g2rpo_fast.rollout.vllm.messages import Launch, Progress
@@ -39,7 +40,7 @@ class Host:
 
         self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
         self.engine: Any = self.llm.llm_engine
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(launch.model_dir)
+        self.decode = text_decoder(AutoTokenizer.from_pretrained(launch.model_dir))
         self.version = -1
         self.batch: Batch | None = None
         self.batch_id = 0
@@ -118,9 +119,6 @@ class Host:
             if done and not output.finished:
                 self.engine.abort_request([output.request_id])
         self.busy_s += time.perf_counter() - began
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

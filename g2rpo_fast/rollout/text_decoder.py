@@ -1,0 +1,76 @@
+"""The text of token ids that rewards read and stop strings are looked for in: one definition for all engines.
+
+Structure shows as nothing: pad, begin and end of a sequence and the tokenizer's other named special tokens,
+and the markers that its chat template puts around turns. Content shows, special token or not: `<think>`,
+`<answer>`, `<tool_call>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+Decode = Callable[[Iterable[int]], str]
+"""Token ids to text. Tokens that follow change the text before them only where that is U+FFFD: the bytes of a
+character that is not finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDecoder:
+    """A `Decode` that leaves some tokens out."""
+
+    tokenizer: PreTrainedTokenizerBase
+    hidden: Mapping[int, str]
+    """Id and name of the tokens that show as nothing."""
+
+    def __call__(self, ids: Iterable[int]) -> str:
+        """The text, its spaces as the tokens have them."""
+        shown = [i for i in ids if i not in self.hidden]
+        text = self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def showing(self, text: str) -> TextDecoder:
+        """One that shows those of the hidden tokens, too, whose names are in `text`; this one if none is."""
+        hidden = {i: name for i, name in self.hidden.items() if name not in text}
+        return self if hidden == self.hidden else replace(self, hidden=hidden)
+
+
+def text_decoder(tokenizer: PreTrainedTokenizerBase) -> TextDecoder:
+    """The text that rewards read of a tokenizer's ids."""
+    special = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    named = {name for name in tokenizer.special_tokens_map.values() if isinstance(name, str)}
+    structure = named | turn_markers(tokenizer, special)
+    hidden = {i: name for name, i in special.items() if name in structure}
+    return TextDecoder(tokenizer=tokenizer, hidden=hidden)
+
+
+def turn_markers(tokenizer: PreTrainedTokenizerBase, special: Collection[str]) -> set[str]:
+    """Those of the special tokens that the chat template puts around turns; without a template, none.
+
+    A pair such as `<think>` and `</think>` is content, wherever the template puts it.
+    """
+    ends = {name for name in special if "/" in name and name.replace("/", "", 1) in special}
+    content = ends | {name.replace("/", "", 1) for name in ends}
+    talk = _conversation(tokenizer)
+    return {name for name in special if name in talk and name not in content}
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template makes of a short conversation; nothing where it cannot (a run without
+    `data.chat` does not need it)."""
+    if not tokenizer.chat_template:
+        return ""
+    user, assistant = ({"role": role, "content": "x"} for role in ("user", "assistant"))
+    try:
+        text = tokenizer.apply_chat_template(
+            [user, assistant, user], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError):
+        return ""
+    assert isinstance(text, str)
+    return text
