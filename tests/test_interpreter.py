@@ -1,4 +1,7 @@
-"""Runs tests/interpret in a process of its own, where Triton's interpreter is on."""
+"""Runs tests/interpret in processes of their own, where Triton's interpreter is on.
+
+Each file on this machine as it is; those of kernels that multiply matrices also in the arithmetic of another.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,29 @@ from pathlib import Path
 
 import numpy
 import pytest
+from numpy._core import _multiarray_umath
 
 triton = pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent / "interpret"
+LONGEST = ["triton_tree_attention", "triton_padded", "triton_tree_model", "random_cases"]
+FILES = [*LONGEST, *sorted({path.stem[5:] for path in FOLDER.glob("test_*.py")}.difference(LONGEST))]
+PLAIN = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "NPY_DISABLE_CPU_FEATURES": " ".join(_multiarray_umath.__cpu_dispatch__),
+}
+"""PyTorch and NumPy without the vector instructions that not every processor has."""
 
 
 def release(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")[:2]))
 
 
-@pytest.mark.skipif(
-    release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4),
-    reason="Triton 3.6's interpreter takes one-element arrays for numbers: wanted NumPy below 2.4 with it",
-)
-def test_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+def interpret(file: str, *options: str, **environment: str) -> int:
+    """The number of tests that passed; all did."""
+    pytest_of = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [*pytest_of, str(FOLDER / f"test_{file}.py"), *options]
+    environment = os.environ | {"TRITON_INTERPRET": "1"} | environment
     done = subprocess.run(
         command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False
     )
@@ -34,4 +43,23 @@ def test_kernels_in_the_interpreter() -> None:
     assert done.returncode == 0, tail
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, tail
-    assert int(passed[1]) >= 100
+    return int(passed[1])
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4),
+        reason="Triton 3.6's interpreter takes one-element arrays for numbers: it needs NumPy below 2.4",
+    ),
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_in_the_interpreter(file: str) -> None:
+    assert interpret(file) > 0
+
+
+@pytest.mark.parametrize("file", ["triton_tree_attention", "triton_tree_model"])
+def test_kernels_in_the_interpreter_of_a_plain_machine(file: str) -> None:
+    assert interpret(file, "--in-order", **PLAIN) > 0

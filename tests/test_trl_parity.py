@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from trl import GRPOTrainer
 from trl.trainer.utils import selective_log_softmax
 
+from budget import budget, draws, error
 from trl_tiny import make_trainer, tiny_model
 from trl_trainer import FusedGRPOTrainer
 
@@ -104,12 +105,13 @@ def test_loss_and_gradients_are_trls(level: str, loss_type: str, directory: Path
         )
         exact.model.double()
         truth = loss_and_gradients(exact, in_float64(inputs))
-        want, got = loss_and_gradients(theirs, inputs), loss_and_gradients(ours, inputs)
+        wants = draws(lambda: [loss_and_gradients(theirs, inputs)])  # noqa: B023
+        got = loss_and_gradients(ours, inputs)
         scale = truth[1:].abs().max()
         assert scale > 1e-3
-        budget = 2 * (want - truth).abs().max() + 4 * torch.finfo(torch.float32).eps * truth.abs().max()
-        assert budget < 1e-4 * scale, "TRL computes something else"
-        assert (got - truth).abs().max() <= budget
+        allowed = budget([want for (want,) in wants], truth, torch.float32, 4 * float(truth.abs().max()))
+        assert allowed < 1e-4 * scale, "TRL computes something else"
+        assert error(got, truth) <= allowed
         for name in ["entropy"] + ["kl"] * ("beta" in variant):
             values = [side._metrics["train"][name][-1] for side in (ours, theirs)]
             assert values[0] == pytest.approx(values[1], rel=1e-5)

@@ -23,6 +23,7 @@ from test_random_cases import moved
 from test_rows import KINDS
 from torch import Tensor
 
+from budget import draws
 from test_logprob import rows, weighted
 
 DTYPES = [torch.float32, torch.float16]
@@ -46,15 +47,15 @@ def test_float16_rows_within_budget(kind: str) -> None:
     errors = Errors(torch.float16)
     errors.compare(case, OBJECTIVE)
     errors.compare(case, OBJECTIVE, overwrite=True)
-    sides, half = [], torch.float16
-    impls: tuple[tuple[Impl, torch.dtype], ...]
-    impls = ("triton", half), ("reference", half), ("reference", torch.float64)
-    for impl, dtype in impls:
+
+    def run(impl: Impl, dtype: torch.dtype) -> list[Tensor]:
         leaf = logits.to(dtype, copy=True).requires_grad_()
         out = logprob(leaf, target, impl=impl)
-        sides.append([*(x.detach() for x in out), *torch.autograd.grad(weighted(out), leaf)])
-    for name, *values in zip(("logp", "entropy", "lse", "gradient of logprob"), *sides, strict=True):
-        errors.add(name, *values)
+        return [*(x.detach() for x in out), *torch.autograd.grad(weighted(out), leaf)]
+
+    names = "logp", "entropy", "lse", "gradient of logprob"
+    eagers = draws(lambda: run("reference", torch.float16))
+    errors.add_all(names, run("triton", torch.float16), eagers, run("reference", torch.float64))
     errors.check()
 
 
@@ -136,11 +137,11 @@ def test_linear_ops_within_budget_on_awkward_rows(dtype: torch.dtype) -> None:
     errors = Errors(dtype)
     for kind, seed in itertools.product(KINDS, range(4)):
         case = AwkwardHead(kind, seed)
-        sides = [case.run(dtype, True), case.run(dtype, False), case.run(torch.float64, False)]
-        for name in sides[0]:
-            got, eager, truth = (side[name] for side in sides)
+        fused, truth = case.run(dtype, True), case.run(torch.float64, False)
+        eagers = draws(lambda: list(case.run(dtype, False).values()))  # noqa: B023
+        for (name, got), *same in zip(fused.items(), *eagers, strict=True):
             shifted = " shifted" * (kind in ("up", "down"))
-            errors.add(name + shifted, got, eager, truth)
+            errors.add(name + shifted, got, same, truth[name])
             if kind == "equal" and name.endswith("of head"):  # the hidden states are zero
                 assert not got.any()
             if kind == "impossible" and name.endswith("of bias"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,6 +12,7 @@ from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
 from g2rpo_kernels.policy_loss.triton import policy_rows
 from torch import Tensor
 
+from budget import draws, error
 from test_logprob import rows
 from test_policy_loss import PENALTIES, SURROGATES
 
@@ -87,34 +89,48 @@ def run(
 class Errors:
     """Errors of the kernel and of same-precision eager, relative to the truth's largest value, over cases.
 
-    The budget holds for the worst of each: in one case of a few rows eager may be exact by luck.
+    The budget holds for the worst of each, over cases and draws: with a few rows eager may be exact by luck.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.worst: dict[str, tuple[float, float]] = {}
 
-    def add(self, name: str, got: Tensor, eager: Tensor, truth: Tensor) -> None:
-        got, eager, truth = (value.detach().double() for value in (got, eager, truth))
+    def add(self, name: str, got: Tensor, eagers: Iterable[Tensor], truth: Tensor) -> None:
+        truth = truth.detach()
         assert torch.isfinite(got).all()
         if not truth.any():  # all is clipped
             assert not got.any(), name
             return
-        size = truth.abs().max()
-        before = self.worst.get(name, (0.0, 0.0))
-        errors = (float((value - truth).abs().max() / size) for value in (got, eager))
-        self.worst[name] = tuple(max(pair) for pair in zip(before, errors, strict=True))  # pyright: ignore
+        of_got, of_eager = self.worst.get(name, (0.0, 0.0))
+        size = float(truth.abs().max())
+        self.worst[name] = (
+            max(of_got, error(got, truth) / size),
+            max(of_eager, *(error(x, truth) / size for x in eagers)),
+        )
+
+    def add_all(
+        self,
+        names: Iterable[str],
+        got: Sequence[Tensor],
+        eagers: Iterable[Sequence[Tensor]],
+        truth: Sequence[Tensor],
+    ) -> None:
+        for name, value, same, true in zip(names, got, zip(*eagers, strict=True), truth, strict=True):
+            self.add(name, value, same, true)
 
     def compare(self, case: Case, o: Objective, overwrite: bool = False) -> None:
         got, d_got = run(case, o, "triton", self.dtype, overwrite)
-        eager, d_eager = run(case, o, "reference", self.dtype)
         true, d_true = run(case, o, "reference", torch.float64)
-        self.add("gradient", d_got, d_eager, d_true)
-        self.add("logp", got.logp_T, eager.logp_T, true.logp_T)
-        self.add("entropy", got.entropy_T, eager.entropy_T, true.entropy_T)
         # Terms of both signs add up to the loss: its error is one of its largest term.
         offset = true.loss.detach().sign() * case.edges.weight_T.double().sum()
-        self.add("loss", *(out.loss.detach().double() + offset for out in (got, eager, true)))
+
+        def values(out: PolicyLoss, gradient: Tensor) -> list[Tensor]:
+            return [gradient, out.logp_T, out.entropy_T, out.loss.detach().double() + offset]
+
+        eagers = draws(lambda: values(*run(case, o, "reference", self.dtype)))
+        names = ("gradient", "logp", "entropy", "loss")
+        self.add_all(names, values(got, d_got), eagers, values(true, d_true))
         assert got.stats.keys() == true.stats.keys()
         for name, (total, count) in true.stats.items():
             assert float(got.stats[name][1]) == float(count), name

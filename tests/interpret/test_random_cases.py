@@ -26,6 +26,7 @@ from g2rpo_kernels.policy_loss import Rewards, policy_loss_from_rewards
 from test_policy_rows import Errors, random_case, random_objective
 from torch import Tensor
 
+from budget import draws
 from test_logprob import weighted
 
 NUM_CASES = 100
@@ -126,11 +127,10 @@ def test_linear_policy_loss_within_budget_on_random_cases(dtype: torch.dtype) ->
     for pick in picks():
         case = LinearCase(pick)
         given = case.edges(), pick.objective("token", "token", "sequence", "product")
-        sides = [
-            case.policy(*side, *given) for side in ((dtype, True), (dtype, False), (torch.float64, False))
-        ]
-        for name, *values in zip(("loss", *LINEAR_GRADIENTS), *sides, strict=True):
-            errors.add(f"{name} {case.shift:+}", *values)
+        names = [f"{name} {case.shift:+}" for name in ("loss", *LINEAR_GRADIENTS)]
+        eagers = draws(lambda: case.policy(dtype, False, *given))  # noqa: B023
+        truth = case.policy(torch.float64, False, *given)
+        errors.add_all(names, case.policy(dtype, True, *given), eagers, truth)
         seen.add((given[1].surrogate, given[1].ratio))
     errors.check()
     assert len(seen) > 8
@@ -141,9 +141,9 @@ def test_linear_logprob_within_budget_on_random_cases(dtype: torch.dtype) -> Non
     errors = Errors(dtype)
     for pick in picks():
         case = LinearCase(pick)
-        sides = [case.logprob(*side) for side in ((dtype, True), (dtype, False), (torch.float64, False))]
-        for name, *values in zip(("logp", "entropy", "lse", *LINEAR_GRADIENTS), *sides, strict=True):
-            errors.add(f"{name} {case.shift:+}", *values)
+        names = [f"{name} {case.shift:+}" for name in ("logp", "entropy", "lse", *LINEAR_GRADIENTS)]
+        eagers = draws(lambda: case.logprob(dtype, False))  # noqa: B023
+        errors.add_all(names, case.logprob(dtype, True), eagers, case.logprob(torch.float64, False))
     errors.check()
 
 
@@ -215,14 +215,16 @@ def test_loss_from_rewards_within_budget_on_random_cases(dtype: torch.dtype) -> 
         given = random_rewards(pick, num_rollouts) | {"scale": pick.one("group", "batch", "none")}
         o, rewards = pick.objective("token", "token", "sequence"), Rewards(row_T=row_T, **given)
         fixed = (case.target, rewards, weight_T, o, *case.edges[3:6])
-        sides = []
-        for impl, kind in (("triton", dtype), ("reference", dtype), ("reference", torch.float64)):
-            leaf = case.logits.to(dtype).to(kind, copy=True).requires_grad_()
-            overwrite = impl == "triton" and seed % 2 == 1
-            loss = loss_from_rewards(leaf, *fixed, overwrite_logits=overwrite, impl=impl)
-            sides.append([moved(loss, weight_T), torch.autograd.grad(3 * loss, leaf)[0]])
-        for name, *values in zip(("loss", "gradient"), *sides, strict=True):
-            errors.add(name, *values)
+        logits, overwrite = case.logits.to(dtype), seed % 2 == 1
+
+        def run(kind: torch.dtype, **options: Any) -> list[Tensor]:
+            leaf = logits.to(kind, copy=True).requires_grad_()  # noqa: B023
+            loss = loss_from_rewards(leaf, *fixed, **options)  # noqa: B023
+            return [moved(loss, weight_T), torch.autograd.grad(3 * loss, leaf)[0]]  # noqa: B023
+
+        got = run(dtype, overwrite_logits=overwrite, impl="triton")
+        eagers = draws(lambda: run(dtype, impl="reference"))
+        errors.add_all(("loss", "gradient"), got, eagers, run(torch.float64, impl="reference"))
     errors.check()
 
 

@@ -1,4 +1,4 @@
-"""Tree attention's Triton kernels in the interpreter, held to float64 (see `trees.excess`).
+"""Tree attention's Triton kernels in the interpreter, held to float64 (see `budget`).
 
 Small tiles make many of them from few rows; the table's own shapes are compiled elsewhere.
 
