@@ -1,5 +1,6 @@
 # make train    virtual environment, installation, and the main job on the embedded default
-# make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y")
+# make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y"),
+#               in a process a core, up to four; in one with a GPU or PYTEST_WORKERS=0
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
 # make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
 # make test-triton  the tests of the Triton kernels with another release: TRITON=3.9.0 (TRITON="3.6.0 numpy<2.4":
@@ -19,8 +20,10 @@ TRITON ?= 3.9.0
 CONSTRAINTS ?= constraints.txt
 TRAIN_ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= auto
 
 BIN := $(VENV)/bin
+PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
@@ -32,7 +35,7 @@ train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt \
@@ -41,11 +44,11 @@ test-oldest:
 test-triton: $(VENV)/.installed-test
 	rm -rf $(OTHER_TRITON)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(OTHER_TRITON) $(patsubst %,'%',triton==$(TRITON))
-	PYTHONPATH=$(abspath $(OTHER_TRITON)) $(BIN)/python -m pytest tests/test_interpreter.py \
+	PYTHONPATH=$(abspath $(OTHER_TRITON)) $(BIN)/python $(PYTEST) tests/test_interpreter.py \
 		tests/test_compile_rows.py tests/test_compile_tree_attention.py $(PYTEST_ARGS)
 
 vllm-test: $(VLLM_VENV)/.installed
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/with_vllm $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python $(PYTEST) tests/with_vllm $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from g2rpo_fast.rollout.sync import Arena, ArenaReader, Kind, Manifest
 
-PATIENCE_S = 60
+PATIENCE_S = 300
 SHAPES = {"embed": (37, 8), "norm": (8,), "gate": (5, 3, 8), "bias": ()}
 
 

@@ -39,6 +39,9 @@ def pip(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing compiled or left over in the source tree can get in."""
@@ -55,7 +58,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.slow
 def test_wheel_holds_the_extension_and_every_module_and_data_file(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
@@ -72,7 +74,6 @@ def test_wheel_holds_the_extension_and_every_module_and_data_file(wheel: Path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"g2rpo_fast", "g2rpo_kernels"}
 
 
-@pytest.mark.slow
 def test_wheel_works_outside_the_source_tree(wheel: Path, tmp_path: Path):
     target, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -49,6 +49,7 @@ def _kill_when(process: subprocess.Popen[bytes], moment) -> bool:
             process.send_signal(signal.SIGKILL)
             process.wait()
             return True
+        time.sleep(0.001)
     return False
 
 
