@@ -40,6 +40,9 @@ class Prompt:
     text: str
     token_ids: tuple[int, ...]
     answer: str
+    tail: str = ""
+    """The end of `text` that already belongs to the response, such as `<think>`: what the chat template puts
+    behind the header of the assistant's turn; of a raw prompt, an opening tag at its very end."""
     trace_ids: tuple[int, ...] = ()
     """Ground-truth reasoning that guidance takes its prefixes from; empty = cannot be guided."""
     row: Mapping[str, Any] = field(default_factory=dict)

@@ -19,10 +19,12 @@ from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.types import FinishReason, Prompt, Rollout
 
 
-def rollout_of(text: str, answer: str = "72", finish: FinishReason = "stop", member: int = 0) -> Rollout:
+def rollout_of(
+    text: str, answer: str = "72", finish: FinishReason = "stop", member: int = 0, tail: str = ""
+) -> Rollout:
     ids = tuple(range(len(text)))
     return Rollout(
-        prompt=Prompt(id="train:5", text="q", token_ids=(1,), answer=answer, row={"level": 3}),
+        prompt=Prompt(id="train:5", text="q", token_ids=(1,), answer=answer, tail=tail, row={"level": 3}),
         group=0,
         member=member,
         training_prompt_ids=(1,),
@@ -212,10 +214,50 @@ def test_exact_match_needs_marker_and_end(text: str, finish: FinishReason, expec
     assert score(rewards, [rollout_of(text, finish=finish)]).total_R.tolist() == [expected]
 
 
-def test_format_matches_the_whole_response() -> None:
+@pytest.mark.parametrize(
+    ("tail", "text", "expected"),
+    [
+        ("", "<think>a\nb</think>\n7", 1.0),
+        ("", " <think></think>7", 1.0),
+        ("", "<think>a</think> \n", 0.0),
+        ("", "x<think>a</think>7", 0.0),
+        ("", "<think>a 7", 0.0),
+        ("", "a</think>7", 0.0),
+        ("", "</think>a<think>7", 0.0),
+        ("", "</think><think>a</think>7", 0.0),
+        ("", "<think>a</think>7</think>8", 0.0),
+        ("", "<think>a</think>7<think>b</think>8", 0.0),
+        ("", "<think>a<think>b</think>8", 0.0),
+        ("<think>\n", "a</think>7", 1.0),
+        ("<think>\n", "<think>a</think>7", 0.0),
+        ("<think>\n", "a 7", 0.0),
+        ("<think>\n", "a</think>\n", 0.0),
+        ("<think>\n\n</think>\n\n", "7", 1.0),
+        ("<think>\n\n</think>\n\n", "<think>a</think>7", 0.0),
+        (":\n", "<think>a</think>7", 1.0),
+    ],
+)
+def test_format_is_one_thought_and_an_answer_with_what_the_prompt_opened(
+    tail: str, text: str, expected: float
+) -> None:
     rewards = load_rewards(RewardConfig(functions=("format",)))
-    texts = ["<think>a\nb</think>\n7", "<think>a</think>", "x<think>a</think>7", "<think>a 7"]
-    assert score(rewards, [rollout_of(text) for text in texts]).total_R.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert score(rewards, [rollout_of(text, tail=tail)]).total_R.tolist() == [expected]
+    if not tail:
+        assert rewards.functions[0](text, "72", None) == expected  # type: ignore[arg-type]
+
+
+def test_a_format_pattern_of_ones_own_must_match_the_response_by_itself() -> None:
+    rewards = load_rewards(RewardConfig(functions=("format",), format_pattern=r"[a-z\s]*.</think>.+"))
+    rollouts = [rollout_of("a\n</think>7", tail="<think>"), rollout_of("<think>a</think>7", tail="<think>")]
+    assert score(rewards, rollouts).total_R.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("function", ["math", "exact_match"])
+def test_an_answer_in_a_thought_that_the_prompt_opened_is_not_final(function: str) -> None:
+    rewards = load_rewards(RewardConfig(functions=(function,)))
+    texts = ["it is\n#### 72", "it is\n#### 7</think>\n#### 72"]
+    rollouts = [rollout_of(text, tail="<think>\n") for text in texts]
+    assert score(rewards, rollouts).total_R.tolist() == [0.0, 1.0]
 
 
 @pytest.fixture

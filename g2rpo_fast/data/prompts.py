@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.json_lines import BadRow
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
+from g2rpo_fast.data.tail import chat_tail, raw_tail
 from g2rpo_fast.data.tokens import encode
 from g2rpo_fast.types import Prompt
 
@@ -68,10 +69,11 @@ def load_prompts(
         path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
     texts = [render(problem.prompt, config, tokenizer) for problem in problems]
+    tails = _tails(texts, config, tokenizer)
     encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=config.chat)
     prompts = {
-        problem.line: _prompt(problem, split, text, ids, trace or ())
-        for problem, text, (ids, trace) in zip(problems, texts, encoded, strict=True)
+        problem.line: _prompt(problem, split, text, tail, ids, trace or ())
+        for problem, text, tail, (ids, trace) in zip(problems, texts, tails, encoded, strict=True)
     }
     torn: list[BadRow] = []
     if not evaluation:
@@ -142,12 +144,26 @@ def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase)
     return text
 
 
+def _tails(texts: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Of each prompt's text, what it already says of the response."""
+    if not (config.chat and texts):
+        return [raw_tail(text) for text in texts]
+    tail = chat_tail(tokenizer, config.system_prompt)
+    return [tail if text.endswith(tail) else "" for text in texts]
+
+
 def _prompt(
-    problem: Problem, split: str, text: str, token_ids: tuple[int, ...], trace_ids: tuple[int, ...]
+    problem: Problem,
+    split: str,
+    text: str,
+    tail: str,
+    token_ids: tuple[int, ...],
+    trace_ids: tuple[int, ...],
 ) -> Prompt:
     return Prompt(
         id=f"{split}:{problem.line}",
         text=text,
+        tail=tail,
         token_ids=token_ids,
         answer=problem.answer,
         trace_ids=trace_ids,

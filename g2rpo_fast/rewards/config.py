@@ -22,8 +22,10 @@ class RewardConfig:
     """math and exact_match also pay a response that was cut off before its end."""
     answer_marker: str = "####"
     """exact_match compares what follows the last of these."""
-    format_pattern: str = r"\s*<think>.*?</think>.*\S.*"
-    """format: regular expression that the whole response must match; a dot matches newlines too."""
+    format_pattern: str | None = None
+    """format: regular expression that the whole response must match by itself, without the prompt; a dot
+    matches newlines too. None = one <think>...</think> and an answer after it, where a <think> that the
+    prompt ends with counts."""
 
     def __post_init__(self) -> None:
         check_fields(self, "reward")
@@ -39,7 +41,7 @@ class RewardConfig:
         if not self.answer_marker:
             raise ValueError("reward.answer_marker: wanted a text, got an empty one")
         try:
-            re.compile(self.format_pattern)
+            re.compile(self.format_pattern or "")
         except re.error as error:
             raise ValueError(
                 f"reward.format_pattern: wanted a regular expression, got {self.format_pattern!r} ({error})"

@@ -9,6 +9,8 @@ from g2rpo_fast.rewards.final_answer import final_text
 from g2rpo_fast.rewards.function import RewardFunction
 from g2rpo_fast.types import Rollout
 
+OPEN, CLOSE = "<think>", "</think>"
+
 _NUMERAL = re.compile(r"([-+]?) ?[$]? ?([-+]?)(\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d*)(?:\.(\d*))?")
 
 
@@ -50,10 +52,26 @@ def one_spelling(text: str) -> str:
 
 
 def format_match(config: RewardConfig) -> RewardFunction:
-    """1 when the whole response matches `format_pattern`, else 0."""
-    pattern = re.compile(config.format_pattern, re.DOTALL)
+    """1 when the response is a thought and then an answer (`thinks_then_answers`), else 0.
+
+    A `<think>` that the prompt ends with (`Prompt.tail`) belongs to it: the response then is the rest of the
+    thought, `</think>` and the answer. A `format_pattern` of one's own must match the whole response by
+    itself. A response that was cut off counts as far as it goes.
+    """
+    pattern = None if config.format_pattern is None else re.compile(config.format_pattern, re.DOTALL)
 
     def reward(response: str, answer: str, rollout: Rollout | None) -> float:
-        return float(pattern.fullmatch(response) is not None)
+        if pattern is not None:
+            return float(pattern.fullmatch(response) is not None)
+        tail = rollout.prompt.tail if isinstance(rollout, Rollout) else ""
+        return float(thinks_then_answers(tail[tail.find(OPEN) :] + response if OPEN in tail else response))
 
     return reward
+
+
+def thinks_then_answers(text: str) -> bool:
+    """Whether a text is one `<think>...</think>` and something after it, with nothing but space before."""
+    before, _, rest = text.partition(OPEN)
+    _, closed, answer = rest.partition(CLOSE)
+    once = OPEN not in rest and CLOSE not in before + answer
+    return bool(closed) and once and not before.strip() and bool(answer.strip())
