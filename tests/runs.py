@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +42,15 @@ def tiny_config(directory: Path, **sections: dict[str, Any]) -> Config:
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must repeat bit for bit."""
     return [{k: v for k, v in record.items() if not k.startswith("time/")} for record in records]
+
+
+@contextmanager
+def busy_loops(number: int) -> Iterator[None]:
+    """Processes that want the same cores."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()

@@ -12,7 +12,7 @@ import pytest
 
 from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.rollout.vllm.batch import LOOK_EVERY, Batch
-from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead, PeerSilent
+from g2rpo_fast.rollout.vllm.channel import WAIT_S, Channel, PeerDead
 from g2rpo_fast.types import Request, Sampling
 
 
@@ -26,7 +26,7 @@ def test_messages_of_any_size_arrive_whole() -> None:
     message = {"small": 1, "large": np.arange(3_000_000), "nested": [(1, "two")]}
     sender = threading.Thread(target=ours.send, args=(message,))
     sender.start()
-    got = theirs.receive(10)
+    got = theirs.receive()
     sender.join()
     assert got["nested"] == message["nested"]
     assert (got["large"] == message["large"]).all()
@@ -36,15 +36,42 @@ def test_messages_of_any_size_arrive_whole() -> None:
     assert theirs.receive() == "more"
 
 
-def test_silence_ends_after_its_time_for_reader_and_writer() -> None:
+class Enough(Exception):
+    """Somebody would not wait any longer."""
+
+
+def test_whoever_waits_may_give_up_as_reader_and_writer() -> None:
     ours, theirs = pair()
-    began = time.monotonic()
-    with pytest.raises(PeerSilent):
-        ours.receive(0.2)
-    with pytest.raises(PeerSilent):
-        ours.send(bytes(50_000_000), 0.2)
-    assert 0.4 <= time.monotonic() - began < 5
+    looks = []
+
+    def waiting() -> None:
+        looks.append(time.monotonic())
+        if len(looks) % 2 == 0:
+            raise Enough
+
+    with pytest.raises(Enough):
+        ours.receive(waiting)
+    with pytest.raises(Enough):
+        ours.send(bytes(50_000_000), waiting)
+    assert len(looks) == 4
+    assert 0.9 * WAIT_S <= looks[1] - looks[0] < 10
     theirs.close()
+
+
+def test_a_slow_peer_is_waited_for() -> None:
+    ours, theirs = pair()
+    looks: list[int] = []
+
+    def slowly() -> None:
+        time.sleep(2.5 * WAIT_S)
+        theirs.send(theirs.receive())
+
+    peer = threading.Thread(target=slowly)
+    peer.start()
+    ours.send(bytes(10_000_000), lambda: looks.append(1))
+    assert ours.receive(lambda: looks.append(2)) == bytes(10_000_000)
+    peer.join()
+    assert looks[:2] == [1, 1]
 
 
 def test_a_peer_that_is_gone_is_noticed_at_once() -> None:
@@ -53,9 +80,9 @@ def test_a_peer_that_is_gone_is_noticed_at_once() -> None:
     began = time.monotonic()
     assert ours.readable
     with pytest.raises(PeerDead):
-        ours.receive(30)
+        ours.receive()
     with pytest.raises(PeerDead):
-        ours.send("anything", 30)
+        ours.send("anything")
     assert time.monotonic() - began < 5
 
 
@@ -64,7 +91,7 @@ def test_half_a_message_and_then_death_is_death() -> None:
     theirs.sendall((100).to_bytes(8, "little") + b"half")
     theirs.close()
     with pytest.raises(PeerDead):
-        Channel(end).receive(30)
+        Channel(end).receive()
 
 
 def letters(ids: Sequence[int]) -> str:

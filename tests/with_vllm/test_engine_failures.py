@@ -14,8 +14,9 @@ import pytest
 from tiny_engines import change, plain_logp, tiny_model, trainer_of, vllm_engine
 
 from g2rpo_fast.rollout.vllm import VllmConfig
-from g2rpo_fast.rollout.vllm.engine import POLL_S
+from g2rpo_fast.rollout.vllm.liveness import LOOK_S
 from g2rpo_fast.types import EngineError, Request, Sampling
+from runs import busy_loops
 
 LONG = [Request(prompt_ids=(5, 6, 7, i), max_tokens=500, seed=i) for i in range(40)]
 SHORT = [Request(prompt_ids=(5, 6, 7), max_tokens=8, seed=i) for i in range(4)]
@@ -30,8 +31,48 @@ def model_directories() -> set[str]:
 
 
 def test_a_hung_engine_is_noticed_within_half_a_minute() -> None:
-    assert VllmConfig().stall_s + POLL_S < 30
-    assert VllmConfig().sync_timeout_s < 30
+    """The first look is only compared with: the silence begins then at the latest."""
+    assert VllmConfig().stall_s + 3 * LOOK_S < 30
+    assert VllmConfig().sync_timeout_s + 3 * LOOK_S < 30
+
+
+def test_a_busy_machine_makes_an_engine_slow_and_not_hung(tmp_path: Path) -> None:
+    """Limits so short that every phase outlasts them beside four loops that want the same cores."""
+    plain = tiny_model()
+    model = trainer_of(plain)
+    limits = {"start_timeout_s": 2.0, "stall_s": 2.0, "sync_timeout_s": 2.0}
+    with busy_loops(4):
+        engine = vllm_engine(model, tmp_path, **limits)
+        try:
+            engine.sync(0)
+            assert engine.pid is not None
+            psutil.Process(engine.pid).nice(10)
+            began = time.monotonic()
+            completions = engine.generate(LONG, Sampling())
+            assert time.monotonic() - began > 2.0
+            engine.sync(1)
+            for request, completion in zip(LONG[:4], completions):
+                expected = plain_logp(plain, request, completion, Sampling())
+                np.testing.assert_allclose(completion.logp, expected, atol=2e-5, rtol=0)
+            assert engine.metrics()["engine/restarts"] == 0
+            pid = engine.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(EngineError, match=rf"hangs in sync .*process {pid} of its group has been"):
+                engine.sync(2)
+        finally:
+            engine.close()
+
+
+def test_an_engine_that_is_stopped_as_it_starts_is_named(tmp_path: Path) -> None:
+    engine = vllm_engine(trainer_of(tiny_model()), tmp_path, stall_s=3.0)
+    try:
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=rf"hangs in start \(process {engine.pid}\): process"):
+            engine.sync(0)
+    finally:
+        engine.close()
 
 
 def test_a_killed_engine_is_named_at_once_and_a_sync_revives_it(tmp_path: Path) -> None:
@@ -50,7 +91,7 @@ def test_a_killed_engine_is_named_at_once_and_a_sync_revives_it(tmp_path: Path) 
         began = time.monotonic()
         with pytest.raises(EngineError) as error:
             collect()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         message = str(error.value)
         assert (
             f"died in generation after step 3 (weight version 3) (process {first}, ended by SIGKILL)"
@@ -96,7 +137,7 @@ def test_an_engine_that_dies_before_a_sync_is_replaced_with_its_batch(tmp_path: 
 
 
 def test_a_stopped_engine_is_named_and_ended(tmp_path: Path) -> None:
-    engine = vllm_engine(trainer_of(tiny_model()), tmp_path, stall_s=2.0, sync_timeout_s=2.0)
+    engine = vllm_engine(trainer_of(tiny_model()), tmp_path, stall_s=3.0, sync_timeout_s=3.0)
     try:
         for phase, stalled in (
             ("generation after step 0", lambda: engine.generate(LONG, Sampling())),
@@ -107,9 +148,10 @@ def test_a_stopped_engine_is_named_and_ended(tmp_path: Path) -> None:
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)
             began = time.monotonic()
-            with pytest.raises(EngineError, match=rf"hangs in {phase} .*process {pid}\): no answer for 2 s"):
+            why = rf"process {pid} of its group has been stopped for 3 s"
+            with pytest.raises(EngineError, match=rf"hangs in {phase} .*process {pid}\): {why}"):
                 stalled()
-            assert time.monotonic() - began < 6
+            assert 3 <= time.monotonic() - began < 15
             assert gone(pid)
     finally:
         engine.close()

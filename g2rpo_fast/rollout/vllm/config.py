@@ -41,11 +41,13 @@ class VllmConfig:
     checksum: bool = False
     """Have the engine verify a checksum of every sync."""
     start_timeout_s: Annotated[float, Gt(0)] = 600.0
-    """Longest start of the engine process: imports, memory profile, CUDA graphs."""
+    """Longest time that the engine process may do nothing (use no CPU time, and not be kept from it) while
+    it starts: wait for a disk, a driver. Imports, memory profile, CUDA graphs are work, however long."""
     stall_s: Annotated[float, Gt(0)] = 25.0
-    """Longest time that generation may show no progress before the engine counts as hung."""
+    """The same while it generates; and in any phase longest time without CPU time or heartbeat, or with a
+    process stopped, before it counts as hung. One that is slow or starved of CPU does not (`liveness.py`)."""
     sync_timeout_s: Annotated[float, Gt(0)] = 25.0
-    """Longest time from a sync's command to its acknowledgement."""
+    """The same in a sync, from its command to its acknowledgement, and in a release."""
 
     def __post_init__(self) -> None:
         check_fields(self, "vllm")

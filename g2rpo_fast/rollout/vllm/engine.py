@@ -202,12 +202,14 @@ class VllmEngine:
         Raises:
             FloatingPointError: a log-probability is not a number.
         """
-        moved = time.monotonic()
+        moved = True
         while flight.left:
             if self._flight is not flight:
                 raise EngineError("vLLM engine: the batch was lost with the engine that it was given to")
             try:
-                progress = self._link.ask("generation", self._config.stall_s, "poll", wait_s=POLL_S)
+                progress = self._link.ask(
+                    "generation", self._config.stall_s, "poll", moved=moved, wait_s=POLL_S
+                )
             except EngineError:
                 self._flight = None
                 raise
@@ -216,11 +218,7 @@ class VllmEngine:
             for i, completion in progress.finished.items():
                 del flight.left[i]
                 flight.answers[i] = completion
-            if progress.tokens or progress.finished:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > self._config.stall_s:
-                self._flight = None
-                self._link.stalled("generation", self._config.stall_s)
+            moved = bool(progress.tokens or progress.finished)
         self._flight = None
         for i, completion in flight.answers.items():
             _check_finite(i, completion)

@@ -1,9 +1,9 @@
-"""The engine process: `python -m g2rpo_fast.rollout.vllm.host SOCKET PARENT`.
+"""The engine process: `python -m g2rpo_fast.rollout.vllm.host SOCKET HEART PARENT`.
 
 One thread, one loop: a command of the trainer if one is waiting, else one step of vLLM. So a sync is a
 command like any other and lands between two steps; whatever is sampled after it carries the new weights'
 version. A command that fails is reported and ends the process: nothing goes on with weights in doubt. When
-the trainer is gone, so is this.
+the trainer is gone, so is this. A second thread only beats (`liveness.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm.batch import Batch
 from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead
+from g2rpo_fast.rollout.vllm.liveness import start_heart
 from g2rpo_fast.rollout.vllm.messages import Launch, Progress
 from g2rpo_fast.types import Request, Sampling
 
@@ -185,9 +186,12 @@ def _end_with_parent() -> None:
 def main() -> None:
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)
+    heart = int(sys.argv[2])
+    os.set_inheritable(heart, False)
+    start_heart(heart)
     _end_with_parent()
     try:
-        serve(Channel(end), int(sys.argv[2]))
+        serve(Channel(end), int(sys.argv[3]))
     except (PeerDead, SystemExit):
         # Not through the interpreter's own end: it takes seconds, in which vLLM would kill its workers. Left
         # alone they notice that this process is gone, and remove their shared memory.

@@ -86,6 +86,8 @@ def environment(config: VllmConfig, device: torch.device, *, threads: int) -> di
         "VLLM_LOGGING_COLOR": "0",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "HF_HUB_OFFLINE": "1",
+        # A step of workers that are slow is no failure: the trainer tells slow from hung.
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "86400",
         "OMP_NUM_THREADS": str(max(1, (config.threads or threads) // config.tensor_parallel)),
     }
     if device.type == "cpu":

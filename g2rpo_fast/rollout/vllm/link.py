@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.rollout.sync import Arena, Kind, Manifest, PackReport
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
-from g2rpo_fast.rollout.vllm.process import EngineHung, EngineProcess
+from g2rpo_fast.rollout.vllm.process import EngineProcess
 from g2rpo_fast.types import EngineError
 
 ARENAS: dict[str, tuple[Kind, ...]] = {"cuda": ("cuda", "host"), "cpu": ("memfd",)}
@@ -62,7 +62,7 @@ class Link:
         launch = make_launch(self._model, self._tokenizer, self._config, max_rows=self._max_rows)
         self._model_dir = launch.model_dir
         variables = environment(self._config, self._model.device, threads=self._threads)
-        self._process = EngineProcess(launch, variables, self._log_path)
+        self._process = EngineProcess(launch, variables, self._log_path, silent_s=self._config.stall_s)
         self.fresh = True
 
     def wait_ready(self) -> None:
@@ -75,25 +75,17 @@ class Link:
             self.stop()
             raise
 
-    def ask(self, phase: str, timeout_s: float, command: str, **arguments: object) -> Any:
-        """The answer to a command. EngineError says after which step; the process is then gone."""
+    def ask(self, phase: str, idle_s: float, command: str, *, moved: bool = True, **arguments: object) -> Any:
+        """The answer to a command (`EngineProcess.request`). EngineError says after which step; the process
+        is then gone."""
         where = f"{phase} after step {self.version} (weight version {self.version})"
         if self._process is None:
             raise EngineError(f"vLLM engine: wanted one running for {where}, got none")
         try:
-            return self._process.request(command, phase=where, timeout_s=timeout_s, **arguments)
+            return self._process.request(command, phase=where, idle_s=idle_s, moved=moved, **arguments)
         except EngineError:
             self.stop()
             raise
-
-    def stalled(self, phase: str, seconds: float) -> NoReturn:
-        """Ends a process that answers and gets nowhere."""
-        pid = self.pid
-        self.stop()
-        raise EngineHung(
-            f"vLLM engine hangs in {phase} after step {self.version} (process {pid}): it answers and has "
-            f"sampled nothing for {seconds:g} s"
-        )
 
     def push(self, version: int) -> PackReport:
         """The model's parameters become the engine's weights. Raises EngineError."""
