@@ -45,10 +45,11 @@ def check_fields(section: Any, name: str) -> None:
     """
     problems = []
     for key, adapter in _adapters(type(section)).items():
+        given = getattr(section, key)
         try:
-            value = adapter.validate_python(_plain(getattr(section, key)))
+            value = adapter.validate_python(_plain(given))
         except pydantic.ValidationError as error:
-            problems.append(_problem(f"{name}.{key}", error))
+            problems.append(_problem(f"{name}.{key}", given, error))
         else:
             object.__setattr__(section, key, value)
     if problems:
@@ -68,14 +69,14 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _problem(key: str, error: pydantic.ValidationError) -> str:
+def _problem(key: str, given: Any, error: pydantic.ValidationError) -> str:
     """The first entry that is wrong; a field that may be one of several types names them all."""
     errors = error.errors(include_url=False)
-    got = errors[0]["input"]
+    of_entry = isinstance(given, list | tuple | dict) and errors[0]["loc"]
+    wrong = errors[:1] if of_entry else errors
     wanted = [
-        _WANTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in _WANTED else e["msg"]
-        for e in errors
-        if e["input"] is got
+        _WANTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in _WANTED else e["msg"] for e in wrong
     ]
-    inner = errors[0]["loc"] if len(wanted) == 1 else ()
-    return f"{'.'.join(map(str, (key, *inner)))}: wanted {' or '.join(wanted)}, got {got!r}"
+    if of_entry:
+        key, given = ".".join(map(str, (key, *errors[0]["loc"]))), errors[0]["input"]
+    return f"{key}: wanted {' or '.join(wanted)}, got {given!r}"

@@ -17,6 +17,7 @@ from g2rpo_fast.config import EMBEDDED, NONE_WORDS, Config, load_config, preset_
 from g2rpo_fast.interrupts import Terminated
 from g2rpo_fast.safekeeping import FAULT, STOPS, is_fault
 from g2rpo_fast.train import train
+from g2rpo_fast.usage import refused_in_one_line
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast bench --table [--results DIR]
@@ -79,14 +80,16 @@ def read_arguments(words: Sequence[str]) -> Config:
     source, options = EMBEDDED, list(words)
     if options and not options[0].startswith("-"):
         source = options.pop(0)
-    return tyro.cli(
-        Config,
-        args=options,
-        default=load_config(source),
-        prog="g2rpo-fast train [CONFIG]",
-        description=f"Train; values start from {source}.",
-        registry=_registry(),
-    )
+    default = load_config(source)
+    with refused_in_one_line():
+        return tyro.cli(
+            Config,
+            args=options,
+            default=default,
+            prog="g2rpo-fast train [CONFIG]",
+            description=f"Train; values start from {source}.",
+            registry=_registry(),
+        )
 
 
 def _registry() -> ConstructorRegistry:
@@ -124,7 +127,8 @@ def run_bench(words: Sequence[str]) -> int:
         if plots is not None:
             print("\n".join(map(str, render_plots(results, plots))))
 
-    tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
+    with refused_in_one_line():
+        tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
     return 0
 
 

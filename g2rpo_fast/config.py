@@ -27,6 +27,7 @@ from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.vllm import VllmConfig
+from g2rpo_fast.rollout.vllm.engine import COLDEST
 from g2rpo_fast.tree import TreeConfig
 
 EMBEDDED = "embedded"
@@ -95,6 +96,13 @@ class Config:
             )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature: wanted above 0 (greedy groups teach nothing), got 0")
+        for name in ("rollout", "evaluate") if self.rollout.engine == "vllm" else ():
+            temperature = getattr(self, name).temperature
+            if 0 < temperature < COLDEST:
+                raise ValueError(
+                    f"{name}.temperature: wanted at least {COLDEST} with rollout.engine = vllm (which takes "
+                    f"less for it), got {temperature}"
+                )
         if self.guidance.enabled and self.rollout.max_tokens <= self.guidance.reserve:
             raise ValueError(
                 f"rollout.max_tokens: wanted more than guidance.reserve = {self.guidance.reserve}, "
@@ -172,21 +180,30 @@ def load_config(source: str | Path) -> Config:
     Raises:
         ValueError: unknown file, section or key (with the nearest name), wrong type, clashing values.
     """
-    path = Path(source)
-    if str(source) in preset_names():
-        text = (resources.files("g2rpo_fast") / "presets" / f"{source}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text()
-    else:
-        raise ValueError(
-            f"CONFIG: wanted a TOML file or one of the presets {', '.join(preset_names())}, "
-            f"got {str(source)!r}"
-        )
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(_text_of(source))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source}: not valid TOML: {error}") from error
     return config_from_dict(values, where=str(source))
+
+
+def _text_of(source: str | Path) -> str:
+    """Of a file without its byte order mark, or of a preset."""
+    names = preset_names()
+    if str(source) in names:
+        return (resources.files("g2rpo_fast") / "presets" / f"{source}.toml").read_text()
+    try:
+        if Path(source).is_file():
+            return Path(source).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: wanted text in UTF-8, got {error.object[:4]!r} ...") from error
+    except OSError as error:
+        raise ValueError(f"{source}: wanted a file that can be read, got {error.strerror!r}") from error
+    near = difflib.get_close_matches(str(source), names, n=1)
+    hint = f"; the nearest preset is {near[0]}" if near else ""
+    raise ValueError(
+        f"CONFIG: wanted a TOML file or one of the presets {', '.join(names)}, got {str(source)!r}{hint}"
+    )
 
 
 def config_from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:

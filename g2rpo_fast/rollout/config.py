@@ -22,7 +22,7 @@ class RolloutConfig:
     max_tokens: Annotated[int, Ge(1)] = 512
     """Most tokens of a response, its guidance included."""
     temperature: Annotated[float, Ge(0)] = 1.0
-    """Logits are divided by it; 0 = greedy."""
+    """Logits are divided by it; above 0 (greedy groups teach nothing)."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Sample from the fewest tokens whose probabilities sum to at least this; 1 = off. The loss reads the
     whole distribution at that temperature, where tokens that are never drawn have mass: a biased gradient.

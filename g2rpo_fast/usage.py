@@ -1,0 +1,53 @@
+"""What the command line's parser has against the words it got: one line instead of its box."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+
+OPTION = r"--[a-z][\w.-]*"
+
+
+@contextlib.contextmanager
+def refused_in_one_line() -> Iterator[None]:
+    """Around the parser, which writes a box to standard error and exits with status 2."""
+    box, line = io.StringIO(), None
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code:
+            line = f"g2rpo-fast: {_of_section(stop) or _of_box(box.getvalue())}\n"
+        raise
+    finally:
+        sys.stderr.write(box.getvalue() if line is None else line)
+
+
+def _of_section(stop: SystemExit) -> str | None:
+    """The message of the section that refused a value, as it was before it was wrapped to fit the box."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        if type(cause) is ValueError and re.match(r"\w+\.\w+", str(cause)):
+            return str(cause)
+        cause = cause.__context__
+    return None
+
+
+def _of_box(box: str) -> str:
+    """Its first part, and the options that it suggests. Its edges and colours depend on the terminal."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part) for rule, part in groupby(lines, key=_is_rule) if not rule]
+    said, *more = parts if plain.startswith("╭") else parts[1:]
+    said = said.strip().removeprefix("Error parsing ").rstrip(".")
+    if more and more[0].startswith("Perhaps you meant"):
+        said += f"; perhaps you meant {' or '.join(re.findall(OPTION, more[0]))}"
+    return f"{said}; --help lists every option"
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and not line.strip("─-")
