@@ -14,6 +14,7 @@ from typing import TextIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.checkpoint import (
     load_arrays,
     load_checkpoint,
@@ -31,7 +32,7 @@ from g2rpo_fast.guidance import initial_state
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import MetricsLog
-from g2rpo_fast.model import export_dtype, load_model, load_tokenizer, make_exportable
+from g2rpo_fast.model import export_dtype, load_model, load_tokenizer, make_exportable, noise_of
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.rollout.sampled import SampledBatch
@@ -103,7 +104,10 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     prompts = load(paths[1], split="train")
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
     model = load_model(paths[0], config.model, device)
-    _check_lengths(config, prompts, eval_prompts, model.config.get_text_config().max_position_embeddings)
+    if noise := noise_of(model.config):
+        named = ", ".join(f"{name} = {value}" for name, value in noise.items())
+        show(f"model: {named} is off in training: a token has one log-probability in every pass")
+    _check_lengths(config, prompts, eval_prompts, num_positions(model.config))
     sampling = sampling_of(config, tokenizer, model)
     for line in make_exportable(model, tokenizer):
         show(line)

@@ -63,7 +63,6 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
         decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
         compute_dtype=compute_dtype(model, config.model),
-        backbone=model.get_decoder(),
     )
 
 

@@ -25,6 +25,7 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -373,8 +374,8 @@ def test_models_that_trees_do_not_fit_are_refused_by_name(tmp_path: Path) -> Non
         ValueError, match=r"qwen3_next: wanted layers of full_attention.*got linear_attention"
     ):
         check_config(hybrid)
-    with pytest.raises(ValueError, match=r"qwen3: wanted attention_dropout = 0, got 0.1"):
-        check_config(Qwen3Config(**SHAPE, attention_dropout=0.1))
+    with pytest.raises(ValueError, match=r"mixtral: wanted output_router_logits = false, got true"):
+        check_config(MixtralConfig(**SHAPE, output_router_logits=True))
     experts: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
     with pytest.raises(ValueError, match=r"gpt_oss: wanted attention without sinks"):
         load_model(saved(tmp_path / "sinks", GptOssConfig(**SHAPE, **experts)), ModelConfig(), "cpu")

@@ -5,7 +5,7 @@ from g2rpo_fast.model.export import export_dtype, export_model, make_exportable,
 from g2rpo_fast.model.forward import TreeContext, TreeOutput, tree_hidden
 from g2rpo_fast.model.head import Head, head_of
 from g2rpo_fast.model.hook import ATTENTION, Attend, register_attention
-from g2rpo_fast.model.load import load_model, load_tokenizer
+from g2rpo_fast.model.load import load_model, load_tokenizer, noise_of
 
 __all__ = [
     "ATTENTION",
@@ -22,6 +22,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "make_exportable",
+    "noise_of",
     "register_attention",
     "tree_hidden",
     "write_small_files",

@@ -22,6 +22,7 @@ from g2rpo_kernels.tree_attention import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from g2rpo_fast.backbone import backbone_of, moving_ropes, num_positions
 from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.types import TreePlan
 
@@ -122,13 +123,20 @@ def tree_hidden(
 
     Raises:
         RuntimeError: a layer did not use tree attention; the hidden states are then worthless.
-        ValueError: `attention` names an implementation that cannot run this model.
+        ValueError: `attention` names an implementation that cannot run this model, or a path is longer than
+            its RoPE has one set of frequencies for.
     """
+    config = model.config
+    if moving_ropes(config) and (length := int(plan.position_S.max()) + 1) > num_positions(config):
+        raise ValueError(
+            f"{config.model_type}: wanted sequences of at most {num_positions(config)} tokens (beyond, its "
+            f"RoPE takes other frequencies, for shared prompts too), got {length}"
+        )
     token_1S, position_1S = (
         torch.from_numpy(x).to(model.device, torch.int64)[None] for x in (plan.token_S, plan.position_S)
     )
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv)
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     output = backbone(input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context)
     context.check_layers(int(model.config.get_text_config().num_hidden_layers))
     return TreeOutput(hidden_SD=output.last_hidden_state[0], kv=context.kv())

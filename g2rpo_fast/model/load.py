@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -13,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from g2rpo_fast.model.config import ModelConfig
 from g2rpo_fast.model.head import head_of
@@ -23,23 +28,32 @@ from g2rpo_fast.model.row_ops import use_row_ops
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Layers whose state a tree can share: attention, with or without a sliding window."""
+NOISE = ("dropout", "pdrop", "layerdrop", "drop_path", "jitter", "noise")
+"""Parts of the names by which configurations ask for noise in training mode."""
+OTHER_HEADS = ("classifier", "summary", "cls_", "token_classification")
+"""How the names of noise begin that only heads without a language model have."""
 
 
 def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     """The causal language model at `path`: float32 weights on `device`, tree attention selected.
 
-    What is saved from it (`save_pretrained`) loads in plain transformers with transformers' own attention.
+    It is in evaluation mode and stays there, with checkpointing too: all noise that its configuration asks
+    for in training (`noise_of`) is off, so that one token has one log-probability in every pass. What is
+    saved from it (`save_pretrained`) loads in plain transformers with transformers' own attention.
 
     Raises ValueError, naming the model type and the reason: layers other than full or sliding attention
-    (linear attention, state space, chunked, hybrids), attention sinks, any dropout, an LM head that is not
-    one linear map, and whatever else makes a small tree's logits differ from the plain model's.
+    (linear attention, state space, chunked, hybrids), attention sinks, a loss of experts, adapters, an LM
+    head that is not one linear map, and whatever else makes a small tree's logits differ from the plain
+    model's.
     """
+    check_files(path)
     with reading(path, "a causal language model that transformers can read"):
         model_config = AutoConfig.from_pretrained(path)
     check_config(model_config)
     with reading(path, "a causal language model that transformers can read"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (a decorator hides the signature)
+    model.eval()
     sinks = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
     if sinks:
         raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
@@ -47,8 +61,7 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     if model.device.type == "cpu":
         use_row_ops(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()  # only then do layers checkpoint; there is no dropout to switch on
+        checkpoint_layers(model)
     return model
 
 
@@ -67,6 +80,49 @@ def select_tree_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION)
 
 
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let the layers that transformers would checkpoint in training mode do so in any mode.
+
+    Training mode would switch their noise on. Instances only, as in `row_ops`.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"{model.config.model_type}: wanted a model that supports model.gradient_checkpointing, "
+            f"got {type(model).__name__}"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def noise_of(config: PreTrainedConfig) -> dict[str, float]:
+    """The noise (dropout, jitter of routers, dropped layers) that a model would have in training mode."""
+    return {
+        name: value
+        for name, value in config.get_text_config().to_dict().items()
+        if any(part in name for part in NOISE)
+        and not name.startswith(OTHER_HEADS)
+        and isinstance(value, (int, float))
+        and value > 0
+    }
+
+
+def check_files(path: str) -> None:
+    """ValueError if `path` holds an adapter in the place of a model."""
+    if (Path(path) / "adapter_config.json").exists():
+        raise ValueError(
+            f"model.path: wanted a whole model, got adapters in {path}: merge them into their base model "
+            "(peft: merge_and_unload) and save that"
+        )
+
+
 def check_config(config: PreTrainedConfig) -> None:
     """ValueError if a model of this configuration cannot be trained on packed trees."""
     text: Any = config.get_text_config()
@@ -76,9 +132,8 @@ def check_config(config: PreTrainedConfig) -> None:
             f"{config.model_type}: wanted layers of {', '.join(LAYER_TYPES)} only, got {', '.join(other)}: "
             "a state other than keys and values does not follow the branches of a tree"
         )
-    for name, value in text.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)) and value > 0:
-            raise ValueError(
-                f"{config.model_type}: wanted {name} = 0, got {value}: log-probabilities of "
-                "one token would differ between passes. Set it to 0 in the model's config.json."
-            )
+    if getattr(text, "output_router_logits", False):
+        raise ValueError(
+            f"{config.model_type}: wanted output_router_logits = false, got true: the loss that balances "
+            "experts is not part of the objective. Set it to false in config.json to train without."
+        )

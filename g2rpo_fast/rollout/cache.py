@@ -12,6 +12,8 @@ width. X stands for (row, KV head).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from g2rpo_fast.rollout.prefix_attention import scores
@@ -27,6 +29,7 @@ class Cache:
 
     Args:
         position_B: RoPE position of each row's first token behind its prefix.
+        heads: for each layer, how many KV heads it has and how wide they are.
         num_positions: no row gets longer; windows that reach as far hide nothing.
     """
 
@@ -35,21 +38,19 @@ class Cache:
         prefix: SharedPrefix,
         position_B: torch.Tensor,
         *,
-        num_layers: int,
-        num_kv: int,
-        width: int,
+        heads: Sequence[tuple[int, int]],
         num_positions: int,
         dtype: torch.dtype,
     ) -> None:
         self.position_B = position_B - 1
         """RoPE position of the token that is being encoded."""
         self._prefix = prefix
-        self._num_kv, self._num_positions = num_kv, num_positions
+        self._num_positions = num_positions
         self._dtype, self._score_dtype = dtype, torch.promote_types(dtype, torch.float32)
         self._num_used = 1
         self._length = 0
-        empty = torch.empty(len(position_B), num_kv, 0, width, dtype=dtype, device=position_B.device)
-        self._kv = [(empty, empty) for _ in range(num_layers)]
+        like = torch.empty(0, dtype=dtype, device=position_B.device)
+        self._kv = [(like.new_empty(len(position_B), k, 0, width),) * 2 for k, width in heads]
         self._visible_kv = self._kv
 
     @property

@@ -4,7 +4,8 @@ Each distinct prefix is encoded once, together with all others of its batch as o
 decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
 Rows that have ended leave the batch once they are a quarter of it.
 
-Dimension key: B rows being decoded, D width, V vocabulary, T steps.
+Dimension key: B rows being decoded, D width, V vocabulary, T steps; S stream positions, K KV heads, E head
+width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from g2rpo_fast.backbone import backbone_of, num_positions
 from g2rpo_fast.rollout.cache import Cache
 from g2rpo_fast.rollout.decoder import FunctionalDecoder, recognised
 from g2rpo_fast.rollout.families import Batch, plan_batches
@@ -48,7 +50,7 @@ class LocalEngine:
         decode: token ids to the text that stop strings are looked for in; `text_decoder` makes one.
         max_rows: most rows decoded at once.
         compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
-        backbone: the module whose forward gives hidden states; default `model.get_decoder()`.
+        backbone: the module whose forward gives hidden states; default the model's own.
 
     Attributes:
         decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others).
@@ -71,7 +73,7 @@ class LocalEngine:
         self._prefill, self._head, self._decode = prefill, head, decode
         self._max_rows = max_rows
         self._dtype = compute_dtype or model.dtype
-        self._backbone: nn.Module = self._model.get_decoder() if backbone is None else backbone
+        self._backbone: nn.Module = backbone or backbone_of(model)
         self._config = model.config.get_text_config()
         self._version = 0
         self.decoder_name: Literal["functional", "hooked"] = "functional" if recognised(model) else "hooked"
@@ -104,7 +106,7 @@ class LocalEngine:
                 tokens than the model has positions for; the request is named.
         """
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        check_requests(requests, vocabulary, self._config.max_position_embeddings)
+        check_requests(requests, vocabulary, num_positions(self._config))
         empty = Completion(
             token_ids=(), logp=np.zeros(0, np.float32), finish_reason="length", weight_version=self._version
         )
@@ -181,24 +183,15 @@ class LocalEngine:
             Family.of(prefill, rows, last_B[rows])
             for rows in (np.flatnonzero(family_B == i) for i in np.unique(family_B))
         ]
-        k_SKE = prefill.keys[0][0]
-        num_kv, width = k_SKE.shape[1:]
+        device = prefill.hidden_SD.device
         dtype = self._dtype
-        if k_SKE.device.type == "cpu":
+        if device.type == "cpu":
             dtype = torch.promote_types(dtype, torch.float32)
-        prefix = SharedPrefix(
-            prefill,
-            families,
-            num_q_per_kv=self._config.num_attention_heads // num_kv,
-            dtype=dtype,
-            key_order_E=decoder.key_order_E,
-        )
+        prefix = SharedPrefix(prefill, families, dtype=dtype, key_order_E=decoder.key_order_E)
         return Cache(
             prefix,
-            torch.tensor([len(r.prompt_ids) for r in requests], device=k_SKE.device),
-            num_layers=len(prefill.keys),
-            num_kv=num_kv,
-            width=width,
+            torch.tensor([len(r.prompt_ids) for r in requests], device=device),
+            heads=[(k_SKE.shape[1], k_SKE.shape[2]) for k_SKE, _ in prefill.keys],
             num_positions=_num_positions(requests),
             dtype=dtype,
         )

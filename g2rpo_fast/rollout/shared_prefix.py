@@ -72,6 +72,18 @@ class Call:
     """0 or -inf, for each of the M = (row, Q) queries of a family."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the queries of layers with as many heads go into calls, and come out."""
+
+    num_kv: int
+    num_q: int
+    """Query heads per KV head."""
+    calls: list[Call]
+    query_X: torch.Tensor
+    answer_X: torch.Tensor
+
+
 class SharedPrefix:
     """The shared part of a wave's KV cache."""
 
@@ -80,25 +92,22 @@ class SharedPrefix:
         prefill: Prefill,
         families: Sequence[Family],
         *,
-        num_q_per_kv: int,
         dtype: torch.dtype,
         key_order_E: torch.Tensor | None,
     ) -> None:
-        self._num_kv = prefill.keys[0][0].shape[1]
-        self._num_q = num_q_per_kv
         self._dtype = dtype
         self._device = prefill.keys[0][0].device
+        self._layouts: dict[tuple[int, int], Layout] = {}
         self._stacks = [
             self._stacked(prefill, group, key_order_E) for group in _alike(sorted(families, key=_num_keys))
         ]
-        self._arrange()
 
     def keep(self, rows: Longs) -> None:
         """Drops all other rows, and families without rows; row `rows[i]` becomes row i."""
         place = np.full(max(int(f.rows.max()) for s in self._stacks for f in s.families) + 1, -1)
         place[rows] = np.arange(len(rows))
         self._stacks = [kept for stack in self._stacks if (kept := self._kept(stack, place)) is not None]
-        self._arrange()
+        self._layouts = {}
 
     def attend(
         self,
@@ -111,33 +120,35 @@ class SharedPrefix:
         position_B: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention over each row's own prefix: out [B * H, E] and lse [B * H], X = (row, KV head)."""
+        heads = len(q_XQE) // len(position_B), q_XQE.shape[1]
+        layout = self._layouts.get(heads) or self._arranged(*heads)
         width = q_XQE.shape[-1]
-        q_XE = q_XQE.index_select(0, self._query_X).view(-1, width)
+        q_XE = q_XQE.index_select(0, layout.query_X).view(-1, width)
         outs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for call in self._calls:
+        for call in layout.calls:
             k_FKLE, v_FKLE = call.stack.kv[layer]
             if len(k_FKLE) != call.stop - call.first:
                 k_FKLE, v_FKLE = k_FKLE[call.first : call.stop], v_FKLE[call.first : call.stop]
-            shape = (call.stop - call.first, self._num_kv, call.num_rows * self._num_q, width)
+            shape = (call.stop - call.first, layout.num_kv, call.num_rows * layout.num_q, width)
             size = shape[0] * shape[1] * shape[2]
             q_FKME = (q_XE if size == len(q_XE) else q_XE.narrow(0, call.start, size)).view(shape)
             hidden_F1ML = call.hidden_F1ML
             if window is not None:
-                hidden_F1ML = self._windowed(call, window, position_B)
+                hidden_F1ML = self._windowed(layout, call, window, position_B)
             if self._device.type == "cpu" and window is None and softcap is None:
                 out_FMKE, lse_FMK = fused(q_FKME, k_FKLE, v_FKLE, hidden_F1ML, scale)
             else:
                 out_FMKE, lse_FMK = explicit(q_FKME, k_FKLE, v_FKLE, hidden_F1ML, scale, softcap)
             outs.append((out_FMKE.reshape(-1, width), lse_FMK.reshape(-1)))
         out_XE, lse_X = outs[0] if len(outs) == 1 else tuple(torch.cat(part) for part in zip(*outs))
-        return out_XE.index_select(0, self._answer_X), lse_X.index_select(0, self._answer_X)
+        return out_XE.index_select(0, layout.answer_X), lse_X.index_select(0, layout.answer_X)
 
-    def _windowed(self, call: Call, window: int, position_B: torch.Tensor) -> torch.Tensor:
+    def _windowed(self, layout: Layout, call: Call, window: int, position_B: torch.Tensor) -> torch.Tensor:
         """The call's mask without keys at a distance of `window` or more along the path."""
-        start = call.start // self._num_q
-        shape = (call.stop - call.first, self._num_kv, call.num_rows)
-        row_FKN = self._query_X[start : start + math.prod(shape)].view(shape) // self._num_kv
-        position_FM = position_B[row_FKN[:, 0]].repeat_interleave(self._num_q, 1)
+        start = call.start // layout.num_q
+        shape = (call.stop - call.first, layout.num_kv, call.num_rows)
+        row_FKN = layout.query_X[start : start + math.prod(shape)].view(shape) // layout.num_kv
+        position_FM = position_B[row_FKN[:, 0]].repeat_interleave(layout.num_q, 1)
         path_FL = call.stack.path_FL[call.first : call.stop]
         near_FML = position_FM.unsqueeze(2) - path_FL.unsqueeze(1) < window
         hidden_F1ML = torch.zeros_like(near_FML, dtype=self._score_dtype)
@@ -178,9 +189,9 @@ class SharedPrefix:
         kv = [(k.index_select(0, index_F), v.index_select(0, index_F)) for k, v in stack.kv]
         return Stack(families, kv, stack.path_FL.index_select(0, index_F))
 
-    def _arrange(self) -> None:
+    def _arranged(self, num_kv: int, num_q: int) -> Layout:
         """Lays the rows' queries out family by family, padded, and says where each row's answer comes out."""
-        self._calls: list[Call] = []
+        calls: list[Call] = []
         query: list[Longs] = []
         answer: list[tuple[Longs, Longs]] = []
         start = 0
@@ -189,26 +200,32 @@ class SharedPrefix:
                 families = stack.families[first:stop]
                 num_rows = max(len(f.rows) for f in families)
                 row_FN = np.stack([np.resize(f.rows, num_rows) for f in families])
-                hidden = self._hidden(families, num_rows, stack.kv[0][0].shape[2])
-                self._calls.append(Call(stack, first, stop, num_rows, start, hidden))
-                query.append(_query_index(row_FN, self._num_kv))
-                answer += _answer_index(families, num_rows, start, self._num_kv, self._num_q)
-                start += len(query[-1]) * self._num_q
-        heads = self._num_kv * self._num_q
-        out_BH = np.empty((sum(len(rows) for rows, _ in answer), heads), dtype=np.int64)
+                hidden = self._hidden(families, num_rows, stack.kv[0][0].shape[2], num_q)
+                calls.append(Call(stack, first, stop, num_rows, start, hidden))
+                query.append(_query_index(row_FN, num_kv))
+                answer += _answer_index(families, num_rows, start, num_kv, num_q)
+                start += len(query[-1]) * num_q
+        out_BH = np.empty((sum(len(rows) for rows, _ in answer), num_kv * num_q), dtype=np.int64)
         for rows, index in answer:
             out_BH[rows] = index
-        self._query_X = torch.from_numpy(np.concatenate(query)).to(self._device)
-        self._answer_X = torch.from_numpy(out_BH.reshape(-1)).to(self._device)
+        layout = Layout(
+            num_kv=num_kv,
+            num_q=num_q,
+            calls=calls,
+            query_X=torch.from_numpy(np.concatenate(query)).to(self._device),
+            answer_X=torch.from_numpy(out_BH.reshape(-1)).to(self._device),
+        )
+        self._layouts[num_kv, num_q] = layout
+        return layout
 
-    def _hidden(self, families: list[Family], num_rows: int, length: int) -> torch.Tensor | None:
+    def _hidden(self, families: list[Family], num_rows: int, length: int, num_q: int) -> torch.Tensor | None:
         visible_FNL = np.zeros((len(families), num_rows, length), dtype=np.bool_)
         for visible_NL, family in zip(visible_FNL, families):
             visible_NL[:, : _num_keys(family)] = np.resize(family.visible_NL, (num_rows, _num_keys(family)))
         if visible_FNL.all():
             return None
         hidden_FNL = np.where(visible_FNL, 0.0, -np.inf)
-        hidden_FML = np.repeat(hidden_FNL, self._num_q, axis=1)
+        hidden_FML = np.repeat(hidden_FNL, num_q, axis=1)
         return torch.from_numpy(hidden_FML).to(self._device, self._score_dtype).unsqueeze(1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.messages import Launch
 
@@ -70,7 +71,7 @@ def max_model_len(model: PreTrainedModel, config: VllmConfig) -> int:
     Raises:
         ValueError: `vllm.max_model_len` is beyond the model's positions.
     """
-    positions = model.config.get_text_config().max_position_embeddings
+    positions = num_positions(model.config)
     if config.max_model_len is not None and config.max_model_len > positions:
         raise ValueError(
             f"vllm.max_model_len: wanted at most {positions} (the model's), got {config.max_model_len}"
