@@ -23,7 +23,7 @@ from g2rpo_fast.model.config import ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.probe import check_tree
-from g2rpo_fast.model.read import reading
+from g2rpo_fast.model.read import check_json_files, reading
 from g2rpo_fast.model.row_ops import use_row_ops
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -46,6 +46,7 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     head that is not one linear map, and whatever else makes a small tree's logits differ from the plain
     model's.
     """
+    check_json_files(path)
     check_files(path)
     with reading(path, "a causal language model that transformers can read"):
         model_config = AutoConfig.from_pretrained(path)
@@ -67,6 +68,7 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`. Raises ValueError where there is none."""
+    check_json_files(path)
     with reading(path, "a tokenizer that transformers can read"):
         return AutoTokenizer.from_pretrained(path)
 

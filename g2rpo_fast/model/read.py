@@ -1,12 +1,24 @@
-"""What transformers cannot read, as one line that names the configuration key."""
+"""Files of a model that cannot be read, as one line that names the configuration key."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+
+def check_json_files(path: str) -> None:
+    """ValueError naming the file in directory `path` that is no JSON: transformers ignores some of them."""
+    for file in sorted(Path(path).glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.path: wanted JSON in {file}, got what cannot be read: {error}"
+            ) from error
 
 
 @contextmanager
