@@ -340,6 +340,20 @@ def test_stop_strings_end_a_completion_with_the_token_that_completes_them() -> N
     assert len({len(c.token_ids) for c in stopped}) > 3
 
 
+@pytest.mark.parametrize(("guidance", "begins"), [(0, False), (1, True), (3, True), (None, True)])
+def test_a_stop_string_may_begin_in_the_guidance(guidance: int | None, begins: bool) -> None:
+    engine = engine_of(plain_model())
+    free = Request(prompt_ids=(1, 2, 9), max_tokens=30, seed=3, guidance_len=guidance)
+    (whole,) = engine.generate([free], Sampling())
+    stop = letters((9, whole.token_ids[0]))
+    assert stop not in letters(whole.token_ids)
+    (done,) = engine.generate([free], Sampling(stop_strings=(stop,)))
+    assert done.token_ids == (whole.token_ids[:1] if begins else whole.token_ids)
+    assert done.finish_reason == ("stop" if begins else "length")
+    (kept,) = engine.generate([free], Sampling(stop_strings=(letters((9,)),)))
+    assert len(kept.token_ids) > 1  # the guidance's own text does not end it
+
+
 def test_a_stop_at_the_very_limit_is_a_stop() -> None:
     engine = engine_of(plain_model())
     request = Request(prompt_ids=(1, 2), max_tokens=6, seed=3)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config, config_from_dict
@@ -120,10 +121,12 @@ def test_requests_say_how_much_of_them_is_guidance() -> None:
     ],
 )
 def test_structure_shows_as_nothing_and_content_shows(
-    special: tuple[str, ...], template: str | None, shown: str
+    tmp_path: Path, special: tuple[str, ...], template: str | None, shown: str
 ) -> None:
     names = {"bos_token": "<bos>"} if "<bos>" in special else {}
     tokenizer = byte_level(special, template=template, eos_token=special[0], **names)
     ids = tokenizer("é" + "".join(special) + " .", add_special_tokens=False)["input_ids"]
     assert len(ids) == len(special) + 4
     assert text_decoder(tokenizer)(ids) == f"é{shown} ."
+    tokenizer.save_pretrained(tmp_path)  # as the vLLM engine's process gets it
+    assert text_decoder(AutoTokenizer.from_pretrained(tmp_path)).hidden == text_decoder(tokenizer).hidden

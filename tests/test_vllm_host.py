@@ -144,6 +144,16 @@ def test_a_row_ends_with_the_token_that_completes_a_stop_string(stop_at: int, st
     assert given - stop_at < LOOK_EVERY + step
 
 
+@pytest.mark.parametrize(("guidance", "length"), [(0, 3), (2, 1), (None, 1)])
+def test_a_stop_string_may_begin_in_the_guidance(guidance: int | None, length: int) -> None:
+    request = Request(prompt_ids=(3, 23, 23), max_tokens=50, seed=0, guidance_len=guidance)
+    sampling = Sampling(stop_strings=("xy",))
+    batch = Batch({0: request}, sampling, StopText(sampling.stop_strings, letters))
+    assert batch.add(0, [24, 23, 24, 0], [-1.0] * 4, 0, ended=False)
+    completion = batch.take_finished()[0]
+    assert (len(completion.token_ids), completion.finish_reason) == (length, "stop")
+
+
 def test_a_stop_string_before_a_stop_token_wins() -> None:
     batch = batch_of(Sampling(stop_strings=("b",), stop_token_ids=(5,)))
     assert batch.add(0, [0, 1, 0, 5], [-1.0] * 4, 0, ended=True)

@@ -125,6 +125,26 @@ def test_sampled_rows_end_at_stop_strings(engine: VllmEngine) -> None:
     assert len({len(c.token_ids) for c in ends}) > 3
 
 
+def test_stop_strings_find_special_tokens_and_begin_in_guidance(engine: VllmEngine) -> None:
+    """As in the local engine: the engine's process has the trainer's text of tokens."""
+    free = LOCAL.generate(requests(1, 60), Sampling(temperature=0))
+    first = free[0].token_ids[0]
+    guided = [replace(r, guidance_len=2) for r in requests(1, 60)]
+    begun = TOKENIZER.decode([guided[0].prompt_ids[-1], first])
+    special = [
+        name for name in TOKENIZER.all_special_tokens if _id(name) in {i for c in free for i in c.token_ids}
+    ]
+    sampling = Sampling(temperature=0, stop_strings=(begun, *special))
+    got, expected = engine.generate(guided, sampling), LOCAL.generate(guided, sampling)
+    assert [c.token_ids for c in got] == [c.token_ids for c in expected]
+    assert len(got[0].token_ids) == 1
+    assert special
+
+
+def _id(name: str) -> int:
+    return TOKENIZER.convert_tokens_to_ids(name)
+
+
 def test_nothing_to_sample_is_answered_empty(engine: VllmEngine) -> None:
     none = Request(prompt_ids=(3,), max_tokens=0, seed=0)
     assert engine.generate([], Sampling()) == []
