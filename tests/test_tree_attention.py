@@ -12,6 +12,7 @@ from g2rpo_kernels.tree_attention.cascade_cuda import backward_cuda, forward_cud
 from g2rpo_kernels.tree_attention.nodes import nodes_of
 from torch import Tensor
 
+from budget import assert_within_budget, draws, error
 from trees import QKV, copies, forest, incoming, out_and_grads, path_lengths, qkv, with_grads
 
 
@@ -118,17 +119,24 @@ def test_cascade_node_offsets_at_every_residue_of_64() -> None:
             torch.testing.assert_close(have, want, rtol=0, atol=1e-12 * max(1.0, float(want.abs().max())))
 
 
+def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
+    return [error(x, true) / float(true.abs().max()) for x, true in zip(values, exact, strict=True)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cascade_errs_no_more_than_twice_replicated_sdpa(dtype: torch.dtype) -> None:
-    end_S = forest(7, depth=4, lengths=(1, 7, 33, 80))
-    inputs = qkv(len(end_S), 4, 2, dtype=dtype)
-    exact = out_and_grads(copies(inputs, torch.float64), end_S, impl="reference")
-    replicated = with_grads(inputs, lambda q, k, v: replicated_sdpa((q, k, v), end_S))
-    got = out_and_grads(inputs, end_S, impl="cascade")
-    for truth, base, have in zip(exact, replicated, got):
-        rounding = torch.finfo(dtype).eps * float(truth.abs().max())
-        assert have.dtype == dtype
-        assert float((have - truth).abs().max()) <= 2 * float((base - truth).abs().max()) + rounding
+    """In the worst of five forests: in one of them either may be lucky."""
+    errors = []
+    for seed in range(7, 12):
+        end_S = forest(seed, depth=4, lengths=(1, 7, 33, 80))
+        inputs = qkv(len(end_S), 4, 2, dtype=dtype)
+        exact = out_and_grads(copies(inputs, torch.float64), end_S, impl="reference")
+        replicated = with_grads(inputs, lambda q, k, v: replicated_sdpa((q, k, v), end_S))  # noqa: B023
+        got = out_and_grads(inputs, end_S, impl="cascade")
+        assert all(x.dtype == dtype for x in got)
+        errors.append([relative_errors(side, exact) for side in (got, replicated)])
+    of_got, of_sdpa = torch.tensor(errors).amax(0)
+    assert (of_got <= 2 * of_sdpa + torch.finfo(dtype).eps).all()
 
 
 def test_cascade_repeats_bit_for_bit_and_takes_strided_inputs() -> None:
@@ -312,9 +320,7 @@ def test_cascade_on_cuda_errs_no_more_than_twice_the_reference(kv_heads: int) ->
     end_S = forest(14, depth=4, lengths=(1, 7, 33, 130)).cuda()
     q, k, v = (x.detach().cuda() for x in qkv(len(end_S), 4, kv_heads, width=64, dtype=torch.bfloat16))
     exact = out_and_grads(copies((q, k, v), torch.float64), end_S, impl="reference")
-    eager = out_and_grads((q, k, v), end_S, impl="reference")
+    eagers = draws(lambda: out_and_grads((q, k, v), end_S, impl="reference"))
     got, again = (out_and_grads((q, k, v), end_S, impl="cascade") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(got, again))
-    for truth, base, have in zip(exact, eager, got):
-        rounding = torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
-        assert float((have - truth).abs().max()) <= 2 * float((base - truth).abs().max()) + rounding
+    assert_within_budget(got, eagers, exact)

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else the engines of two test processes share a core
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -74,7 +75,7 @@ class EngineChild:
 
     def close(self) -> None:
         self._connection.close()
-        self._process.wait(60)
+        self._process.wait(300)
 
     def _call(self, operation: str, **arguments: Any) -> Any:
         try:

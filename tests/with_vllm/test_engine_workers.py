@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from tiny_engines import change, plain_logp, requests, tiny_model, trainer_of, v
 from g2rpo_fast.types import EngineError, Sampling
 
 
-def shared_files() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+def shared_files(pids: Iterable[int]) -> set[Path]:
+    """What the processes have mapped of the shared memory that has a name."""
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    names = [line.partition("/dev/shm/")[2] for line in lines if not line.endswith("(deleted)")]
+    return {Path("/dev/shm", name) for name in names if name}
 
 
 def largest_difference(plain: Any, engine: Any) -> tuple[float, float]:
@@ -32,7 +36,6 @@ def largest_difference(plain: Any, engine: Any) -> tuple[float, float]:
 
 
 def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
-    before = shared_files()
     plain = tiny_model()
     model = trainer_of(plain)
     engine = vllm_engine(model, tmp_path, tensor_parallel=2)
@@ -46,7 +49,7 @@ def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
         assert engine.pid is not None
         family = psutil.Process(engine.pid).children(recursive=True)
         assert len(family) >= 2
-        shared = shared_files() - before
+        shared = shared_files([engine.pid, *(process.pid for process in family)])
         assert shared
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="SIGKILL"):
@@ -54,7 +57,7 @@ def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
 
         engine.sync(2)
         assert all(gone(process.pid) for process in family)
-        assert not shared & shared_files()
+        assert not any(path.exists() for path in shared)
         assert engine.pid is not None
         family = psutil.Process(engine.pid).children(recursive=True)
         worker = next(p for p in family if "resource_tracker" not in " ".join(p.cmdline()))

@@ -12,7 +12,7 @@ from transformers import Qwen3MoeConfig
 
 def test_two_tensor_parallel_workers_each_take_their_shards(tmp_path: Path) -> None:
     """By both rungs in turn in one engine; heads and vocabulary are cut in two."""
-    workers = EngineChild(tmp_path, VLLM_CPU_OMP_THREADS_BIND="nobind")
+    workers = EngineChild(tmp_path)
     config = config_of(tied=True)
     workers.start("two", write_config(config, tmp_path / "config"), tensor_parallel_size=2)
     for rung in ("plan", "layerwise", "plan"):
