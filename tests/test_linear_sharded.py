@@ -95,7 +95,7 @@ def check_float64(rank: int, group: dist.ProcessGroup) -> None:
 
 
 def check_interpreted(rank: int, group: dist.ProcessGroup) -> None:
-    """Of each result: twice the worst relative error of float32 eager in any case and draw, and a rounding."""
+    """Of each result: twice the worst relative error of float32 eager in any case and draw, one rounding."""
     columns = columns_of(rank, group.size())
     shard = VocabShard(group=group, start=columns.start, size=V)
     terms = edges().a_pos_T.sum() - edges().a_neg_T.sum()  # what the loss sums, of both signs
