@@ -5,7 +5,7 @@ Everything a user can get wrong is checked here, before anything is spent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,14 @@ from g2rpo_fast.guidance import initial_state
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import MetricsLog
-from g2rpo_fast.model import export_dtype, load_model, load_tokenizer, make_exportable, noise_of
+from g2rpo_fast.model import (
+    check_vocabulary,
+    export_dtype,
+    load_model,
+    load_tokenizer,
+    make_exportable,
+    noise_of,
+)
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.rollout.sampled import SampledBatch
@@ -44,7 +51,7 @@ from g2rpo_fast.run_directory import (
     store_config,
 )
 from g2rpo_fast.run_state import LastState, TrainState
-from g2rpo_fast.types import Engine
+from g2rpo_fast.types import Engine, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +110,9 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
     prompts = load(paths[1], split="train")
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
-    model = load_model(paths[0], config.model, device)
-    if noise := noise_of(model.config):
-        named = ", ".join(f"{name} = {value}" for name, value in noise.items())
-        show(f"model: {named} is off in training: a token has one log-probability in every pass")
-    _check_lengths(config, prompts, eval_prompts, num_positions(model.config))
+    both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
+    model = _policy(config, paths[0], device, tokenizer, both, show)
     sampling = sampling_of(config, tokenizer, model)
-    for line in make_exportable(model, tokenizer):
-        show(line)
     reference = load_model(paths[0], config.model, device) if config.objective.kl_coef else None
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
@@ -154,6 +156,26 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         resumed=checkpoint is not None,
         lock=run.lock,
     )
+
+
+def _policy(
+    config: Config,
+    path: str,
+    device: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    show: Callable[[str], None],
+) -> PreTrainedModel:
+    """The model to train, of which these prompts and this tokenizer can be asked, and which can be saved."""
+    model = load_model(path, config.model, device)
+    if noise := noise_of(model.config):
+        named = ", ".join(f"{name} = {value}" for name, value in noise.items())
+        show(f"model: {named} is off in training: a token has one log-probability in every pass")
+    _check_lengths(config, prompts, num_positions(model.config))
+    check_vocabulary(model, tokenizer, prompts)
+    for line in make_exportable(model, tokenizer):
+        show(line)
+    return model
 
 
 def _learner(
@@ -214,10 +236,9 @@ def find_device(name: str) -> str:
     return name
 
 
-def _check_lengths(config: Config, prompts: PromptSet, held_out: PromptSet | None, positions: int) -> None:
+def _check_lengths(config: Config, prompts: Sequence[Prompt], positions: int) -> None:
     """No sequence may outgrow the model."""
-    both = (*prompts.prompts, *(held_out.prompts if held_out else ()))
-    longest = max(both, key=lambda prompt: len(prompt.token_ids))
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     wanted = positions - len(longest.token_ids)
     if config.rollout.max_tokens > wanted:
         raise ValueError(

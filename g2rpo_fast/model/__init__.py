@@ -5,7 +5,8 @@ from g2rpo_fast.model.export import export_dtype, export_model, make_exportable,
 from g2rpo_fast.model.forward import TreeContext, TreeOutput, tree_hidden
 from g2rpo_fast.model.head import Head, head_of
 from g2rpo_fast.model.hook import ATTENTION, Attend, register_attention
-from g2rpo_fast.model.load import load_model, load_tokenizer, noise_of
+from g2rpo_fast.model.load import load_model, noise_of
+from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 
 __all__ = [
     "ATTENTION",
@@ -14,6 +15,7 @@ __all__ = [
     "ModelConfig",
     "TreeContext",
     "TreeOutput",
+    "check_vocabulary",
     "compute_context",
     "compute_dtype",
     "export_dtype",

@@ -12,10 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -64,13 +62,6 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`. Raises ValueError where there is none."""
-    check_json_files(path)
-    with reading(path, "a tokenizer that transformers can read"):
-        return AutoTokenizer.from_pretrained(path)
 
 
 def select_tree_attention(model: PreTrainedModel) -> None:
