@@ -18,6 +18,7 @@ Dimension key: B sequences, L positions of each.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -80,6 +81,8 @@ class GRPOOptions:
             raise ValueError(
                 f"importance_sampling_level: wanted 'token' with loss_type={self.loss_type!r}, got 'sequence'"
             )
+        if not math.isfinite(self.entropy_coef):
+            raise ValueError(f"entropy_coef: wanted a finite number, got {self.entropy_coef}")
         if self.delta is not None and not self.delta >= 1:
             raise ValueError(f"delta: wanted >= 1 or None, got {self.delta}")
         length = self.max_completion_length

@@ -5,6 +5,7 @@ Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "pl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -63,6 +64,9 @@ class Objective:
         for name in ("clip_low", "kl_coef"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: wanted >= 0, got {getattr(self, name)}")
+        for name in ("kl_coef", "entropy_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: wanted a finite number, got {getattr(self, name)}")
         if self.surrogate == "cispo" and not self.clip_high > -1:
             raise ValueError(f"clip_high: wanted > -1 with surrogate='cispo', got {self.clip_high}")
         if self.surrogate != "cispo" and not self.clip_high >= 0:
