@@ -15,7 +15,7 @@ from causal_types import CAUSAL_TYPES, VOCAB, outcome, plain_logp, rows, tiny_co
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.engine import sampled_logp
 from g2rpo_fast.model import ModelConfig, load_model, register_attention, tree_hidden
-from g2rpo_fast.model.hook import ATTENTION, window_of
+from g2rpo_fast.model.hook import ATTENTION, attention_forward, window_of
 from g2rpo_fast.model.load import noise_of, select_tree_attention
 from g2rpo_fast.model.masks import check_masks
 from g2rpo_fast.tree import plan_trees
@@ -74,7 +74,7 @@ REFUSED = {
     "bloom": "not chosen through transformers' attention interface",
     "cohere": "wanted logit_scale = 1",
     "dbrx": "does not run on them",
-    "deepseek_v32": "indexed_attention",
+    "deepseek_v32": "wanted layers of full_attention",
     "diffllama": "one call from each of 4 layers",
     "doge": "PathMask",
     "falcon": "not chosen through transformers' attention interface",
@@ -130,6 +130,10 @@ def test_masks_are_known_beyond_what_is_run(window: int) -> None:
     assert check_masks(model) == {window}
 
 
+def no_attention(*_: Any, **__: Any) -> torch.Tensor:
+    raise AssertionError("called")
+
+
 def test_mask_that_is_no_window_is_refused() -> None:
     model = tiny_model("gemma3_text", use_bidirectional_attention=True)
     with pytest.raises(ValueError, match=r"gemma3_text: cannot be trained.*hides or shows other keys"):
@@ -138,6 +142,9 @@ def test_mask_that_is_no_window_is_refused() -> None:
         window_of(None, 7)
     with pytest.raises(ValueError, match="wanted transformers' mask, got one that the model made"):
         window_of(torch.zeros(1, 1, 2, 2), None)
+    head = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="wanted nothing besides a mask, got position_bias"):
+        attention_forward(nn.Identity(), head, head, head, None, attend=no_attention, position_bias=head)
 
 
 def saved(directory: Path, model: PreTrainedModel) -> str:

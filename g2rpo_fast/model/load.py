@@ -102,7 +102,7 @@ def noise_of(config: PreTrainedConfig) -> dict[str, float]:
         for name, value in config.get_text_config().to_dict().items()
         if any(part in name for part in NOISE)
         and not name.startswith(OTHER_HEADS)
-        and isinstance(value, (int, float))
+        and type(value) in (int, float)
         and value > 0
     }
 
