@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 from annotated_types import Ge
 
 from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
+from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.rollout.groups import sample_groups
 from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
@@ -77,7 +79,7 @@ def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) ->
     rollouts, rewards = replace(judge, sampling=sampling).run(prompts, unguided, step=0)
     count = len(rollouts)
     return {
-        "eval/accuracy": float(rewards.accuracy_R.mean()),
+        "eval/accuracy": applicable_mean(rewards.accuracy_R),
         "eval/reward": float(rewards.total_R.mean()),
         "eval/length": sum(r.sampled_len for r in rollouts) / count,
         "eval/finished": sum(r.finish_reason == "stop" for r in rollouts) / count,
@@ -99,9 +101,7 @@ def guidance_profile(
             [min(round(fraction * len(p.trace_ids)), longest)] * config.profile_samples for p in traced
         ]
         _, rewards = judge.run(traced, lengths, step=-1 - index)
-        points.append(
-            ProfilePoint(
-                fraction=fraction, success=float(rewards.accuracy_R.mean()), num=len(rewards.accuracy_R)
-            )
-        )
+        num = int(np.sum(~np.isnan(rewards.accuracy_R)))
+        success = applicable_mean(rewards.accuracy_R) if num else 0.0
+        points.append(ProfilePoint(fraction=fraction, success=success, num=num))
     return tuple(points)

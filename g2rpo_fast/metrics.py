@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from g2rpo_fast.files import write_text, writing
@@ -43,6 +45,12 @@ class Means:
         """Means by name; NaN where nothing was counted."""
         pairs = {name: (float(total), float(self._counts[name])) for name, total in self._sums.items()}
         return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
+
+
+def applicable_mean(values: npt.NDArray[Any]) -> float:
+    """Of the values that are not NaN; NaN when there are none."""
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else math.nan
 
 
 class Phases:

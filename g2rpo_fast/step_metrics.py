@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.types import Bools, Doubles, Rewards, Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: Doubles) -> dict[str, float]:
-    """Means over rollouts; NaN where a split is empty.
+    """Means over rollouts; NaN where a split is empty. A channel's is over the rows that it applies to.
 
     "zero_signal" is the share of groups whose advantages are all zero: they teach nothing this step. "nll"
     is the mean -log p of the sampled tokens under the sampling distribution: an estimate of its entropy.
@@ -19,7 +20,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: 
     guided_R = np.asarray([r.guided for r in rollouts])
     everyone = np.ones(len(rollouts), dtype=np.bool_)
     metrics = {
-        f"reward/{channel}": float(rewards.reward_RK[:, k].mean())
+        f"reward/{channel}": applicable_mean(rewards.reward_RK[:, k])
         for k, channel in enumerate(rewards.channels)
     }
     for name, chosen in (("", everyone), ("guided/", guided_R), ("unguided/", ~guided_R)):
@@ -52,7 +53,7 @@ def _split(rollouts: Sequence[Rollout], rewards: Rewards, chosen: Bools) -> dict
     return {
         "reward": _mean(rewards.total_R[chosen]),
         "reward_std": float(rewards.total_R[chosen].std()) if part else math.nan,
-        "accuracy": _mean(rewards.accuracy_R[chosen]),
+        "accuracy": applicable_mean(rewards.accuracy_R[chosen]),
         "length": _mean(np.asarray([r.sampled_len for r in part])),
         "finished": _mean(np.asarray([r.finish_reason == "stop" for r in part])),
         "nll": -_mean(sampled),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -231,7 +232,11 @@ def evaluation(parts: Parts, state: TrainState) -> dict[str, float]:
 
 
 def with_best(state: TrainState, accuracy: float | None) -> TrainState:
-    if accuracy is None or (state.best_accuracy is not None and accuracy <= state.best_accuracy):
+    if (
+        accuracy is None
+        or math.isnan(accuracy)
+        or (state.best_accuracy is not None and accuracy <= state.best_accuracy)
+    ):
         return state
     return replace(state, best_accuracy=accuracy, best_step=state.step)
 

@@ -177,10 +177,13 @@ class Rewards:
 
     channels: tuple[str, ...]
     reward_RK: Doubles
+    """NaN where a channel does not apply to the row."""
     weight_K: Doubles
     total_R: Doubles
+    """Over the channels that apply."""
     accuracy_R: Doubles
-    """The channel that counts as accuracy (evaluation, guidance controller)."""
+    """1 where the rollout succeeded by the channel that counts as accuracy, else 0 (evaluation, profile,
+    guidance controller); NaN where that channel does not apply."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,5 +252,26 @@ def test_controller_accuracy_of_all_or_of_the_unguided():
     assert controller_accuracy(GuidanceConfig(), accuracy_R, guided_R) == 0.75
     unguided = GuidanceConfig(controller_input="unguided")
     assert controller_accuracy(unguided, accuracy_R, guided_R) == 0.5
-    with pytest.raises(ValueError, match="got 0 of 4"):
-        controller_accuracy(unguided, accuracy_R, np.ones(4, dtype=np.bool_))
+    assert controller_accuracy(unguided, np.array([np.nan, 1.0, 0.0, np.nan]), guided_R) == 0.0
+    assert controller_accuracy(unguided, accuracy_R, np.ones(4, dtype=np.bool_)) is None
+    assert controller_accuracy(GuidanceConfig(), np.full(4, np.nan), guided_R) is None
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_step_without_accuracy_keeps_adaptive_lengths_and_moves_schedules(controller):
+    config = GuidanceConfig(controller=controller, length_init=700)
+    state = advance(config, initial_state(config), 0.5, total_steps=10)
+    after = advance(config, state, None, total_steps=10)
+    assert after.step == 2
+    if controller in ("paper", "official", "windowed"):
+        assert (after.length, after.history) == (state.length, state.history)
+    else:
+        assert after == advance(config, state, 0.5, total_steps=10)
+
+
+@pytest.mark.parametrize("controller", ["fixed", "linear", "cosine", "step", "concave"])
+@pytest.mark.parametrize("accuracy", [-1.0, float("nan"), float("inf"), 1e308, None])
+def test_schedules_ignore_accuracy(controller, accuracy):
+    config = GuidanceConfig(controller=controller, length_init=700)
+    state = initial_state(config)
+    assert advance(config, state, accuracy, total_steps=9) == advance(config, state, 0.5, total_steps=9)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def test_response_that_was_cut_off_is_paid_on_request(function: str) -> None:
     rewards = load_rewards(RewardConfig(functions=(function,), pay_truncated=True))
     rollouts = [rollout_of("so #### 12", "12", "length"), rollout_of("<think>#### 12", "12", "length")]
     assert score(rewards, rollouts).total_R.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("function", ["math", "exact_match"])
+def test_answer_inside_a_thought_that_the_prompt_opened_is_not_final(function: str) -> None:
+    (reward,) = load_rewards(RewardConfig(functions=(function,))).functions
+    rollout = rollout_of("")
+    thinking = replace(rollout, prompt=replace(rollout.prompt, tail="<think>\n"))
+    for text, prefilled, plain in (
+        ("so #### 72", 0.0, 1.0),
+        ("so #### 5</think> #### 72", 1.0, 1.0),
+        ("<think>#### 72", 0.0, 0.0),
+        ("so #### 72</think>", 0.0, 0.0),
+    ):
+        assert (reward(text, "72", thinking), reward(text, "72", rollout)) == (prefilled, plain)
 
 
 GSM8K_FINALS = [
@@ -301,7 +316,7 @@ def test_channels_are_weighted_and_summed(user_module: str) -> None:
 
 def test_first_channel_is_accuracy_and_no_rollouts_are_fine(user_module: str) -> None:
     rewards = load_rewards(RewardConfig(functions=(f"{user_module}:length", f"{user_module}:boolean")))
-    assert score(rewards, [rollout_of("72")]).accuracy_R.tolist() == [3.2]
+    assert score(rewards, [rollout_of("72")]).accuracy_R.tolist() == [1.0]
     assert score(rewards, []).reward_RK.shape == (0, 2)
 
 
@@ -311,7 +326,6 @@ def test_first_channel_is_accuracy_and_no_rollouts_are_fine(user_module: str) ->
         ("fails", "KeyError: '72, wrong'", KeyError),
         ("nan", "wanted a finite number, got nan", type(None)),
         ("text", "wanted a number, got str", type(None)),
-        ("nothing", "wanted a number, got NoneType", type(None)),
     ],
 )
 def test_failing_reward_names_prompt_channel_member_and_text(
@@ -356,6 +370,9 @@ def test_function_that_cannot_be_loaded_is_named(user_module: str, name: str, me
         ({"weights": {"math": math.inf}}, "weights.math"),
         ({"accuracy": "format"}, "accuracy"),
         ({"answer_marker": ""}, "answer_marker"),
+        ({"success": math.nan}, "success"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"concurrency": 0}, "concurrency"),
         ({"format_pattern": "("}, "format_pattern"),
     ],
 )

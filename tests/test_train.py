@@ -160,6 +160,34 @@ def always_nan(response: str, answer: str, rollout: Rollout) -> float:
     return float("nan") if rollout.prompt.id.endswith("7") else float(len(response) % 3)
 
 
+def right_wrong_or_none(response: str, answer: str, rollout: Rollout) -> float | None:
+    return None if len(response) % 7 == 0 else 1.0 if len(response) % 3 == 0 else -1.0
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {"controller": "windowed"},
+        {"controller": "paper", "controller_input": "unguided"},
+        {"controller": "linear"},
+    ],
+)
+def test_rewards_below_zero_are_measured_as_success_rates(tmp_path, monkeypatch, guidance):
+    monkeypatch.syspath_prepend("tests")
+    config = tiny_config(
+        tmp_path / "run", reward={"functions": ["test_train:right_wrong_or_none"]}, guidance=guidance
+    )
+    train(config, show=lambda line: None)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4]
+    rates = [r["rollout/accuracy"] for r in records[1:]] + [records[0]["eval/accuracy"]]
+    means = [r["reward/test_train:right_wrong_or_none"] for r in records[1:]]
+    assert all(0 <= rate <= 1 for rate in rates)
+    np.testing.assert_allclose(means, [2 * rate - 1 for rate in rates[:-1]], rtol=1e-12)
+    profile = json.loads((tmp_path / "run" / "guidance_profile.json").read_text())
+    assert all(0 <= point["success"] <= 1 for point in profile["points"])
+
+
 def test_reward_failure_names_the_prompt_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend("tests")
     config = tiny_config(

@@ -9,26 +9,15 @@ from dataclasses import replace
 from g2rpo_fast.guidance import adaptive, schedules
 from g2rpo_fast.guidance.config import GuidanceConfig
 from g2rpo_fast.guidance.state import GuidanceState
+from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.types import Bools, Doubles
 
-Rule = Callable[[GuidanceConfig, GuidanceState, float, int], adaptive.Update]
-"""(config, state, accuracy, total_steps) -> (l of the next step, history to keep)."""
-
-
-def _adaptive(rule: Callable[[GuidanceConfig, GuidanceState, float], adaptive.Update]) -> Rule:
-    return lambda config, state, accuracy, total_steps: rule(config, state, accuracy)
-
-
-def _scheduled(schedule: schedules.Schedule) -> Rule:
-    return lambda config, state, accuracy, total_steps: (schedule(config, state.step + 1, total_steps), ())
-
-
-CONTROLLERS: dict[str, Rule] = {
-    "paper": _adaptive(adaptive.paper),
-    "official": _adaptive(adaptive.official),
-    "windowed": _adaptive(adaptive.windowed),
-    **{name: _scheduled(schedule) for name, schedule in schedules.SCHEDULES.items()},
+ADAPTIVE: dict[str, Callable[[GuidanceConfig, GuidanceState, float], adaptive.Update]] = {
+    "paper": adaptive.paper,
+    "official": adaptive.official,
+    "windowed": adaptive.windowed,
 }
+"""(config, state, accuracy) -> (l of the next step, history to keep)."""
 
 
 def initial_state(config: GuidanceConfig) -> GuidanceState:
@@ -37,16 +26,23 @@ def initial_state(config: GuidanceConfig) -> GuidanceState:
 
 
 def advance(
-    config: GuidanceConfig, state: GuidanceState, accuracy: float, *, total_steps: int
+    config: GuidanceConfig, state: GuidanceState, accuracy: float | None, *, total_steps: int
 ) -> GuidanceState:
     """The state after a step whose controller input was `accuracy` (see `controller_accuracy`).
 
     The new length is used from the next step on. Schedules ignore `accuracy`; only they use `total_steps`.
-    ValueError if `accuracy` is negative or not finite.
+    An adaptive controller keeps length and history where there is none, and raises ValueError if it is
+    negative or not finite: success rates never are.
     """
-    if not (math.isfinite(accuracy) and accuracy >= 0):
+    schedule = schedules.SCHEDULES.get(config.controller)
+    if schedule is not None:
+        length, history = schedule(config, state.step + 1, total_steps), ()
+    elif accuracy is None:
+        length, history = state.length, state.history
+    elif not (math.isfinite(accuracy) and accuracy >= 0):
         raise ValueError(f"guidance controller input: wanted a finite accuracy of at least 0, got {accuracy}")
-    length, history = CONTROLLERS[config.controller](config, state, accuracy, total_steps)
+    else:
+        length, history = ADAPTIVE[config.controller](config, state, accuracy)
     return GuidanceState(length=length, step=state.step + 1, history=history)
 
 
@@ -62,15 +58,11 @@ def state_for(config: GuidanceConfig, state: GuidanceState, *, ahead: int, total
     return replace(state, step=step, length=length)
 
 
-def controller_accuracy(config: GuidanceConfig, accuracy_R: Doubles, guided_R: Bools) -> float:
-    """Mean accuracy of the rollouts that `controller_input` names.
+def controller_accuracy(config: GuidanceConfig, accuracy_R: Doubles, guided_R: Bools) -> float | None:
+    """Success rate of the rollouts that `controller_input` names and that accuracy applies to (no NaN).
 
-    ValueError when there are none: no rollouts at all, or every one guided where unguided ones are wanted.
+    None when there are none: every rollout is guided where unguided ones are wanted, say.
     """
     chosen = accuracy_R if config.controller_input == "all" else accuracy_R[~guided_R]
-    if not len(chosen):
-        raise ValueError(
-            f'guidance.controller_input="{config.controller_input}": wanted at least one such rollout in a '
-            f"step, got 0 of {len(accuracy_R)}"
-        )
-    return float(chosen.mean())
+    mean = applicable_mean(chosen)
+    return None if math.isnan(mean) else mean

@@ -23,7 +23,9 @@ NOISE = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class ProfilePoint:
-    """Success rate of `num` samples that started from the first `fraction` of their trace."""
+    """Success rate of `num` samples that started from the first `fraction` of their trace.
+
+    Samples are those that the accuracy channel applies to; without any `success` is 0."""
 
     fraction: float
     success: float
@@ -41,6 +43,8 @@ def judge_profile(points: Sequence[ProfilePoint]) -> tuple[str, ...]:
     by_fraction = sorted(points, key=lambda point: point.fraction)
     if not by_fraction:
         return ("no prompt has a trace: nothing can be guided",)
+    if not any(point.num for point in points):
+        return ("the accuracy channel applies to none of the prompts: nothing was measured",)
     verdicts = (_hopeless(by_fraction[-1]), _easy(by_fraction[0]), _inverted(by_fraction))
     return tuple(verdict for verdict in verdicts if verdict)
 

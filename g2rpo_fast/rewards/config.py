@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Ge, Gt
 
 from g2rpo_fast.bounds import check_fields
 
@@ -18,6 +21,9 @@ class RewardConfig:
     """Weight of a channel in the sum; 1 where not given."""
     accuracy: str | None = None
     """Channel that counts as accuracy in evaluation and for guidance; none = the first."""
+    success: float = 0.0
+    """A rollout succeeds when its accuracy channel pays more than this: right for rewards of 0 and 1, of -1
+    and 1, of 0 and 2. A channel of grades wants its own. Accuracy is the share that succeeds."""
     pay_truncated: bool = False
     """math and exact_match also pay a response that was cut off before its end."""
     answer_marker: str = "####"
@@ -26,6 +32,12 @@ class RewardConfig:
     """format: regular expression that the whole response must match by itself, without the prompt; a dot
     matches newlines too. None = one <think>...</think> and an answer after it, where a <think> that the
     prompt ends with counts."""
+
+    timeout_s: Annotated[float, Gt(0)] | None = 60.0
+    """Seconds that one call of your own function may take; none = no limit. Python code and waits are
+    interrupted; of a call into C that does not return the run can only tell."""
+    concurrency: Annotated[int, Ge(1)] = 64
+    """Calls of your own async function that are under way at once."""
 
     def __post_init__(self) -> None:
         check_fields(self, "reward")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from g2rpo_fast.rewards.awaiting import Awaiter
 from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import RewardFunction
 from g2rpo_fast.rewards.math_answer import MathVerify
@@ -31,6 +33,22 @@ class RewardSet:
     weights: tuple[float, ...]
     accuracy_index: int
     """Of the channel that counts as accuracy."""
+    success: float = 0.0
+    """A rollout succeeds when that channel pays more."""
+    timeout_s: float | None = None
+    """Of one call of a user's function."""
+    awaiter: Awaiter = field(default_factory=lambda: Awaiter(concurrency=64))
+    """For those that are async."""
+
+    @property
+    def own(self) -> tuple[bool, ...]:
+        """Which functions are the user's: limited in time and isolated. Built-in ones need neither, but
+        `format` runs the user's pattern."""
+        return tuple(not isinstance(function, MathVerify | ExactMatch) for function in self.functions)
+
+    @property
+    def any_own(self) -> bool:
+        return any(self.own)
 
     @property
     def num_abandoned(self) -> int:
@@ -49,6 +67,9 @@ def load_rewards(config: RewardConfig) -> RewardSet:
         functions=tuple(find_function(name, config) for name in config.functions),
         weights=tuple(config.weights.get(name, 1.0) for name in config.functions),
         accuracy_index=config.functions.index(accuracy),
+        success=config.success,
+        timeout_s=config.timeout_s,
+        awaiter=Awaiter(config.concurrency),
     )
 
 
@@ -75,4 +96,23 @@ def find_function(name: str, config: RewardConfig) -> RewardFunction:
         raise ValueError(
             f"reward.functions: wanted a function {attribute!r} in {module.__file__}, got {found}"
         )
+    _check_signature(name, function)
     return cast(RewardFunction, function)
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    """Refuses what cannot be called as we call it, before anything is spent."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C tell nothing
+        return
+    try:
+        signature.bind("response", "answer", "rollout")
+        batched = {"prompts", "completions"} & set(signature.parameters)
+    except TypeError:
+        batched = {"arguments"}
+    if batched or isinstance(function, type):
+        raise ValueError(
+            f"reward.functions: wanted a function that takes (response, answer, rollout) of one rollout, got "
+            f"{name!r} with {signature}"
+        )
