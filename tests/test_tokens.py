@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTraine
 from g2rpo_fast.data import DataConfig, load_prompts
 from g2rpo_fast.embedded.task import ALPHABET
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
+from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.types import Prompt
 
 TEXTS = [
@@ -219,3 +220,10 @@ def test_bos_that_is_also_the_end_may_separate_texts(tmp_path: Path) -> None:
     (prompt,) = load(tmp_path, tokenizer, [{"prompt": "1+1=2<s>1+2="}])
     assert prompt.token_ids[0] == tokenizer.bos_token_id
     assert prompt.token_ids.count(tokenizer.bos_token_id) == 2
+
+
+def test_ids_of_a_padded_vocabulary_are_no_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("1+1", add_special_tokens=False)["input_ids"]
+    decode = text_decoder(tokenizer)
+    assert decode([*ids, 100_000, *ids]) == decode([*ids, *ids])
+    assert decode([100_000]) == ""

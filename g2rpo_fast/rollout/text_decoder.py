@@ -25,10 +25,12 @@ class TextDecoder:
     tokenizer: PreTrainedTokenizerBase
     hidden: Mapping[int, str]
     """Id and name of the tokens that show as nothing."""
+    num_ids: int
+    """Ids from here on are rows of the model alone (a padded vocabulary), which show as nothing too."""
 
     def __call__(self, ids: Iterable[int]) -> str:
         """The text, its spaces as the tokens have them."""
-        shown = [i for i in ids if i not in self.hidden]
+        shown = [i for i in ids if i < self.num_ids and i not in self.hidden]
         text = self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -46,7 +48,8 @@ def text_decoder(tokenizer: PreTrainedTokenizerBase) -> TextDecoder:
     named = {name for name in tokenizer.special_tokens_map.values() if isinstance(name, str)}
     structure = named | turn_markers(tokenizer, special)
     hidden = {i: name for name, i in special.items() if name in structure}
-    return TextDecoder(tokenizer=tokenizer, hidden=hidden)
+    num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    return TextDecoder(tokenizer=tokenizer, hidden=hidden, num_ids=num_ids)
 
 
 def turn_markers(tokenizer: PreTrainedTokenizerBase, special: Collection[str]) -> set[str]:

@@ -1,7 +1,8 @@
-"""A tokenizer and a model that disagree are found at load, by name."""
+"""Tokenizer, model and rows that do not fit are found at load, by name; rows left out are told."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,6 @@ from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.untrained import byte_pair_tokenizer
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model import load_tokenizer
-from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.train import train
 
 TEXTS = ["how many apples are there? 12 + 30 = 42"] * 3
@@ -57,7 +57,7 @@ def config(directory: Path, model: Path, texts: list[tuple[str, str | None]], **
             "data": {"path": str(directory / "d.jsonl"), **data},
             "rollout": {"group_size": 4, "max_tokens": 24},
             "guidance": {"enabled": False},
-            "reward": {"functions": ["test_vocabulary:length"]},
+            "reward": {"functions": ["test_misfits:length"]},
             "evaluate": {"profile_prompts": 0},
         }
     )
@@ -111,12 +111,6 @@ def test_unused_tokens_and_padded_vocabularies_train(
     assert trained.config.vocab_size == size + padding
 
 
-def test_ids_of_a_padded_vocabulary_are_no_text() -> None:
-    tokenizer = byte_pair_tokenizer(TEXTS)
-    (one, two), unknown = tokenizer.encode("1=")[:2], len(tokenizer) + 7
-    assert text_decoder(tokenizer)([one, unknown, two]) == "1="
-
-
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_directory_without_tokenizer_files_is_named(kind: str, tmp_path: Path) -> None:
     if kind == "qwen3":
@@ -139,3 +133,40 @@ def test_directory_without_tokenizer_files_is_named(kind: str, tmp_path: Path) -
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"model\.path: wanted a tokenizer "):
         load_tokenizer(str(tmp_path))
+
+
+def test_rows_left_out_of_both_files_are_told(tmp_path: Path) -> None:
+    model, _ = make(tmp_path)
+    held = tmp_path / "held.jsonl"
+    rows = ["1 + 1"] * 4 + ["apples " * 40] * 3 + [" "]
+    held.write_text("".join(json.dumps({"prompt": text, "answer": "1"}) + "\n" for text in rows))
+    texts: list[tuple[str, str | None]] = [(text, None) for text in [*["1 + 1"] * 3, "apples " * 40, ""]]
+    lines: list[str] = []
+    more = {"eval_path": str(held), "max_prompt_tokens": 20, "on_bad_row": "skip"}
+    train(config(tmp_path, model, texts, **more), show=lines.append)
+    (data,) = [line for line in "\n".join(lines).splitlines() if line.startswith("data:")]
+    assert data == (
+        "data: 3 prompts, 1 over data.max_prompt_tokens left out, 1 that cannot be used skipped; "
+        "4 held out, 3 over data.max_prompt_tokens left out, 1 that cannot be used skipped"
+    )
+    warnings = [line for line in lines if line.startswith("warning: ") and "cannot be used" in line]
+    assert warnings == [
+        f"warning: {tmp_path / 'd.jsonl'}: rows that cannot be used\n  line 5: column 'prompt': empty prompt",
+        f"warning: {held}: rows that cannot be used\n  line 8: column 'prompt': empty prompt",
+    ]
+
+
+def test_references_that_no_reward_can_judge_are_found_before_the_first_step(tmp_path: Path) -> None:
+    model, _ = make(tmp_path)
+    asked = config(tmp_path, model, [("1 + 1", None)] * 3)
+    rows = [{"prompt": "1 + 1", "trace": None, "answer": answer} for answer in ("2", r"\text{}", "3")]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = dataclasses.asdict(asked)
+    values["reward"]["functions"] = ["math"]
+    with pytest.raises(ValueError, match=r"d\.jsonl: 1 rows whose reference cannot be judged\n  line 2: "):
+        train(config_from_dict(values), show=lambda line: None)
+    assert not (tmp_path / "run").exists()
+    values["data"]["on_bad_row"] = "skip"
+    lines: list[str] = []
+    train(config_from_dict(values), show=lines.append)
+    assert "data: 2 prompts, 1 that cannot be used skipped" in "\n".join(lines)
