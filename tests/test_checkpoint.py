@@ -3,11 +3,21 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from g2rpo_fast.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from g2rpo_fast import train
+from g2rpo_fast.assemble import assemble
+from g2rpo_fast.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    undamaged_checkpoint,
+)
 from g2rpo_fast.metrics import Means, MetricsLog, read_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients, make_optimizer
+from runs import tiny_config
 
 
 def _trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -58,6 +68,52 @@ def test_checkpoint_pruning_keeps_the_newest_and_the_best(tmp_path):
         save_checkpoint(tmp_path, step, model, optimizer, {})
     prune_checkpoints(tmp_path, keep=2, best_step=3)
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [3, 5, 6]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()], ids=["cut", "flip", "gone"])
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, tmp_path):
+    if name == "manifest.json" and damage not in (cut,):
+        pytest.skip("without a manifest it is as from an older version; some of its bits mean nothing")
+    model, optimizer = _trained(0)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, model, optimizer, {"step": step})
+    damage(tmp_path / "step_00000003" / name)
+    lines: list[str] = []
+    assert undamaged_checkpoint(tmp_path, lines.append) == tmp_path / "step_00000002"
+    (line,) = lines
+    assert "step_00000003" in line
+    assert name in line
+    assert "step_00000002 is used" in line
+    # Out of the way of the step that is made again, and of the next start.
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000002"
+    assert (tmp_path / "damaged_step_00000003").is_dir()
+    for step in (1, 2):
+        cut(tmp_path / f"step_0000000{step}" / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"step_00000002, whose model\.safetensors has \d+ bytes.*step_00000001"
+    ):
+        undamaged_checkpoint(tmp_path, lines.append)
+
+
+def test_keep_holds_after_a_kill_between_save_and_prune(tmp_path):
+    run = tmp_path / "run"
+    train(tiny_config(run, checkpoint={"every": 1, "keep": 9}), show=lambda line: None)
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert len(names) == 5
+    parts = assemble(tiny_config(run, checkpoint={"every": 1, "keep": 1}), lambda line: None)
+    best = f"step_{parts.state.best_step:08d}"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {names[-1], best}
 
 
 def test_metrics_log_drops_what_will_be_made_again(tmp_path):

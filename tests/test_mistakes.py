@@ -53,6 +53,7 @@ MODELS: dict[str, Callable[[Path], object]] = {
     "no weights": without("model.safetensors"),
     "tokenizer cut short": cut("tokenizer.json", 0.5),
     "tokenizer is a list": replaced("tokenizer.json", b"[]"),
+    "no tokenizer": without("tokenizer.json", "tokenizer_config.json"),
     "config cut short": cut("config.json", 0.5),
     "config is a list": replaced("config.json", b"[]"),
     "config is binary": replaced("config.json", b"\xff\xfe\x00"),
@@ -120,6 +121,25 @@ def test_other_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     for source in ("binary.toml", "wrong.toml", "none.toml", str(tmp_path)):
         assert main(["train", source]) == 2
         assert_one_line(capsys.readouterr().err, source)
+
+
+TEMPLATES = {
+    "{{ raise_exception('no system role') }}": "no system role",
+    "{% for m in messages %}{{ m.role": "unexpected end of template",
+    "{{ messages[5].content + 'x' }}": "no element 5",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_chat_template_that_refuses_is_one_line(template, made, tmp_path, capsys):
+    model = Path(shutil.copytree(made / "model", tmp_path / "model"))
+    (model / "chat_template.jinja").write_text(template)
+    arguments = ["--model.path", str(model), "--data.path", str(made / "train.jsonl"), "--data.chat"]
+    arguments += ["--run.dir", str(tmp_path / "run")]
+    for key, more in {"data.chat": [], "data.system_prompt": ["--data.system-prompt", "Be brief."]}.items():
+        status, error = status_of([*arguments, *more], capsys)
+        assert status == 2
+        assert_one_line(error, f"{key}: wanted a chat template", TEMPLATES[template])
 
 
 def test_settings_that_measure_or_teach_nothing_are_refused(tmp_path):

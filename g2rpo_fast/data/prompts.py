@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.data.config import DataConfig
@@ -139,7 +140,14 @@ def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase)
     messages = [{"role": "user", "content": content}]
     if config.system_prompt is not None:
         messages.insert(0, {"role": "system", "content": config.system_prompt})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = " and a ".join(message["role"] for message in messages)
+        key = "data.chat" if config.system_prompt is None else "data.system_prompt"
+        raise ValueError(
+            f"{key}: wanted a chat template that takes a {roles} message, got one that says: {error}"
+        ) from error
     assert isinstance(text, str)
     return text
 
