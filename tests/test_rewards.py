@@ -42,7 +42,7 @@ def rollout_of(
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[MathVerify]:
-    judge = MathVerify(timeout_s=2.0)
+    judge = MathVerify(timeout_s=30.0)
     yield judge
     judge.close()
 
@@ -75,13 +75,15 @@ def test_math_equality(judge: MathVerify, response: str, answer: str, expected: 
     assert judge(response, answer, rollout_of(response, answer)) == expected
 
 
-def test_math_survives_pathological_answers(judge: MathVerify) -> None:
+def test_math_survives_pathological_answers(judge: MathVerify, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = rollout_of("")
     before = judge.num_abandoned
+    monkeypatch.setattr(judge, "timeout_s", 2.0)
     for response in ("\\boxed{x^{9^{9^{9}}}}", "\\boxed{x(((20!)!)!)!}"):
         start_s = time.monotonic()
         assert judge(response, "y^2", rollout) == 0.0
         assert time.monotonic() - start_s < 30
+    monkeypatch.undo()
     assert judge.num_abandoned > before
     assert judge("\\boxed{\\sqrt{4}}", "2", rollout) == 1.0  # a fresh process took over
 

@@ -19,7 +19,10 @@ if find_spec("vllm") is None:
 def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What engines leave behind is told apart from what those of another test process have there."""
     tmp_path_factory.getbasetemp()  # stays where it is
-    with tempfile.TemporaryDirectory(prefix="g2rpo-") as directory, pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="g2rpo-", ignore_cleanup_errors=True) as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("TMPDIR", directory)
         patch.setattr(tempfile, "tempdir", directory)
         yield
