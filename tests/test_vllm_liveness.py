@@ -51,6 +51,7 @@ def seconds_to(process: EngineProcess, message: str, command: str, **arguments: 
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loops", [0, 4])
 def test_what_works_is_waited_for_however_long(tmp_path: Path, loops: int) -> None:
     with stand_in(tmp_path) as process, busy_loops(loops):

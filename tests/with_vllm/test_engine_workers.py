@@ -73,6 +73,26 @@ def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
     assert engine.pid is None
 
 
+def test_a_stopped_worker_is_named_and_ends_with_its_engine(tmp_path: Path) -> None:
+    """The engine process itself beats, and computes as it waits."""
+    engine = vllm_engine(trainer_of(tiny_model()), tmp_path, tensor_parallel=2, stall_s=5.0)
+    try:
+        engine.sync(0)
+        assert engine.pid is not None
+        family = psutil.Process(engine.pid).children(recursive=True)
+        worker = next(p for p in family if "resource_tracker" not in " ".join(p.cmdline()))
+        worker.suspend()
+        began = time.monotonic()
+        with pytest.raises(
+            EngineError, match=rf"hangs in generation .*process {worker.pid} of its group has"
+        ):
+            engine.generate(requests(4, 300), Sampling())
+        assert time.monotonic() - began < 30
+    finally:
+        engine.close()
+    assert all(gone(process.pid) for process in family)
+
+
 @pytest.mark.parametrize(
     ("config", "mean", "largest"),
     [
