@@ -107,7 +107,13 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
-    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
+    load = partial(
+        load_prompts,
+        config=config.data,
+        tokenizer=tokenizer,
+        trace_required=config.guidance.enabled,
+        checks=_reference_checks(rewards),
+    )
     prompts = load(paths[1], split="train")
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
@@ -211,7 +217,7 @@ def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tupl
     if config.model.path is not None and config.data.path is not None:
         model_dir = config.model.path
         if model_dir == UNTRAINED:
-            texts = read_texts(config.data.path, config.data)
+            texts = read_texts(config.data.path, config.data, trace_required=config.guidance.enabled)
             model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
         return model_dir, config.data.path, config.data.eval_path
     made = prepare(directory / "embedded", config.embedded, seed=config.run.seed, report=show)

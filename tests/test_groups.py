@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.rollout.groups import request_seed, requests_of
 from g2rpo_fast.steps import next_prompts, sample
@@ -48,3 +50,19 @@ def test_a_step_of_fewer_prompts_than_it_wants_has_no_group_twice(tmp_path: Path
     assert len({prompt.id for prompt in next_prompts(parts, parts.state)}) == 3
     groups = {tuple(c.token_ids for c in completions[6 * group : 6 * group + 6]) for group in range(6)}
     assert len(groups) == 6
+
+
+@pytest.mark.parametrize("column", ["trace", None])
+def test_plain_grpo_needs_no_traces(tmp_path: Path, column: str | None) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"prompt": "{i}+1=", "answer": "{i + 1}"}}\n' for i in range(8)))
+    sections = {
+        "model": {"path": "untrained"},
+        "data": {"path": str(data), "trace_column": column},
+        "rollout": {"group_size": 2, "max_tokens": 20},
+    }
+    config = tiny_config(tmp_path / "plain", guidance={"enabled": False}, **sections)
+    assert len(assemble(config, lambda line: None).prompts.prompts) == 8
+    if column is not None:
+        with pytest.raises(ValueError, match=r"no column 'trace'.*\(data\.trace_column\)"):
+            assemble(tiny_config(tmp_path / "guided", **sections), lambda line: None)

@@ -27,7 +27,7 @@ class DataConfig:
     trace_column: str | None = "trace"
     """Column with ground-truth reasoning, which guidance takes its prefixes from; none = no traces. It is
     taken as it is: prompt + trace reads as one text, so a leading space or newline belongs to the trace.
-    Null in a row = that row cannot be guided."""
+    Null in a row = that row cannot be guided; without guidance the column may be missing."""
     template: str | None = None
     """Text around the problem; `{prompt}` stands for it. None = the problem itself
     (gsm8k without chat: "Question: {prompt}\\nAnswer:")."""

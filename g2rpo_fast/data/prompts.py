@@ -51,21 +51,24 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     *,
     split: str,
+    trace_required: bool = True,
     checks: Mapping[str, ReferenceCheck] = MappingProxyType({}),
 ) -> PromptSet:
     """Reads, checks and tokenises a file.
 
     Ids are `split:line`. `split="eval"` takes the first `eval_rows` rows, and may lack the trace column,
-    which only training needs. Raises ValueError for a missing file, rows that cannot be used (unless
+    which only guided training needs. Raises ValueError for a missing file, rows that cannot be used (unless
     `on_bad_row` skips them), a tokenizer that does not fit, or when no prompt is short enough.
 
     Args:
+        trace_required: a row to train on without the trace column is malformed.
         checks: by name of a reward, for every row's reference.
     """
     evaluation = split == "eval"
     key = "data.eval_path" if evaluation else "data.path"
     limit = config.eval_rows if evaluation else 0
-    problems, malformed = read_rows(path, config, key=key, limit=limit, trace_required=not evaluation)
+    needed = trace_required and not evaluation
+    problems, malformed = read_rows(path, config, key=key, limit=limit, trace_required=needed)
     problems, unjudged = sift(
         path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
@@ -121,9 +124,9 @@ def _torn(apart: set[int], config: DataConfig, problem: Problem) -> str | None:
     return f"no tokens of column {config.trace_column!r} read as one text with the prompt before them"
 
 
-def read_texts(path: str, config: DataConfig) -> Iterator[str]:
+def read_texts(path: str, config: DataConfig, *, trace_required: bool = True) -> Iterator[str]:
     """Prompt, trace and answer of every row, as they are: what a tokenizer can be made from."""
-    problems = read_problems(path, config, key="data.path", limit=0, trace_required=True)
+    problems = read_problems(path, config, key="data.path", limit=0, trace_required=trace_required)
     return (text for problem in problems for text in (problem.prompt, problem.trace, problem.answer))
 
 
