@@ -142,12 +142,12 @@ def starved(now_s: float) -> Usage:
 
 def polling(now_s: float) -> Usage:
     """A thread that sleeps most of the time, and waits for a CPU for long when it wakes up."""
-    return Usage({1: 0.0}, {1: 0.7 * now_s, 2: 0.0})
+    return Usage({1: 0.0}, {1: 0.3 * now_s, 2: 0.0})
 
 
 def trickling(now_s: float) -> Usage:
-    """Next to nothing, as idle threads do."""
-    return Usage({1: 0.5 * BUSY_SHARE * now_s}, {1: 0.5 * BUSY_SHARE * now_s})
+    """Next to nothing in each of many processes, as idle threads do."""
+    return Usage(dict.fromkeys(range(8), 0.5 * BUSY_SHARE * now_s), {1: 0.5 * BUSY_SHARE * now_s})
 
 
 def working(now_s: float) -> Usage:
