@@ -107,14 +107,8 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
-    load = partial(
-        load_prompts,
-        config=config.data,
-        tokenizer=tokenizer,
-        trace_required=config.guidance.enabled,
-        checks=_reference_checks(rewards),
-    )
-    prompts = load(paths[1], split="train")
+    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
+    prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
     model = _policy(config, paths[0], device, tokenizer, both, show)

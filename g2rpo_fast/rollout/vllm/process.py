@@ -149,11 +149,16 @@ class EngineProcess:
 
     def wait_gone(self) -> None:
         """Returns when its workers have ended too; those that do not are killed."""
-        until = time.monotonic() + _WORKERS_S
+        if not self._gone_within(_WORKERS_S):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._gone_within(_DYING_S)
+
+    def _gone_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
         while self._group_lives() and time.monotonic() < until:
             time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        return not self._group_lives()
 
     def _group_lives(self) -> bool:
         """Whether any process of its session's group is left; the group's number is its pid."""
