@@ -217,6 +217,27 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped"] > 0
 
 
+def test_updates_in_a_row_are_passes_of_which_no_minibatch_was_taken(tmp_path):
+    settings = {"minibatches": 4, "updates_per_batch": 1, "max_bad_steps": 2}
+    parts = assemble(tiny_config(tmp_path / "run", optim=settings), lambda line: None)
+    weight = parts.learner.model.get_input_embeddings().weight
+    bad = {"of": 4}
+    calls = [0]
+
+    def spoil(grad):
+        calls[0] += 1
+        return grad * float("nan") if calls[0] % 4 < bad["of"] else grad
+
+    weight.register_hook(spoil)
+    quiet = type("Quiet", (), {"step": lambda *a: None})()
+    state = train_step(parts, parts.state, quiet)
+    assert state.bad_steps == 1  # four minibatches were skipped
+    bad["of"] = 3
+    state = train_step(parts, state, quiet)
+    assert state.bad_steps == 0  # three
+    assert [r["optim/skipped"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [4, 3]
+
+
 def _steps_until_it_stops(parts, state, console):
     for _ in range(20):
         state = train_step(parts, state, console)
