@@ -89,11 +89,6 @@ class Config:
                 f"{missing}.path: wanted a path because {given}.path is given, got None "
                 f"(the embedded default makes both its model and its data; leave out both or neither)"
             )
-        if self.rollout.group_size < 2:
-            raise ValueError(
-                "rollout.group_size: wanted at least 2 (an advantage is relative to its group), "
-                f"got {self.rollout.group_size}"
-            )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature: wanted above 0 (greedy groups teach nothing), got 0")
         for name in ("rollout", "evaluate") if self.rollout.engine == "vllm" else ():

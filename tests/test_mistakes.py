@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from g2rpo_fast import train
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.cli import main
 from g2rpo_fast.rewards import RewardError
@@ -142,12 +143,15 @@ def test_chat_template_that_refuses_is_one_line(template, made, tmp_path, capsys
         assert_one_line(error, f"{key}: wanted a chat template", TEMPLATES[template])
 
 
-def test_settings_that_measure_or_teach_nothing_are_refused(tmp_path):
+def test_settings_that_measure_or_teach_nothing_are_refused_or_told(made, tmp_path):
     with pytest.raises(ValueError, match=r"evaluate\.samples: wanted 1 .*greedy.*, got 4"):
         tiny_config(tmp_path, evaluate={"samples": 4})
     tiny_config(tmp_path, evaluate={"samples": 4, "temperature": 0.5})
-    with pytest.raises(ValueError, match=r"rollout\.group_size: wanted at least 2 .*, got 1"):
-        tiny_config(tmp_path, rollout={"group_size": 1})
+    paths = {"model": {"path": str(made / "model")}, "data": {"path": str(made / "train.jsonl")}}
+    alone = {"rollout": {"group_size": 1}, "guidance": {"enabled": False}, "run": {"steps": 0}}
+    lines: list[str] = []
+    train(tiny_config(tmp_path / "run", **paths, **alone), show=lines.append)
+    assert any("warning: rollout.group_size = 1" in line for line in lines)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
