@@ -48,9 +48,7 @@ class Console:
             if prompts is not None and prompts.skipped:
                 self._show(f"warning: {prompts.path}: rows that cannot be used{listed(prompts.skipped)}")
         if config.rollout.group_size < 2:
-            self._show(
-                "warning: rollout.group_size = 1: an advantage is relative to its group, and so always 0"
-            )
+            self._show("warning: rollout.group_size = 1: an advantage is relative to its group, so 0")
         if parts.resumed:
             self._show(f"continued after step {parts.state.step}")
 
