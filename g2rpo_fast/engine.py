@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.config import Config
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.rollout import LocalEngine, Prefill
+from g2rpo_fast.rollout.graph_decoder import CudaRecorder
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
 from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm import VllmEngine, require_vllm
@@ -56,6 +57,7 @@ def make_engine(
 
 def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> LocalEngine:
     """Samples in this process, on the trainer's own weights."""
+    graphs = config.rollout.cuda_graph and model.device.type == "cuda"
     return LocalEngine(
         model,
         prefill=partial(prefill_tree, model, config.model),
@@ -63,6 +65,7 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
         decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
         compute_dtype=compute_dtype(model, config.model),
+        recorder=CudaRecorder(model.device) if graphs else None,
     )
 
 

@@ -27,11 +27,16 @@ GROWTH = 64
 class Cache:
     """One step's attention for all rows: `advance`, then `attend` once per layer.
 
+    Attributes:
+        keep_share: rows that have ended are worth dropping when at most this share of the batch is alive.
+
     Args:
         position_B: RoPE position of each row's first token behind its prefix.
         heads: for each layer, how many KV heads it has and how wide they are.
         num_positions: no row gets longer; windows that reach as far hide nothing.
     """
+
+    keep_share = 0.75
 
     def __init__(
         self,
@@ -86,14 +91,13 @@ class Cache:
         """
         if window is not None and window >= self._num_positions:
             window = None
-        for cached_BKLE, new_BKE in zip(self._kv[layer], (k_BKE, v_BKE)):
-            cached_BKLE.select(2, self._num_used - 1).copy_(new_BKE)
+        self._store(layer, k_BKE, v_BKE)
         q_XQE = q_BKQE.flatten(0, 1).to(self._dtype)
         prefix_XE, lse_X = self._prefix.attend(
             layer, q_XQE, scale=scale, softcap=softcap, window=window, position_B=self.position_B
         )
         k_XEL, v_XLE = self._visible_kv[layer]
-        score_XQL = self._scores(q_XQE, k_XEL, scale, softcap, window)
+        score_XQL = self._scores(q_XQE, k_XEL, scale, softcap, self._bias(window))
         score_XQL.select(2, 0).copy_(lse_X.view(score_XQL.shape[:2]))
         weight_XQL = torch.softmax(score_XQL, -1).to(self._dtype)
         out_XQE = torch.bmm(weight_XQL, v_XLE)
@@ -105,6 +109,7 @@ class Cache:
         index = torch.from_numpy(rows).to(self.position_B.device)
         self.position_B = self.position_B.index_select(0, index)
         self._prefix.keep(rows)
+        self._visible_kv = []  # the old tensors go layer by layer
         for layer, (k_BKLE, v_BKLE) in enumerate(self._kv):
             self._kv[layer] = k_BKLE.index_select(0, index), v_BKLE.index_select(0, index)
         self._show()
@@ -114,15 +119,32 @@ class Cache:
         return self._kv[0][0].shape[2]
 
     def _grow(self) -> None:
-        """Adds slots to every layer. Unused ones are zero: their scores must be finite before the bias."""
-        for layer, pair in enumerate(self._kv):
-            k_BKLE, v_BKLE = (torch.nn.functional.pad(x_BKLE, (0, 0, 0, GROWTH)) for x_BKLE in pair)
-            self._kv[layer] = k_BKLE, v_BKLE
+        self._add_slots(GROWTH)
         self._step_L = torch.zeros(
             self._num_slots + KEY_TILE, dtype=self._score_dtype, device=self.position_B.device
         )
         self._step_L[self._num_slots :] = -torch.inf
         self._show()
+
+    def _add_slots(self, num_slots: int) -> None:
+        """To every layer. Unused ones are zero: their scores must be finite before the bias."""
+        self._visible_kv = []
+        for layer, pair in enumerate(self._kv):
+            k_BKLE, v_BKLE = (torch.nn.functional.pad(x_BKLE, (0, 0, 0, num_slots)) for x_BKLE in pair)
+            self._kv[layer] = k_BKLE, v_BKLE
+
+    def _store(self, layer: int, k_BKE: torch.Tensor, v_BKE: torch.Tensor) -> None:
+        """Puts the token's key and value into the slot that `advance` opened."""
+        for cached_BKLE, new_BKE in zip(self._kv[layer], (k_BKE, v_BKE)):
+            cached_BKLE.select(2, self._num_used - 1).copy_(new_BKE)
+
+    def _bias(self, window: int | None) -> torch.Tensor:
+        """[L], 0 for the slots that are seen and -inf for others; slot 0, the prefix, is always seen."""
+        if window is None or self._num_used - 1 <= window:
+            return self._bias_L
+        bias_L = self._bias_L.clone()
+        bias_L[1 : self._num_used - window] = -torch.inf
+        return bias_L
 
     def _show(self) -> None:
         """The slots that are read: keys transposed, values, with (row, KV head) as one dimension."""
@@ -137,12 +159,8 @@ class Cache:
         k_XEL: torch.Tensor,
         scale: float,
         softcap: float | None,
-        window: int | None,
+        bias_L: torch.Tensor,
     ) -> torch.Tensor:
-        bias_L = self._bias_L
-        if window is not None and self._num_used - 1 > window:
-            bias_L = bias_L.clone()
-            bias_L[1 : self._num_used - window] = -torch.inf
         if softcap is None and self._dtype == self._score_dtype:
             return torch.baddbmm(bias_L, q_XQE, k_XEL, alpha=scale)
         return scores(q_XQE, k_XEL, scale, softcap).add_(bias_L)

@@ -37,6 +37,9 @@ class RolloutConfig:
     config.json of the model name. Rewards read the text up to it."""
     max_rows: Annotated[int, Ge(1)] = 512
     """Most rows decoded at once; more are done in waves."""
+    cuda_graph: bool = True
+    """local engine on CUDA, models of type Llama, Mistral, Qwen2 and Qwen3 with plain modules: a decoding
+    step is one CUDA graph, the same up to rounding. false = kernel by kernel, and less memory at once."""
 
     def __post_init__(self) -> None:
         check_fields(self, "rollout")

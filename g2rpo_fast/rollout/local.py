@@ -2,7 +2,7 @@
 
 Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then
 decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
-Rows that have ended leave the batch once they are a quarter of it.
+Rows that have ended leave the batch once they are a quarter of it; where steps are recorded, half of it.
 
 Dimension key: B rows being decoded, D width, V vocabulary, T steps; S stream positions, K KV heads, E head
 width.
@@ -23,19 +23,19 @@ from g2rpo_fast.backbone import backbone_of, num_positions
 from g2rpo_fast.rollout.cache import Cache
 from g2rpo_fast.rollout.decoder import FunctionalDecoder, recognised
 from g2rpo_fast.rollout.families import Batch, plan_batches
+from g2rpo_fast.rollout.graph_decoder import GraphDecoder, Recorder
 from g2rpo_fast.rollout.hooked_decoder import HookedDecoder
 from g2rpo_fast.rollout.prefill import Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.progress import Progress
 from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.sampling import Draws, draw
 from g2rpo_fast.rollout.shared_prefix import Family, SharedPrefix
+from g2rpo_fast.rollout.static_cache import StaticCache
 from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Completion, Longs, Request, Sampling
 
 BLOCK = 4
 """Steps between two looks at which rows have ended."""
-KEEP_SHARE = 0.75
-"""Rows that have ended are dropped when at most this share of the batch is alive."""
 
 Decoder = FunctionalDecoder | HookedDecoder
 
@@ -51,6 +51,7 @@ class LocalEngine:
         max_rows: most rows decoded at once.
         compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
         backbone: the module whose forward gives hidden states; default the model's own.
+        recorder: records the functional decoder's steps (`graph_decoder`); None = every step is plain.
 
     Attributes:
         decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others).
@@ -66,6 +67,7 @@ class LocalEngine:
         max_rows: int = 512,
         compute_dtype: torch.dtype | None = None,
         backbone: nn.Module | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: wanted at least 1, got {max_rows}")
@@ -77,6 +79,7 @@ class LocalEngine:
         self._config = model.config.get_text_config()
         self._version = 0
         self.decoder_name: Literal["functional", "hooked"] = "functional" if recognised(model) else "hooked"
+        self._recorder = recorder if self.decoder_name == "functional" else None
 
     def sync(self, version: int) -> None:
         """Records the version: the weights are the trainer's own."""
@@ -154,24 +157,25 @@ class LocalEngine:
         cache = self._cache(decoder, batch, prefill, requests, last_B)
         hidden_BD = hidden_SD.index_select(0, torch.from_numpy(last_B).to(hidden_SD.device))
         head = _LogitsHead(self._head, self._dtype)
+        stepper = self._stepper(decoder)
         while True:
             block: list[tuple[torch.Tensor, torch.Tensor]] = []
             for _ in range(min(BLOCK, progress.steps_left)):
                 if block:
                     cache.advance()
-                    hidden_BD = decoder.step(block[-1][0][:, 0], cache)
+                    hidden_BD = stepper.step(block[-1][0][:, 0], cache)
                 block.append(draw(head.logits(hidden_BD), draws.next(), sampling))
             progress.add(*(_to_host(part) for part in zip(*block)))
             alive = progress.alive_B
             if not len(alive):
                 return
             token_B = block[-1][0][:, 0]
-            if len(alive) <= KEEP_SHARE * cache.num_rows:
+            if len(alive) <= cache.keep_share * cache.num_rows:
                 for rows in (progress, draws, cache):
                     rows.keep(alive)
                 token_B = token_B.index_select(0, torch.from_numpy(alive).to(token_B.device))
             cache.advance()
-            hidden_BD = decoder.step(token_B, cache)
+            hidden_BD = stepper.step(token_B, cache)
 
     def _cache(
         self, decoder: Decoder, batch: Batch, prefill: Prefill, requests: list[Request], last_B: Longs
@@ -188,7 +192,8 @@ class LocalEngine:
         if device.type == "cpu":
             dtype = torch.promote_types(dtype, torch.float32)
         prefix = SharedPrefix(prefill, families, dtype=dtype, key_order_E=decoder.key_order_E)
-        return Cache(
+        kind = Cache if self._recorder is None else StaticCache
+        return kind(
             prefix,
             torch.tensor([len(r.prompt_ids) for r in requests], device=device),
             heads=[(k_SKE.shape[1], k_SKE.shape[2]) for k_SKE, _ in prefill.keys],
@@ -200,6 +205,13 @@ class LocalEngine:
         if self.decoder_name == "functional":
             return FunctionalDecoder(self._model, num_positions=_num_positions(requests), dtype=self._dtype)
         return HookedDecoder(self._backbone, num_layers=self._config.num_hidden_layers, dtype=self._dtype)
+
+    def _stepper(self, decoder: Decoder) -> Decoder | GraphDecoder:
+        """What takes a wave's steps; recordings end with the wave."""
+        if self._recorder is None:
+            return decoder
+        assert isinstance(decoder, FunctionalDecoder)
+        return GraphDecoder(decoder, self._recorder)
 
 
 class _LogitsHead:

@@ -148,7 +148,8 @@ class SharedPrefix:
         start = call.start // layout.num_q
         shape = (call.stop - call.first, layout.num_kv, call.num_rows)
         row_FKN = layout.query_X[start : start + math.prod(shape)].view(shape) // layout.num_kv
-        position_FM = position_B[row_FKN[:, 0]].repeat_interleave(layout.num_q, 1)
+        position_FN = position_B[row_FKN[:, 0]]
+        position_FM = position_FN.unsqueeze(2).expand(-1, -1, layout.num_q).flatten(1)
         path_FL = call.stack.path_FL[call.first : call.stop]
         near_FML = position_FM.unsqueeze(2) - path_FL.unsqueeze(1) < window
         hidden_F1ML = torch.zeros_like(near_FML, dtype=self._score_dtype)
