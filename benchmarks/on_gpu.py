@@ -59,7 +59,14 @@ PARTS: dict[str, Part] = {
     "build": Part(50, [PYTHON, "setup.py", "build_ext", "--inplace"]),
     "check": Part(
         100,
-        _check("linear_gpu", "rows_gpu", "tree_attention_gpu", "tree_attention", processes=PROCESSES),
+        _check(
+            "linear_gpu",
+            "rows_gpu",
+            "tree_attention_gpu",
+            "tree_attention",
+            "liger_ops_gpu",
+            processes=PROCESSES,
+        ),
     ),
     "check_sync": Part(40, _check("ipc_arena_gpu")),
     "sync": Part(35, [PYTHON, "benchmarks/sync_on_gpu.py"]),

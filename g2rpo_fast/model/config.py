@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from g2rpo_fast.bounds import check_fields
 
 AttentionChoice = Literal["auto", "reference", "cascade", "triton"]
+FusedOps = Literal["auto", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class ModelConfig:
     attention: AttentionChoice = "auto"
     """Tree attention: reference (quadratic memory), cascade (flash calls), triton (block-sparse, CUDA only);
     auto = cascade where it can, then triton on CUDA, else reference."""
+    fused_ops: FusedOps = "auto"
+    """RMSNorm and gated SiLU of the Llama, Mistral, Qwen2 and Qwen3 families in one sweep each. auto = by C++
+    on a CPU; by Liger-Kernel, RoPE too, on CUDA where it is installed. off = transformers' own code."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")

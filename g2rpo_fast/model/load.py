@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from g2rpo_fast.model.config import ModelConfig
+from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
+from g2rpo_fast.model.liger_ops import use_liger_ops
 from g2rpo_fast.model.probe import check_tree
 from g2rpo_fast.model.read import check_json_files, reading
 from g2rpo_fast.model.row_ops import use_row_ops
@@ -57,8 +59,7 @@ def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
     if sinks:
         raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
     select_tree_attention(model)
-    if model.device.type == "cpu":
-        use_row_ops(model)
+    fuse_ops(model, config.fused_ops)
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
@@ -73,10 +74,20 @@ def select_tree_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION)
 
 
+def fuse_ops(model: PreTrainedModel, choice: FusedOps) -> int:
+    """What `model.fused_ops` means on the model's device. Returns how many modules compute otherwise now."""
+    if choice == "off":
+        return 0
+    if model.device.type == "cpu":
+        return use_row_ops(model)
+    liger = model.device.type == "cuda" and find_spec("liger_kernel") is not None
+    return use_liger_ops(model) if liger else 0
+
+
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Let the layers that transformers would checkpoint in training mode do so in any mode.
 
-    Training mode would switch their noise on. Instances only, as in `row_ops`.
+    Training mode would switch their noise on. Instances only, as in `instances.py`.
     """
     if not model.supports_gradient_checkpointing:
         raise ValueError(

@@ -11,7 +11,6 @@ Dimension key: N rows, D width.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -20,11 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from g2rpo_fast import _C
-
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-"""Their norm and MLP modules are the formulas above; Gemma's norm, say, is not."""
-NORMS = tuple(f"{family}RMSNorm" for family in FAMILIES)
-MLPS = tuple(f"{family}MLP" for family in FAMILIES)
+from g2rpo_fast.model.instances import use_forwards
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -88,16 +83,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def use_row_ops(model: PreTrainedModel) -> int:
-    """Lets the model's own norm and MLP modules compute through these. Returns how many do.
-
-    Instances only: no class is changed, nothing is saved with the model, `module.forward` deleted undoes it.
-    """
-    silu = getattr(model.config.get_text_config(), "hidden_act", None) == "silu"
-    forwards = dict.fromkeys(NORMS, _norm_forward) | {name: _mlp_forward for name in MLPS if silu}
-    taken = [module for module in model.modules() if type(module).__name__ in forwards]
-    for module in taken:
-        module.forward = MethodType(forwards[type(module).__name__], module)
-    return len(taken)
+    """Lets the model's own norm and MLP modules compute through these. Returns how many do."""
+    return use_forwards(model, norm=_norm_forward, mlp=_mlp_forward)
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
