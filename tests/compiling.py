@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 STACK_BYTES = 0 if triton.__version__.startswith("3.7.") else 32
 """Stack that a kernel may use where its table promises none. The promise is Triton 3.7's, whose assembler the
 tables were chosen with; the most that others were seen to use is 32 (3.6) and 24 bytes (3.8, 3.9)."""
@@ -26,6 +26,20 @@ class Compiled:
     stack: int
     shared: int
     """Bytes of shared memory."""
+
+    @property
+    def loads_in_flight(self) -> list[int]:
+        """For each wait on asynchronous copies: how many groups of them stay under way behind it."""
+        return [int(count, 0) for count in re.findall(r"cp\.async\.wait_group\s+(0x[0-9a-f]+|\d+)", self.ptx)]
+
+    def serialised(self, chip: str) -> list[str]:
+        """The assembler's warnings that Hopper's products wait for each other (C7510 to C7515)."""
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+            ptx.write(self.ptx)
+            ptx.flush()
+            command = [TOOLS / "ptxas", f"--gpu-name={chip}a", ptx.name, "-o", "/dev/null"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return re.findall(r".*\bC751[0-5]\b.*", done.stderr)
 
 
 def compile_for(
@@ -50,7 +64,7 @@ def compile_for(
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        command = [CUOBJDUMP, "-res-usage", cubin.name]
+        command = [TOOLS / "cuobjdump", "-res-usage", cubin.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage

@@ -17,11 +17,13 @@ class Tile:
     block_q: int
     block_kv: int
     warps: int
-    stages: int
-    spill_free: bool = True
-    """Compiles without a byte of stack, whatever the window and the softcap, with Triton 3.7; with 3.6 to 3.9
-    at most 32 bytes (tests/test_compile_tree_attention.py). False: measured to spill, and other shapes are
-    no better."""
+    stages: int = 3
+    """Buffers of what the loop loads. With three, two iterations' loads are under way during a third's
+    products; with two, Triton waits for every load, and the assembler puts Hopper's products one after the
+    other (warning C7515)."""
+    stack_bytes: int = 0
+    """The most stack that it compiles to, whatever the window and the softcap, with Triton 3.7; 32 bytes more
+    with 3.6 to 3.9 (tests/test_compile_tree_attention.py). Not 0: other shapes are no better."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,61 +50,67 @@ MAX_WIDTH = 256
 
 HALF: dict[tuple[str, int], Tiles] = {
     ("sm_80", 64): Tiles(
-        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
-        query_grad=Tile(block_q=64, block_kv=64, warps=4, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=128, warps=8),
+        query_grad=Tile(block_q=64, block_kv=64, warps=4),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8),
     ),
     ("sm_80", 128): Tiles(
-        forward=Tile(block_q=128, block_kv=64, warps=8, stages=3),
+        forward=Tile(block_q=128, block_kv=64, warps=8),
+        query_grad=Tile(block_q=64, block_kv=64, warps=8),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8),
+    ),
+    ("sm_80", 256): Tiles(
+        forward=Tile(block_q=64, block_kv=32, warps=8),
+        query_grad=Tile(block_q=64, block_kv=32, warps=8),
+        kv_grad=Tile(block_q=32, block_kv=64, warps=8),
+        split_kv_grad=True,
+    ),
+    ("sm_86", 128): Tiles(  # 99 KB of shared memory
+        forward=Tile(block_q=128, block_kv=64, warps=8),
         query_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
         kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
     ),
-    ("sm_80", 256): Tiles(
-        forward=Tile(block_q=64, block_kv=32, warps=8, stages=2),
-        query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=2),
-        kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=2),
-        split_kv_grad=True,
-    ),
-    ("sm_86", 256): Tiles(  # 99 KB of shared memory
+    ("sm_86", 256): Tiles(
         forward=Tile(block_q=64, block_kv=32, warps=8, stages=2),
         query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=1),
         kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=1),
         split_kv_grad=True,
     ),
     ("sm_90", 64): Tiles(
-        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
-        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=128, warps=8),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8),
     ),
     ("sm_90", 128): Tiles(
-        forward=Tile(block_q=128, block_kv=128, warps=8, stages=2),
-        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=64, warps=8),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8),
+        kv_grad=Tile(block_q=64, block_kv=64, warps=8, stack_bytes=8),  # with window and softcap together
     ),
     ("sm_90", 256): Tiles(
-        forward=Tile(block_q=128, block_kv=64, warps=8, stages=2),
-        query_grad=Tile(block_q=64, block_kv=32, warps=8, stages=2),
-        kv_grad=Tile(block_q=32, block_kv=64, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=32, warps=8),
+        query_grad=Tile(block_q=64, block_kv=32, warps=8),
+        kv_grad=Tile(block_q=32, block_kv=64, warps=8),
         split_kv_grad=True,
     ),
     ("sm_100", 64): Tiles(
-        forward=Tile(block_q=128, block_kv=128, warps=8, stages=3),
-        query_grad=Tile(block_q=64, block_kv=64, warps=4, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=128, warps=8),
+        query_grad=Tile(block_q=64, block_kv=64, warps=4),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8),
     ),
     ("sm_100", 128): Tiles(
-        forward=Tile(block_q=128, block_kv=64, warps=8, stages=3),
-        query_grad=Tile(block_q=128, block_kv=64, warps=8, stages=2),
-        kv_grad=Tile(block_q=64, block_kv=128, warps=8, stages=2),
+        forward=Tile(block_q=128, block_kv=64, warps=8),
+        query_grad=Tile(block_q=128, block_kv=64, warps=8),
+        kv_grad=Tile(block_q=64, block_kv=128, warps=8),
     ),
     ("sm_100", 256): Tiles(
-        forward=Tile(block_q=128, block_kv=32, warps=8, stages=2),
-        query_grad=Tile(block_q=64, block_kv=32, warps=4, stages=2),
+        forward=Tile(block_q=128, block_kv=32, warps=8),
+        query_grad=Tile(block_q=64, block_kv=32, warps=4),
         kv_grad=Tile(block_q=64, block_kv=64, warps=8, stages=2),
         split_kv_grad=True,
     ),
 }
-"""bfloat16 and float16, by (chip, head width padded up). "sm_86" differs from "sm_80" at 256 only."""
+"""bfloat16 and float16, by (chip, head width padded up). "sm_86" differs from "sm_80" where the shared memory
+asks for it."""
 
 SINGLE: dict[int, Tiles] = {
     64: Tiles(
@@ -117,13 +125,13 @@ SINGLE: dict[int, Tiles] = {
     ),
     256: Tiles(
         forward=Tile(block_q=16, block_kv=16, warps=8, stages=1),
-        query_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, spill_free=False),
-        kv_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, spill_free=False),
+        query_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, stack_bytes=176),
+        kv_grad=Tile(block_q=16, block_kv=16, warps=8, stages=1, stack_bytes=152),
         split_kv_grad=True,
     ),
 }
 """float32, by head width padded up: products in full float32, without tensor cores, on any chip. A thread
-holds whole rows of its operands: two products of 256 columns do not fit (dq 176, dk 152 bytes of stack)."""
+holds whole rows of its operands: two products of 256 columns do not fit."""
 
 CHIPS: dict[tuple[int, int], str] = {
     (8, 0): "sm_80",

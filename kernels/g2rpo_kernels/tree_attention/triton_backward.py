@@ -25,6 +25,7 @@ from g2rpo_kernels.tree_attention.triton_tiles import (
     load_rows,
     score,
     store_rows,
+    tile_row,
     work_item,
 )
 
@@ -88,8 +89,9 @@ def _query_grad(
     UPCAST: tl.constexpr,
 ):
     """Add what the key tiles `key_ptr[first:last]` give to dq / scale."""
+    row_n = tile_row(key_ptr, first, last, BLOCK_N)
     for entry in range(first, last):
-        row_n = tl.load(key_ptr + entry) * BLOCK_N
+        next_row_n = tile_row(key_ptr, entry + 1, last, BLOCK_N)
         zero_mn = tl.zeros((q_me.shape[0], BLOCK_N), tl.float32)
         k_ne = load_rows(k_ptr, row_n, num_rows, stride_ks, width, BLOCK_N, BLOCK_E, MASKED, PADDED)
         score_mn, capped_mn = score(dot(q_me, tl.trans(k_ne), zero_mn, UPCAST), scale, softcap, CAPPED)
@@ -104,6 +106,7 @@ def _query_grad(
         if CAPPED:
             ds_mn *= 1.0 - capped_mn * capped_mn
         dq_me = dot(ds_mn.to(k_ne.dtype), k_ne, dq_me, UPCAST)
+        row_n = next_row_n
     return dq_me
 
 

@@ -22,6 +22,7 @@ from g2rpo_kernels.tree_attention.triton_tiles import (
     load_rows,
     score,
     store_rows,
+    tile_row,
     work_item,
 )
 
@@ -57,8 +58,9 @@ def _attend(
     UPCAST: tl.constexpr,
 ):
     """Take in the key tiles `key_ptr[first:last]`."""
+    row_n = tile_row(key_ptr, first, last, BLOCK_N)
     for entry in range(first, last):
-        row_n = tl.load(key_ptr + entry) * BLOCK_N
+        next_row_n = tile_row(key_ptr, entry + 1, last, BLOCK_N)
         k_ne = load_rows(k_ptr, row_n, num_rows, stride_ks, width, BLOCK_N, BLOCK_E, MASKED, PADDED)
         product_mn = dot(q_me, tl.trans(k_ne), tl.zeros((q_me.shape[0], BLOCK_N), tl.float32), UPCAST)
         score_mn, _ = score(product_mn, scale, softcap, CAPPED)
@@ -76,6 +78,7 @@ def _attend(
         v_ne = load_rows(v_ptr, row_n, num_rows, stride_vs, width, BLOCK_N, BLOCK_E, MASKED, PADDED)
         out_me = dot(weight_mn.to(v_ne.dtype), v_ne, out_me * decay_m[:, None], UPCAST)
         max_m = new_max_m
+        row_n = next_row_n
     return out_me, max_m, sum_m
 
 

@@ -21,6 +21,7 @@ from g2rpo_kernels.tree_attention.triton_tiles import (
     load_rows,
     score,
     store_rows,
+    tile_row,
     visible,
     work_item,
 )
@@ -64,8 +65,9 @@ def _kv_grad(
     UPCAST: tl.constexpr,
 ):
     """Add what the query tiles `query_ptr[first:last]` of `group` heads give to dk / scale and dv."""
+    row = tile_row(query_ptr, first, last, BLOCK_M)
     for step in range((last - first) * group):
-        row = tl.load(query_ptr + first + step // group) * BLOCK_M
+        next_row = tile_row(query_ptr, first + (step + 1) // group, last, BLOCK_M)
         head = (step % group).to(tl.int64)
         zero_nm = tl.zeros((k_ne.shape[0], BLOCK_M), tl.float32)
         q_me = load_rows(
@@ -98,6 +100,7 @@ def _kv_grad(
             if CAPPED:
                 ds_nm *= 1.0 - capped_nm * capped_nm
             dk_ne = dot(ds_nm.to(q_me.dtype), q_me, dk_ne, UPCAST)
+        row = next_row
     return dk_ne, dv_ne
 
 

@@ -92,6 +92,16 @@ def work_item(work_ptr):
 
 
 @triton.jit
+def tile_row(list_ptr, entry, last, BLOCK_S: tl.constexpr):
+    """First row of the tile that a list names at `entry`; 0 from `last` on.
+
+    Loops read it one entry ahead and carry it: a load whose address was loaded in the same iteration is not
+    prefetched, whatever the number of stages.
+    """
+    return tl.load(list_ptr + entry, mask=entry < last, other=0) * BLOCK_S
+
+
+@triton.jit
 def keys_seen(
     row_m,
     position_m,
