@@ -45,11 +45,11 @@ def stats_kernel(
     t = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
-    scale, scale_f32 = both(scale)
+    scale, _ = both(scale)
     inv_softcap, inv_softcap_f32 = both(inv_softcap)
     target_z, _ = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)
     m, rest, moment = row_sums(
-        row_ptr, bias_ptr, target, num_v, stride_v, scale_f32, inv_softcap_f32, SOFTCAP, BLOCK_V, STAGES
+        row_ptr, bias_ptr, target, num_v, stride_v, scale, inv_softcap_f32, SOFTCAP, BLOCK_V, STAGES
     )
     if lse_ptr is None:
         tl.store(first_ptr + t, m * scale)

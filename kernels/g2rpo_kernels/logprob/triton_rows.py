@@ -3,6 +3,9 @@
     h = logit + bias, with a softcap tanh(that / softcap);   z = scale h, scale = softcap / T or 1 / T
     m = max h,   y = scale (h - m),   rest = sum exp(y_v),   moment = sum y_v exp(y_v), both over v != target
 
+Exponents are in units of log 2 in the sweeps (y / log 2, by a factor that is part of the scale), because the
+hardware has exp2: exp would multiply each element by 1 / log 2 once more.
+
 Held logits h are centred before they are scaled: a shift then costs nothing. The target's own term stays out
 of both sums: for a confident row it is 1 and would swallow the digits of the rest. Every term of `moment` has
 one sign, so nothing cancels. Sums run lane by lane in float32 and are rescaled only where the running maximum
@@ -19,8 +22,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 FLOOR = tl.constexpr(-1e4)
-"""exp(FLOOR) is 0 in float32 and float64, and 0 * FLOOR is 0 where 0 * -inf is NaN."""
+"""exp(FLOOR) and exp2(FLOOR) are 0 in float32 and float64, and 0 * FLOOR is 0 where 0 * -inf is NaN."""
 LOWEST = tl.constexpr(-1e30)
 """The maximum of nothing: finite, so that an impossible token minus it is -inf and not NaN."""
 
@@ -86,17 +91,18 @@ def load_tile(row_ptr, bias_ptr, lane_v, start, num_v, stride_v, MASKED: tl.cons
 
 
 @triton.jit
-def add_tile(h_v, is_target_v, m, rest_v, moment_v, scale):
-    """The running maximum, and the lane sums relative to it, with one more tile."""
+def add_tile(h_v, is_target_v, m, rest_v, moment_v, scale_2):
+    """The running maximum, and the lane sums relative to it, with one more tile; `moment_v` and `scale_2` in
+    units of log 2."""
     tile_m = tl.max(h_v, 0)
     if tile_m > m:
-        shift = tl.maximum((m - tile_m) * scale, FLOOR)
-        carry = tl.exp(shift)
+        shift = tl.maximum((m - tile_m) * scale_2, FLOOR)
+        carry = tl.exp2(shift)
         moment_v = (moment_v + shift * rest_v) * carry
         rest_v = rest_v * carry
         m = tile_m
-    below_v = at_least((h_v - m) * scale, FLOOR)
-    exp_v = tl.where(is_target_v, 0.0, tl.exp(below_v))
+    below_v = at_least((h_v - m) * scale_2, FLOOR)
+    exp_v = tl.where(is_target_v, 0.0, tl.exp2(below_v))
     return m, rest_v + exp_v, moment_v + below_v * exp_v
 
 
@@ -114,6 +120,7 @@ def row_sums(
     STAGES: tl.constexpr,
 ):
     """(m, rest, moment) of one row in float64, in one sweep. `target` -1: no column is the target."""
+    scale_2 = (scale * LOG2_E).to(tl.float32)
     lane_v = tl.arange(0, BLOCK_V)
     m = tl.zeros((), tl.float32) + LOWEST
     rest_v = tl.zeros((BLOCK_V,), tl.float32)
@@ -122,13 +129,13 @@ def row_sums(
     for start in tl.range(0, full, BLOCK_V, num_stages=STAGES):
         x_v = load_tile(row_ptr, bias_ptr, lane_v, start, num_v, stride_v, False)
         h_v, _ = held(x_v, inv_softcap, SOFTCAP)
-        m, rest_v, moment_v = add_tile(h_v, lane_v == target - start, m, rest_v, moment_v, scale)
+        m, rest_v, moment_v = add_tile(h_v, lane_v == target - start, m, rest_v, moment_v, scale_2)
     if full < num_v:
         x_v = load_tile(row_ptr, bias_ptr, lane_v, full, num_v, stride_v, True)
         h_v, _ = held(x_v, inv_softcap, SOFTCAP)
         h_v = tl.where(lane_v < num_v - full, h_v, -float("inf"))
-        m, rest_v, moment_v = add_tile(h_v, lane_v == target - full, m, rest_v, moment_v, scale)
-    return m.to(tl.float64), tl.sum(rest_v.to(tl.float64), 0), tl.sum(moment_v.to(tl.float64), 0)
+        m, rest_v, moment_v = add_tile(h_v, lane_v == target - full, m, rest_v, moment_v, scale_2)
+    return m.to(tl.float64), tl.sum(rest_v.to(tl.float64), 0), tl.sum(moment_v.to(tl.float64), 0) * LN_2
 
 
 @triton.jit
@@ -176,21 +183,21 @@ def dlogits_tile(
     at_target,
     center_high,
     center_low,
-    entropy,
+    entropy_2,
     p_scale,
-    e_scale,
-    scale,
+    e_scale_2,
+    scale_2,
     inv_softcap,
     SOFTCAP: tl.constexpr,
     ENTROPY: tl.constexpr,
 ):
-    """dz_v = p_v (g - c - e (log p_v + H)) slope / T, the target's column given."""
+    """dz_v = p_v (g - c - e (log p_v + H)) slope / T, the target's column given; `_2`: in units of log 2."""
     h_v, slope_v = held(x_v, inv_softcap, SOFTCAP)
-    logp_v = at_least(((h_v - center_high) - center_low) * scale, FLOOR)
+    logp_v = at_least(((h_v - center_high) - center_low) * scale_2, FLOOR)
     if ENTROPY:
-        d_v = tl.exp(logp_v) * (p_scale - e_scale * (logp_v + entropy))
+        d_v = tl.exp2(logp_v) * (p_scale - e_scale_2 * (logp_v + entropy_2))
     else:
-        d_v = tl.exp(logp_v) * p_scale
+        d_v = tl.exp2(logp_v) * p_scale
     return tl.where(is_target_v, at_target, d_v * slope_v)
 
 
@@ -226,24 +233,25 @@ def write_dlogits(
         center = lse / scale
         high = center.to(tl.float32)
         low = (center - high.to(tl.float64)).to(tl.float32)
-        scale_f32 = scale.to(tl.float32)
+        scale_2 = (scale * LOG2_E).to(tl.float32)
         at_target = target_gradient(logp, entropy, c, e, g) * target_slope * inv_temperature
         at_target = at_target.to(tl.float32)
-        p_scale, e_scale = ((g - c) * inv_temperature).to(tl.float32), (e * inv_temperature).to(tl.float32)
-        entropy_f32 = entropy.to(tl.float32)
+        p_scale = ((g - c) * inv_temperature).to(tl.float32)
+        e_scale_2 = (e * inv_temperature * LN_2).to(tl.float32)
+        entropy_2 = (entropy * LOG2_E).to(tl.float32)
         for start in tl.range(0, full, BLOCK_V, num_stages=STAGES):
             x_v = load_tile(row_ptr, bias_ptr, lane_v, start, num_v, stride_v, False)
             d_v = dlogits_tile(
-                x_v, lane_v == target - start, at_target, high, low, entropy_f32, p_scale, e_scale,
-                scale_f32, inv_softcap, SOFTCAP, ENTROPY,
+                x_v, lane_v == target - start, at_target, high, low, entropy_2, p_scale, e_scale_2,
+                scale_2, inv_softcap, SOFTCAP, ENTROPY,
             )  # fmt: skip
             ptr_v = out_ptr + (start + lane_v.to(tl.int64)) * out_stride_v
             tl.store(ptr_v, d_v.to(out_ptr.dtype.element_ty))
         if full < num_v:
             x_v = load_tile(row_ptr, bias_ptr, lane_v, full, num_v, stride_v, True)
             d_v = dlogits_tile(
-                x_v, lane_v == target - full, at_target, high, low, entropy_f32, p_scale, e_scale,
-                scale_f32, inv_softcap, SOFTCAP, ENTROPY,
+                x_v, lane_v == target - full, at_target, high, low, entropy_2, p_scale, e_scale_2,
+                scale_2, inv_softcap, SOFTCAP, ENTROPY,
             )  # fmt: skip
             ptr_v = out_ptr + (full + lane_v.to(tl.int64)) * out_stride_v
             tl.store(ptr_v, d_v.to(out_ptr.dtype.element_ty), mask=lane_v < num_v - full)

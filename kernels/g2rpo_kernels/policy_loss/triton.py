@@ -97,7 +97,7 @@ def policy_kernel(
         a_pos, a_neg = weight * tl.maximum(own, 0.0), weight * tl.minimum(own, 0.0)
     logits_row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
-    scale, scale_f32 = both(scale)
+    scale, _ = both(scale)
     inv_softcap, inv_softcap_f32 = both(inv_softcap)
     target_z, target_slope = target_logit(
         logits_row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP
@@ -108,7 +108,7 @@ def policy_kernel(
         target,
         num_v,
         stride_v,
-        scale_f32,
+        scale,
         inv_softcap_f32,
         SOFTCAP,
         BLOCK_V,
