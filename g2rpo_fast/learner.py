@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from g2rpo_kernels import Edges, linear_logprob, linear_policy_loss
+from g2rpo_kernels.transfer import to_device
 from transformers import PreTrainedModel
 
 from g2rpo_fast.metrics import Means
@@ -144,10 +145,12 @@ class Learner:
             rollout_logp_N=batch.rollout_logp_N,
             device=device,
         )
+        indices = [torch.from_numpy(x).long() for x in (plan.source_T, plan.target_T)]
+        source_T, target_T = to_device(indices, device)
         micro = MicroBatch(
             plan=plan,
-            source_T=torch.from_numpy(plan.source_T).long().to(device),
-            target_T=torch.from_numpy(plan.target_T).long().to(device),
+            source_T=source_T,
+            target_T=target_T,
             edges=edges,
             tokens=engine_tokens(plan, edges, batch.rollout_logp_N),
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from g2rpo_kernels.transfer import to_device
 from g2rpo_kernels.tree_attention import (
     CascadePlan,
     Impl,
@@ -49,8 +50,7 @@ class TreeContext:
         collect_kv: bool = False,
     ) -> None:
         end_S, position_S = torch.from_numpy(plan.end_S), torch.from_numpy(plan.position_S)
-        self._end_S = end_S.to(device)
-        self._position_S = position_S.to(device)
+        self._end_S, self._position_S = to_device([end_S, position_S], device)
         self._impl: Impl | None = None if attention == "auto" else attention
         self._plan: CascadePlan | None = None
         if attention in ("auto", "cascade"):
@@ -132,9 +132,8 @@ def tree_hidden(
             f"{config.model_type}: wanted sequences of at most {num_positions(config)} tokens (beyond, its "
             f"RoPE takes other frequencies, for shared prompts too), got {length}"
         )
-    token_1S, position_1S = (
-        torch.from_numpy(x).to(model.device, torch.int64)[None] for x in (plan.token_S, plan.position_S)
-    )
+    indices = [torch.from_numpy(x).long()[None] for x in (plan.token_S, plan.position_S)]
+    token_1S, position_1S = to_device(indices, model.device)
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv)
     backbone: Any = backbone_of(model)
     output = backbone(input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context)

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.transfer import to_device
+
 SurrogateName = Literal["clip", "cispo", "sapo", "reinforce", "vespo"]
 RatioName = Literal["token", "sequence", "product"]
 KlName = Literal["k1", "k2", "k3"]
@@ -118,12 +120,9 @@ class Edges(NamedTuple):
 
     def cast(self, dtype: torch.dtype, device: torch.device) -> Edges:
         """Floating tensors in `dtype`, all on `device`."""
-        moved = {
-            name: value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-            for name, value in self._asdict().items()
-            if isinstance(value, Tensor)
-        }
-        return self._replace(**moved)
+        given = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        cast = [value.to(dtype) if value.is_floating_point() else value for value in given.values()]
+        return self._replace(**dict(zip(given, to_device(cast, device), strict=True)))
 
     def rows(self, rows: slice) -> Edges:
         """A run of edges, without the members."""

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.transfer import to_device
 from g2rpo_kernels.tree_attention.nodes import Longs, Nodes
 
 _flash = torch.ops.aten._flash_attention_forward.default
@@ -66,24 +67,42 @@ def plan_cuda(nodes: Nodes, device: torch.device) -> CudaPlan:
         start, stop, end = nodes.start_N[at], nodes.stop_N[at], nodes.end_N[at]
         depths.append(
             Depth(
-                query_Q=torch.from_numpy(_ranges(stop, end)).to(device),
-                key_C=torch.from_numpy(_ranges(start, stop)).to(device),
-                query=_sequences(end - stop, device),
-                key=_sequences(stop - start, device),
+                query_Q=torch.from_numpy(_ranges(stop, end)),
+                key_C=torch.from_numpy(_ranges(start, stop)),
+                query=_sequences(end - stop),
+                key=_sequences(stop - start),
             )
         )
-    return CudaPlan(nodes=_sequences(nodes.length_N, device), depths=tuple(depths))
+    return _sent(CudaPlan(nodes=_sequences(nodes.length_N), depths=tuple(depths)), device)
+
+
+def _sent(plan: CudaPlan, device: torch.device) -> CudaPlan:
+    """The plan with its tensors on `device`, in one copy."""
+    held = [plan.nodes.begin_N1]
+    for depth in plan.depths:
+        held += [depth.query_Q, depth.key_C, depth.query.begin_N1, depth.key.begin_N1]
+    nodes, *rest = to_device(held, device)
+    depths = [
+        Depth(
+            query_Q=query_Q,
+            key_C=key_C,
+            query=replace(depth.query, begin_N1=query_begin),
+            key=replace(depth.key, begin_N1=key_begin),
+        )
+        for depth, query_Q, key_C, query_begin, key_begin in zip(plan.depths, *(rest[i::4] for i in range(4)))
+    ]
+    return CudaPlan(nodes=replace(plan.nodes, begin_N1=nodes), depths=tuple(depths))
 
 
 def _ranges(start: Longs, stop: Longs) -> Longs:
     return np.concatenate([np.arange(a, b) for a, b in zip(start.tolist(), stop.tolist())])
 
 
-def _sequences(length: Longs, device: torch.device) -> Sequences:
+def _sequences(length: Longs) -> Sequences:
     begin = torch.from_numpy(np.cumsum(np.concatenate([[0], length])).astype(np.int32))
     # At least 2: with a longest query of 1 and grouped heads the op swaps heads and rows to save work, and
     # the log-sum-exp comes back in another layout. The value is only an upper bound.
-    return Sequences(begin_N1=begin.to(device), longest=max(2, int(length.max(initial=0))))
+    return Sequences(begin_N1=begin, longest=max(2, int(length.max(initial=0))))
 
 
 def forward_cuda(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.extension import EXTENSION, loaded
+from g2rpo_kernels.transfer import to_device
 from g2rpo_kernels.tree_attention.tile_lists_cpp import cpp_lists
 from g2rpo_kernels.tree_attention.tile_lists_torch import torch_lists
 from g2rpo_kernels.tree_attention.tile_records import Cut, TileLists
@@ -28,8 +29,9 @@ class TilePlan:
     def __init__(self, end_S: Tensor, position_S: Tensor | None, device: torch.device) -> None:
         self._given = _ints(end_S), None if position_S is None else _ints(position_S)
         end_S, position_S = self._given
-        self.end_S = _sent(end_S, device)
-        self.position_S = None if position_S is None else _sent(position_S, device)
+        given = [end_S] if position_S is None else [end_S, position_S]
+        self.end_S, *positions = to_device(given, device)
+        self.position_S = positions[0] if positions else None
         self._lists: dict[tuple[int, ...], TileLists] = {}
 
     @property
@@ -74,9 +76,3 @@ def tile_plan(
 
 def _ints(x_S: Tensor) -> Tensor:
     return x_S.to(torch.int32).contiguous()
-
-
-def _sent(x_S: Tensor, device: torch.device) -> Tensor:
-    """On `device`; from the host to CUDA without waiting for it."""
-    pinned = device.type == "cuda" and x_S.device.type == "cpu"
-    return x_S.pin_memory().to(device, non_blocking=True) if pinned else x_S.to(device)
