@@ -11,11 +11,21 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any, get_type_hints
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import pydantic
+__all__ = ["Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields"]
 
-InfinityToo = pydantic.AllowInfNan(True)
+CHECKED = find_spec("pydantic") is not None
+"""The program requires it. Ops and benchmarks run from a checkout without it: nothing is checked then."""
+if TYPE_CHECKING or CHECKED:
+    import pydantic
+    from annotated_types import Ge, Gt, Le, Lt
+
+    InfinityToo = pydantic.AllowInfNan(True)
+else:
+    Ge = Gt = Le = Lt = float
+    InfinityToo = None
 """Beside a float whose infinity means "no limit", and beside a bound: the bound refuses NaN."""
 
 _WANTED = {
@@ -43,6 +53,8 @@ def check_fields(section: Any, name: str) -> None:
     Raises:
         ValueError: one line, `name.key: wanted ..., got ...` for each field that is wrong, joined by "; ".
     """
+    if not CHECKED:
+        return
     problems = []
     for key, adapter in _adapters(type(section)).items():
         given = getattr(section, key)

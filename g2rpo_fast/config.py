@@ -13,9 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from annotated_types import Ge
-
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.checkpoint import CheckpointConfig
 from g2rpo_fast.data import DataConfig
 from g2rpo_fast.embedded import EmbeddedConfig

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
 
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.rollout.groups import sample_groups

@@ -19,12 +19,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_model, save_file
 
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.checkpoint.manifest import damage_of, write_manifest
 from g2rpo_fast.checkpoint.random_state import random_state, restore_random_state
 from g2rpo_fast.files import new_directory, writing

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
-
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

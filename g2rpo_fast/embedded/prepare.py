@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
 
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.task import ALPHABET, Row, draw_rows
 from g2rpo_fast.embedded.tokenizer import build_tokenizer

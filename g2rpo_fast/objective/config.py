@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
 from g2rpo_kernels import Objective
 
-from g2rpo_fast.bounds import InfinityToo, check_fields
+from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, check_fields
 
 AggregationName = Literal["sequence_mean", "token_mean", "constant"]
 ImportanceName = Literal[

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
-from g2rpo_fast.bounds import InfinityToo, check_fields
+from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, Lt, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Gt
-
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, Gt, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

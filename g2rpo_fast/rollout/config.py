@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
-
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, Gt, Le, check_fields
 from g2rpo_fast.types import Sampling
 
 

@@ -22,10 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
-
 from g2rpo_fast import _C
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.tree import twin
 from g2rpo_fast.tree.check import check_sequences
 from g2rpo_fast.types import Sequences, TreePlan

@@ -1,0 +1,77 @@
+"""What can be imported without what: the ops, the planner and the update where the program's own packages are
+missing, the package's names in any order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MISSING = ("pydantic", "annotated_types", "tyro", "plotext", "math_verify", "vllm")
+WITHOUT = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {MISSING!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import importlib.util
+found = importlib.util.find_spec
+def find_spec(name, package=None):
+    return None if name.split(".")[0] in {MISSING!r} else found(name, package)
+importlib.util.find_spec = find_spec
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "benchmarks",
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "g2rpo_kernels, g2rpo_fast.tree, g2rpo_fast.rollout.sync",
+        "on_gpu, bench_gpu_step, bench_attention, bench_linear_loss, bench_policy_loss, sync_on_gpu, tune",
+    ],
+)
+def test_what_a_bare_machine_runs_imports_there(modules: str) -> None:
+    done = run(f"{WITHOUT}\nimport {modules}\nprint('imported')")
+    assert done.stdout == "imported\n", done.stderr
+
+
+def test_an_update_s_parts_are_built_where_nothing_can_check_their_sections() -> None:
+    code = (
+        "import g2rpo_fast.learner, g2rpo_fast.engine, g2rpo_fast.model.load; from g2rpo_fast.optim import *"
+    )
+    done = run(f"{WITHOUT}\n{code}\nprint(OptimConfig(lr=1e-3).lr)")
+    assert done.stdout == "0.001\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "from g2rpo_fast import train",
+        "from g2rpo_fast.train import TrainResult; from g2rpo_fast import train, Config",
+    ],
+)
+def test_train_is_the_function_whoever_imports_its_module_first(order: str) -> None:
+    done = run(f"{order}\nimport inspect; print(inspect.isfunction(train), train.__module__)")
+    assert done.stdout == "True g2rpo_fast.train\n", done.stderr
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    done = run("import g2rpo_fast; print(hasattr(g2rpo_fast, 'trian'), sorted(g2rpo_fast.__all__))")
+    assert done.stdout == "False ['Config', 'TrainResult', 'train']\n"
