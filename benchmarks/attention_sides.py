@@ -198,12 +198,10 @@ def prefix_grouper(tokens: Tokens) -> Side:
     )
 
 
-def peers_of(tokens: Tokens) -> dict[str, Peer]:
-    """`make` gives a `Side`."""
+def peers_of(tokens: Tokens, *, with_flex: bool) -> dict[str, Peer]:
+    """`make` gives a `Side`. `with_flex`: FlexAttention compiles anew for each shape."""
+    flexible = Peer(partial(flex, tokens), cuda_only="FlexAttention has no backward on a CPU")
     return {
-        "flash_varlen": Peer(
-            partial(varlen, tokens), cuda_only="torch.nn.attention.varlen runs on CUDA only"
-        ),
-        "flex": Peer(partial(flex, tokens), cuda_only="FlexAttention has no backward on a CPU"),
+        **({"flex": flexible} if with_flex else {}),
         "prefix_grouper": Peer(partial(prefix_grouper, tokens), needs="prefix_grouper"),
     }

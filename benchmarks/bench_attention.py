@@ -1,8 +1,9 @@
 """Tree attention against the same rows unshared, at group shapes that gain much, little and nothing.
 
-On CUDA: bfloat16, H = 32, K = 8, E = 128, against flash attention on repeated rows, PrefixGrouper and
-FlexAttention with a BlockMask from our own tile lists. On a CPU: float32, H = 8, K = 2, E = 64, shapes an
-eighth as long. All sides give the same outputs for each row's last token; that is checked first.
+On CUDA: bfloat16, H = 32, K = 8, E = 128, against flash attention on repeated rows (always), PrefixGrouper
+and, at two shapes, FlexAttention with a BlockMask from our own tile lists. On a CPU: float32, H = 8, K = 2,
+E = 64, shapes an eighth as long. All sides give the same outputs for each row's last token; that is checked
+first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from attention_sides import Side, Tokens, cascade, peers_of, tokens_of, triton, unshared
+from attention_sides import Side, Tokens, cascade, peers_of, tokens_of, triton, unshared, varlen
 from conftest import Record
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
@@ -56,9 +57,10 @@ SHAPES = (
     Shape(2048, 0, 0, 16, 512),
     Shape(8192, 0, 0, 16, 1024),
 )
+FLEX_SHAPES = (SHAPES[0], SHAPES[5])
 ON_GPU = torch.cuda.is_available()
 HEADS, KV_HEADS, WIDTH = (32, 8, 128) if ON_GPU else (8, 2, 64)
-OURS = {"triton", "cascade", "unshared"}
+OURS = {"triton", "cascade", "unshared", "flash_varlen"}
 TOLERANCE = 2e-2 if ON_GPU else 1e-5
 """Of the norm of the outputs: bfloat16, float32."""
 
@@ -72,7 +74,7 @@ def test_tree_attention(benchmark_mode: bool, deadline: Deadline, record: Record
     given = shape.over(factor)
     plan = tree_of(given)
     tokens = tokens_of(plan, given.prompt, HEADS, KV_HEADS, WIDTH, device)
-    sides, skipped = sides_of(tokens, deadline)
+    sides, skipped = sides_of(tokens, deadline, with_flex=shape in FLEX_SHAPES)
     skipped |= leave_out_wrong(sides)
     ceiling = ceilings(device, dtype, small=not benchmark_mode)
     cases = rows_of(sides, tokens, rounds, ceiling["matmul_tflops"])
@@ -94,11 +96,14 @@ def test_tree_attention(benchmark_mode: bool, deadline: Deadline, record: Record
     record(f"tree_attention_{device}_{given}", figures)
 
 
-def sides_of(tokens: Tokens, deadline: Deadline) -> tuple[dict[str, Side], dict[str, str]]:
-    """Ours and the plain form always; of the peers those that ran forward and backward."""
-    sides = {"triton": triton(tokens)} if ON_GPU else {}
+def sides_of(
+    tokens: Tokens, deadline: Deadline, *, with_flex: bool
+) -> tuple[dict[str, Side], dict[str, str]]:
+    """Ours, the plain form and on CUDA flash attention on repeated rows always; of the peers those that ran
+    forward and backward."""
+    sides = {"triton": triton(tokens), "flash_varlen": varlen(tokens)} if ON_GPU else {}
     sides |= {"cascade": cascade(tokens), "unshared": unshared(tokens)}
-    peers, skipped = usable(peers_of(tokens), deadline, probe=Side.with_backward)
+    peers, skipped = usable(peers_of(tokens, with_flex=with_flex), deadline, probe=Side.with_backward)
     return sides | peers, skipped
 
 

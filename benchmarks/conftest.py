@@ -85,7 +85,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured, with "+" when the tree had changes other than results; "unknown" without git."""
+    """The commit measured, with "+" when the tree had changes other than results; "unknown" without git.
+
+    A copy of the tree that travels without its history is told by BENCHMARK_COMMIT.
+    """
+    if told := os.environ.get("BENCHMARK_COMMIT"):
+        return told
     if shutil.which("git") is None:
         return "unknown"
     head = _git("rev-parse", "--short", "HEAD")

@@ -1,13 +1,16 @@
-"""One run on a GPU machine, in under nine minutes: build, check, time, tune.
+"""One run on a GPU machine, in under nine minutes: build, check, measure in the order of worth.
 
-    python benchmarks/on_gpu.py [--out DIR] [--seconds 525] [--parts build check ...]
+    python benchmarks/on_gpu.py [--out DIR] [--wheels DIR] [--commit HASH] [--seconds 525] [--parts check ...]
 
-Needs torch, triton, transformers, pydantic and plotext, pytest and hypothesis; builds the extension where
-pybind11 is installed. Nearly all of the kernels' checks is compilation: with pytest-xdist they run in several
-processes, those that watch the GPU's memory by themselves. Each part has a time limit and a log in DIR; one
-that fails or is cut off does not keep the next from running, and one for which too little time is left is
-skipped. Benchmark records and `summary.json` are in DIR after each part, so that whatever ends the run loses
-one part at most. Exits 1 if the checks did not pass.
+Torch, triton, transformers, pytest and hypothesis are enough there. Packages that the machine lacks travel
+as wheels (`gpu_wheels.txt` names them and how they are fetched) and are installed into a folder of the run's
+own; a peer that is missing is left out by name. With pytest-xdist the checks, most of them compilation, run
+in several processes, those that watch the GPU's memory by themselves.
+
+Each part has a time limit and a process group of its own, which is killed with all that it started when the
+part ends or overruns. One that fails or is cut off does not keep the next from running; one for which too
+little time is left is skipped. After each part DIR holds `summary.json` and `results.tgz` (logs and records):
+whatever ends the run loses one part at most. Exits 1 if a check did not pass.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +42,8 @@ LEAST_S = 15.0
 class Part:
     limit_s: int
     command: list[str]
-    """`{out}` is DIR; `{soft}`, two thirds of the limit, is when the part itself begins nothing more."""
+    """`{out}` is the folder of logs and records; `{soft}`, two thirds of the limit, is when the part itself
+    begins nothing more."""
 
 
 PROCESSES = 8
@@ -56,7 +63,7 @@ def _benchmark(*names: str) -> list[str]:
 
 
 PARTS: dict[str, Part] = {
-    "build": Part(50, [PYTHON, "setup.py", "build_ext", "--inplace"]),
+    "build": Part(45, [PYTHON, "setup.py", "build_ext", "--inplace"]),
     "check": Part(
         100,
         _check(
@@ -68,14 +75,17 @@ PARTS: dict[str, Part] = {
             processes=PROCESSES,
         ),
     ),
-    "check_sync": Part(40, _check("ipc_arena_gpu")),
-    "sync": Part(35, [PYTHON, "benchmarks/sync_on_gpu.py"]),
-    "linear_loss": Part(120, _benchmark("bench_linear_loss")),
-    "policy_loss": Part(50, _benchmark("bench_policy_loss")),
-    "attention": Part(90, _benchmark("bench_tile_lists", "bench_attention")),
+    "linear_loss": Part(90, _benchmark("bench_linear_loss")),
+    "step": Part(100, _benchmark("bench_gpu_step")),
+    "attention": Part(75, _benchmark("bench_tile_lists", "bench_attention")),
+    "policy_loss": Part(35, _benchmark("bench_policy_loss")),
+    "sync": Part(60, [PYTHON, "benchmarks/sync_on_gpu.py"]),
+    "check_sync": Part(60, _check("ipc_arena_gpu")),
     "tune": Part(50, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
 }
-"""535 s in all."""
+"""In the order of worth. Limits of what is needed add up to `--seconds`; the last parts take what is left, or
+a second run's time: `--parts check_sync tune`."""
+FIRST_RUN = ("build", "check", "linear_loss", "step", "attention", "policy_loss", "sync")
 
 
 @dataclass(frozen=True)
@@ -85,18 +95,53 @@ class Outcome:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_results")))
+    parser.add_argument("--wheels", type=Path, default=ROOT / ".gpu_wheels", help="packages to install first")
+    parser.add_argument("--commit", help="what the records name where the tree came without its history")
     parser.add_argument("--seconds", type=float, default=525.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("on_gpu.py: wanted a CUDA device, got none")
-    return run_parts({name: PARTS[name] for name in given.parts}, given.out, given.seconds)
+    if given.commit:
+        os.environ["BENCHMARK_COMMIT"] = given.commit
+    work = Path(tempfile.mkdtemp(prefix="on_gpu_"))
+    began = time.monotonic()
+    install(given.wheels, work)
+    seconds = given.seconds - (time.monotonic() - began)
+    return run_parts({name: PARTS[name] for name in given.parts}, work, given.out, seconds)
 
 
-def run_parts(parts: dict[str, Part], out: Path, seconds: float) -> int:
+def install(wheels: Path, work: Path) -> None:
+    """Puts the wheels of a folder on the path of every part; nothing of the machine's own is replaced."""
+    found = sorted(str(wheel) for wheel in wheels.glob("*.whl"))
+    if not found:
+        return print(f"no wheels in {wheels}: what needs them is left out")
+    site = work / "site"
+    pip = [
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*pip, *found], check=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    return print(f"installed {len(found)} wheels")
+
+
+def run_parts(parts: dict[str, Part], work: Path, out: Path, seconds: float) -> int:
     """Runs the parts in order until the time is over; 1 if there was a check that did not pass."""
+    logs = work / "results"
+    logs.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     since, end = time.time(), time.monotonic() + seconds
     outcomes: dict[str, Outcome] = {}
@@ -104,31 +149,44 @@ def run_parts(parts: dict[str, Part], out: Path, seconds: float) -> int:
         left_s = end - time.monotonic()
         skipped = Outcome("skipped: no time left")
         limit_s = min(part.limit_s, left_s)
-        outcomes[name] = run_part(name, part, limit_s, out) if left_s >= LEAST_S else skipped
+        outcomes[name] = run_part(name, part, limit_s, logs) if left_s >= LEAST_S else skipped
         print(f"{name:12} {outcomes[name].ended} ({outcomes[name].seconds:.0f} s)", flush=True)
-        keep(outcomes, out, since)
+        keep(outcomes, logs, out, since)
     return int(any(name.startswith("check") and outcomes[name].ended != "ok" for name in outcomes))
 
 
-def run_part(name: str, part: Part, limit_s: float, out: Path) -> Outcome:
-    """Runs one part with its log in `out`; says how it ended."""
-    words = [word.format(out=out.resolve(), soft=int(limit_s * 2 / 3)) for word in part.command]
+def run_part(name: str, part: Part, limit_s: float, logs: Path) -> Outcome:
+    """Runs one part with its log in `logs`; says how it ended. Nothing that it started lives on."""
+    words = [word.format(out=logs.resolve(), soft=int(limit_s * 2 / 3)) for word in part.command]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    environment = {"OMP_NUM_THREADS": "2"} | os.environ | {"PYTHONPATH": path}
     start = time.monotonic()
-    with (out / f"{name}.log").open("w") as log:
+    with (logs / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            done = subprocess.run(
-                words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s,
-                env={"OMP_NUM_THREADS": "2"} | os.environ | {"PYTHONPATH": path},
-            )  # fmt: skip
-            ended = "ok" if done.returncode == 0 else f"failed with status {done.returncode}"
+            status = process.wait(limit_s)
+            ended = "ok" if status == 0 else f"failed with status {status}"
         except subprocess.TimeoutExpired:
             ended = f"cut off after {limit_s:.0f} s"
+        finally:
+            _end_group(process)
     return Outcome(ended, time.monotonic() - start)
 
 
-def keep(outcomes: dict[str, Outcome], out: Path, since: float) -> None:
-    """What there is so far: how parts ended, and the records made `since`, together and one by one."""
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a part and whatever of its children is left."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+def keep(outcomes: dict[str, Outcome], logs: Path, out: Path, since: float) -> None:
+    """What there is so far: how parts ended and the records made `since`, as a summary and in one archive."""
     files = [file for file in sorted(RESULTS.glob("*_cuda*.json")) if file.stat().st_mtime >= since]
     summary = {
         "parts": {name: asdict(outcome) for name, outcome in outcomes.items()},
@@ -136,7 +194,10 @@ def keep(outcomes: dict[str, Outcome], out: Path, since: float) -> None:
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     for file in files:
-        shutil.copy(file, out / file.name)
+        shutil.copy(file, logs / file.name)
+    with tarfile.open(out / "results.tgz", "w:gz") as archive:
+        archive.add(logs, arcname="results")
+        archive.add(out / "summary.json", arcname="results/summary.json")
 
 
 if __name__ == "__main__":

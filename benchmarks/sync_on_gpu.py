@@ -1,12 +1,13 @@
 """Weight sync between two processes, timed: a trainer packs an arena, a reader replays its copy plan.
 
-    python benchmarks/sync_on_gpu.py [--device cuda|cpu] [--layout 8b|0.2b|tiny] [--syncs 100] [--out FILE]
+    python benchmarks/sync_on_gpu.py [--device cuda|cpu] [--layout 8b|0.6b|0.2b|tiny] [--syncs N] [--out FILE]
 
 Needs torch, no engine. On a GPU: memory by cudaMalloc and CUDA IPC, the trainer with expandable_segments on,
-float32 masters packed to bfloat16 (bfloat16 masters where float32 ones do not fit), an 8B model's tensors;
-then 0.2B of them through pinned host memory. Device times are of CUDA events, each process's own; `device_ms`
-is their sum, and what 20 ms are wanted of. On a CPU: anonymous memory. A kind of memory that is
-refused is recorded with the reason. Exits 1 where one was, where something grew, or a value did not arrive.
+float32 masters packed to bfloat16 (bfloat16 masters where float32 ones do not fit), the tensors of an 8B and
+a 0.6B model; then 0.2B of them through pinned host memory. Device times are of CUDA events, each process's
+own; `device_ms` is their sum, `to_copy` its ratio to one plain copy of the same bytes (`copy_ms`), which is
+wanted below `target_to_copy`. On a CPU: anonymous memory. A kind of memory that is refused is recorded with
+the reason. Exits 1 where one was, where something grew, or a value did not arrive.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from g2rpo_fast.rollout.sync import Arena, ArenaReader, CopyPlan, Kind, Manifest
 
-TARGET_MS = 20
+TARGET_TO_COPY = 1.5
+COPIES = 5
 SETTLED = 10
 """Syncs after which nothing may grow."""
 ALLOCATOR = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
@@ -79,11 +81,15 @@ class Layout:
 
 LAYOUTS = {
     "8b": Layout(36, 4096, 12_288, 4096, 1024, 128, 151_936),
+    "0.6b": Layout(28, 1024, 3072, 2048, 1024, 128, 151_936),
     "0.2b": Layout(12, 1024, 3072, 1024, 512, 128, 32_000),
     "tiny": Layout(2, 64, 96, 64, 32, 16, 1000),
 }
-KINDS: dict[str, dict[Kind, str]] = {"cuda": {"cuda": "8b", "host": "0.2b"}, "cpu": {"memfd": "0.2b"}}
-"""Device -> kinds of memory -> layout."""
+CASES: dict[str, tuple[tuple[Kind, str], ...]] = {
+    "cuda": (("cuda", "8b"), ("cuda", "0.6b"), ("host", "0.2b")),
+    "cpu": (("memfd", "0.2b"),),
+}
+"""Device -> kinds of memory and layouts."""
 
 
 class Stopwatch:
@@ -233,12 +239,22 @@ def train(kind: Kind, layout: str, device: torch.device, syncs: int) -> dict[str
     plan = ask(ours, None)
     arena.close()
     reader.join(PATIENCE_S)
+    copy_ms = copy_of(manifest.nbytes, device)
+    figures = summary(rounds, manifest.nbytes)
     dtype = str(next(iter(masters.values())).dtype).removeprefix("torch.")
     return {
         "layout": layout, "masters": dtype, "tensors": len(masters), "copies": plan["copies"],
         "parameters": sum(tensor.numel() for tensor in masters.values()), "bytes": manifest.nbytes,
-        "arena_bytes": 2 * manifest.slot_bytes, "syncs": syncs, **summary(rounds, manifest.nbytes),
+        "arena_bytes": 2 * manifest.slot_bytes, "syncs": syncs, "copy_ms": copy_ms,
+        "to_copy": figures["device_ms"] / copy_ms, **figures,
     }  # fmt: skip
+
+
+def copy_of(nbytes: int, device: torch.device) -> float:
+    """Milliseconds of the best of `COPIES` copies of so many random bytes within the device."""
+    source = torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return min(timed(device, lambda: target.copy_(source)) for _ in range(COPIES))
 
 
 def start_server() -> None:
@@ -330,12 +346,16 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)  # read once, early
     torch.set_num_threads(1)
     device = torch.device("cuda:0" if kind == "cuda" else "cpu")
-    figures: dict[str, Any] = {"target_ms": TARGET_MS, "expandable_segments": expandable_segments(device)}
+    figures: dict[str, Any] = {
+        "target_to_copy": TARGET_TO_COPY, "expandable_segments": expandable_segments(device), "cases": {},
+    }  # fmt: skip
     start_server()
-    for memory, layout in KINDS[kind].items():
-        figures[memory] = train(memory, given.layout or layout, device, given.syncs)
+    cases = CASES[kind] if given.layout is None else [(memory, given.layout) for memory, _ in CASES[kind]]
+    for memory, layout in cases:
+        figures["cases"][f"{memory} {layout}"] = train(memory, layout, device, given.syncs)
+        torch.cuda.empty_cache()
     write(given.out or Path(__file__).parent / "results" / f"weight_sync_{kind}.json", figures)
-    wrong = [f"{memory}: {what}" for memory in KINDS[kind] for what in complaints(figures[memory])]
+    wrong = [f"{case}: {what}" for case, found in figures["cases"].items() for what in complaints(found)]
     print("\n".join(wrong), file=sys.stderr)
     return int(bool(wrong))
 

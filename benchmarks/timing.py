@@ -1,7 +1,9 @@
 """Times of calls taken in turn, the memory that a call adds, and what the device itself can do.
 
-Every record states its figures against the ceilings measured in the same run: a matrix product with float32
-or bfloat16 operands, and a copy.
+On CUDA times are the device's own (events), of as many calls as fill `SAMPLE_S`: a wall clock around one
+short call would measure the host that launches it. On a CPU they are this process's CPU time. Every record
+states its figures against the ceilings measured in the same run: a matrix product with float32 or bfloat16
+operands, and a copy.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import torch
 
 Run = Callable[[], object]
 Figures = dict[str, float]
+SAMPLE_S = 5e-3
+MOST_CALLS = 100
 
 
 class Deadline:
@@ -29,15 +33,39 @@ class Deadline:
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turn; unless they are `warm`, after a round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds if warm else rounds + 1):
-        for name, run in runs.items():
-            start = now()
+    """Seconds of a call of each run, taken in turn; unless `warm`, after a round that is not counted."""
+    if not warm:
+        for run in runs.values():
             run()
-            if warm or round_:
-                seconds[name].append(now() - start)
+    calls = {name: _calls_of_a_sample(run) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(_timed(run, calls[name]))
     return seconds
+
+
+def _calls_of_a_sample(run: Run) -> int:
+    if not torch.cuda.is_available():
+        return 1
+    return min(MOST_CALLS, max(1, round(SAMPLE_S / max(_timed(run, 1), 1e-6))))
+
+
+def _timed(run: Run, calls: int) -> float:
+    """Seconds of one call, the mean of `calls`."""
+    if not torch.cuda.is_available():
+        start = time.process_time()
+        for _ in range(calls):
+            run()
+        return (time.process_time() - start) / calls
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
 
 
 def medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
@@ -48,14 +76,6 @@ def spread_ms(seconds: Sequence[float], prefix: str = "") -> Figures:
     """Median, least and most, in milliseconds."""
     figures = {"median_ms": statistics.median(seconds), "min_ms": min(seconds), "max_ms": max(seconds)}
     return {prefix + name: 1e3 * value for name, value in figures.items()}
-
-
-def now() -> float:
-    """Seconds of the wall clock on CUDA, the device idle; on a CPU those of this process."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 def peak_mib(run: Run) -> float:
@@ -87,7 +107,7 @@ def ceilings(device: str, dtype: torch.dtype, *, small: bool = False) -> Figures
         width, copied = 64, 1 << 16
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
-    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)  # zeros would copy faster
     target = torch.empty_like(source)
     runs: dict[str, Run] = {
         "product": lambda: torch.mm(left, right, out=product),

@@ -19,11 +19,14 @@ from pathlib import Path
 
 import torch
 from g2rpo_kernels import Objective, policy_loss, tree_attention
+from g2rpo_kernels.linear_logprob import device_chunks
 from g2rpo_kernels.logprob import triton_launch
 from g2rpo_kernels.tree_attention import tile_plan, tiles
 
 from bench_attention import Shape, tree_of
 from bench_policy_loss import edges_for
+from linear_problem import make_problem
+from linear_sides import SIDES, step_of
 from timing import Deadline, Run, medians
 
 ROUNDS = 5
@@ -72,6 +75,20 @@ def row_tables() -> Iterator[Table]:
 
         choices = ((1024, 2048, 4096, 8192), (4, 8, 16), (1, 3, 4))
         yield Table(f"logprob {key}", triton_launch.TILES[key], choices, run_with)
+
+
+def chunk_table(width: int) -> Table:
+    """`linear_policy_loss`: megabytes of a chunk of logits and their gradient, and the share of a part in it;
+    16,384 rows, V = 151,936. Larger chunks add to d head less often, smaller parts stay in the cache."""
+    step = step_of(SIDES["ours"](), make_problem(rows=16_384, width=width, vocabulary=151_936, device="cuda"))
+
+    def run_with(values: Values) -> Run:
+        megabytes, device_chunks.PART_SHARE = values
+        device_chunks.CHUNK_BYTES = megabytes * 1_000_000
+        return step
+
+    now = device_chunks.CHUNK_BYTES // 1_000_000, device_chunks.PART_SHARE
+    return Table(f"linear chunks D={width}", now, ((750, 1500, 3000), (2, 4, 6, 12)), run_with)
 
 
 def attention_tables(width: int) -> Iterator[Table]:
@@ -135,7 +152,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("tune.py: wanted a CUDA device, got none")
     deadline, results = Deadline(given.seconds), []
-    tables = [*attention_tables(128), *row_tables(), *attention_tables(64)]
+    tables = [*attention_tables(128), chunk_table(2048), *row_tables(), *attention_tables(64)]
     near = [(table, values) for table in tables for values in table.near()]
     rest = [(table, values) for table in tables for values in table.rest()]
     for table, values in [*near, *rest]:
