@@ -17,7 +17,10 @@ from g2rpo_fast.config import config_from_dict, section_types
 from g2rpo_fast.optim import OptimConfig, learning_rate
 from g2rpo_fast.rewards import RewardConfig
 
-ANY_FINITE = {"reward.weights": "a channel may count against the sum, or not at all"}
+ANY_FINITE = {
+    "reward.weights": "a channel may count against the sum, or not at all",
+    "reward.success": "a threshold among rewards of any range",
+}
 """Numbers of no range, each with its reason. A new key declares its bounds, or is entered here."""
 
 
