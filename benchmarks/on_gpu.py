@@ -72,6 +72,7 @@ PARTS: dict[str, Part] = {
             "tree_attention_gpu",
             "tree_attention",
             "liger_ops_gpu",
+            "memory_gpu",
             processes=PROCESSES,
         ),
     ),

@@ -31,9 +31,11 @@ from g2rpo_fast.fingerprint import fingerprint
 from g2rpo_fast.guidance import initial_state
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
+from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
 from g2rpo_fast.metrics import MetricsLog
 from g2rpo_fast.model import (
     check_vocabulary,
+    compute_dtype,
     export_dtype,
     load_model,
     load_tokenizer,
@@ -49,6 +51,7 @@ from g2rpo_fast.run_directory import (
     open_directory,
     removed_on_error,
     store_config,
+    with_budget,
 )
 from g2rpo_fast.run_state import LastState, TrainState
 from g2rpo_fast.types import Engine, Prompt
@@ -125,7 +128,9 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     engine = make_engine(model, tokenizer, config, directory=directory, show=show)
     try:
         engine.sync(state.weight_version)
-        store_config(run)
+        if config.tree.token_budget is None:
+            config = with_budget(config, _token_budget(config, model, both))
+        store_config(run._replace(config=config))
     except BaseException:
         engine.close()
         raise
@@ -176,6 +181,25 @@ def _policy(
     for line in make_exportable(model, tokenizer):
         show(line)
     return model
+
+
+def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
+    """Of a run that begins: what this device's memory holds beside what is in it."""
+    if model.device.type != "cuda":
+        return CPU_BUDGET
+    shape = shape_of(
+        model,
+        compute_dtype=compute_dtype(model, config.model),
+        checkpointing=config.model.gradient_checkpointing,
+    )
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    tree = longest + config.rollout.group_size * config.rollout.max_tokens
+    return budget_of(
+        shape,
+        free_bytes=free_bytes(model.device),
+        largest_tree=tree,
+        batch_positions=config.run.prompts_per_step * tree,
+    )
 
 
 def _learner(

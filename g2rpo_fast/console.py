@@ -42,6 +42,7 @@ class Console:
             + (f"; {_used(parts.eval_prompts, 'held out')}" if parts.eval_prompts else "")
             + f"\nrun: {config.run.steps} steps of {config.run.prompts_per_step} prompts x "
             f"{config.rollout.group_size} rollouts, in {parts.directory}\n"
+            f"update: micro-batches of up to {config.tree.token_budget} positions\n"
             f"to continue it after a stop: the same command with --run.dir {parts.directory}"
         )
         for prompts in (parts.prompts, parts.eval_prompts):

@@ -60,8 +60,9 @@ class RunDirectory(NamedTuple):
 
     path: Path
     config: Config
-    """With what "auto" meant when the run began: a continuation uses as many threads as its run did, or sums
-    would round differently, and its seed of the data's order."""
+    """With what "auto" meant when the run began: a continuation uses as many threads and as large
+    micro-batches as its run did, or sums would round differently, and its seed of the data's order. In a new
+    run tree.token_budget may still be None: it takes the model to know."""
     created: bool
     lock: TextIO
 
@@ -82,6 +83,8 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
     if config.run.threads is None:
         threads = stored["run"]["threads"] if stored else free_threads()
         resolved = _with_run(resolved, threads=threads)
+    if stored is not None and config.tree.token_budget is None:
+        resolved = with_budget(resolved, stored.get("tree", {}).get("token_budget"))
     if stored is not None:
         _refuse_other_settings(stored, dataclasses.asdict(resolved), path, show)
     return RunDirectory(path, resolved, created, lock)
@@ -129,6 +132,11 @@ def check_content(run: RunDirectory, found: Fingerprint, *, step: int, show: Cal
         record["content"] = found
         record["accepted"].append({"after_step": step, "changes": changed})
     write_text(file, json.dumps(record, indent=1))
+
+
+def with_budget(config: Config, token_budget: int | None) -> Config:
+    """`config` with this tree.token_budget."""
+    return dataclasses.replace(config, tree=dataclasses.replace(config.tree, token_budget=token_budget))
 
 
 def _with_run(config: Config, **values: Any) -> Config:

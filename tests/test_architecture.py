@@ -15,7 +15,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types", "files"},
-    {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage"},
+    {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},

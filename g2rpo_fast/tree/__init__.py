@@ -33,8 +33,9 @@ from g2rpo_fast.types import Sequences, TreePlan
 class TreeConfig:
     """How sequences become micro-batches."""
 
-    token_budget: Annotated[int, Ge(1)] = 8192
-    """Most stream positions in one micro-batch."""
+    token_budget: Annotated[int, Ge(1)] | None = None
+    """Most stream positions in one micro-batch. None = as many as fit the free memory of the GPU when the run
+    begins, 8192 on a CPU; the run keeps that number."""
     min_saved: Annotated[int, Ge(1)] = 1
     """Share a node only if that saves at least this many tokens: (its branches - 1) x its length."""
 
