@@ -47,6 +47,15 @@ class Part:
 
 
 PROCESSES = 8
+KERNELS = (
+    "linear_gpu",
+    "rows_gpu",
+    "padded_gpu",
+    "tree_attention_gpu",
+    "tree_attention",
+    "liger_ops_gpu",
+)
+WHOLE = ("learner_gpu", "rollout_gpu", "resume_gpu", "memory_gpu")
 
 
 def _check(*names: str, processes: int = 1) -> list[str]:
@@ -66,15 +75,7 @@ PARTS: dict[str, Part] = {
     "build": Part(45, [PYTHON, "setup.py", "build_ext", "--inplace"]),
     "check": Part(
         100,
-        _check(
-            "linear_gpu",
-            "rows_gpu",
-            "tree_attention_gpu",
-            "tree_attention",
-            "liger_ops_gpu",
-            "memory_gpu",
-            processes=PROCESSES,
-        ),
+        _check(*KERNELS, *WHOLE, processes=PROCESSES),
     ),
     "linear_loss": Part(90, _benchmark("bench_linear_loss")),
     "step": Part(100, _benchmark("bench_gpu_step")),

@@ -22,6 +22,7 @@ from g2rpo_fast.types import Prompt, Rollout
 
 TEMPERATURE = 0.8
 PLAIN = ObjectiveConfig()
+COMPUTE = ModelConfig()
 
 
 def rollouts(seed: int = 0) -> list[Rollout]:
@@ -62,9 +63,14 @@ def base_model():
 
 
 def learner(
-    objective: ObjectiveConfig = PLAIN, *, optim: OptimConfig | None = None, budget: int = 8192
+    objective: ObjectiveConfig = PLAIN,
+    *,
+    optim: OptimConfig | None = None,
+    budget: int = 8192,
+    compute: ModelConfig = COMPUTE,
+    device: str = "cpu",
 ) -> Learner:
-    model, reference = base_model(), base_model()
+    model, reference = base_model().to(device), base_model().to(device)
     with torch.no_grad():
         for p in reference.parameters():
             p.mul_(0.9)
@@ -77,7 +83,7 @@ def learner(
         objective=objective,
         optim=optim or OptimConfig(max_grad_norm=1e9),
         tree=TreeConfig(token_budget=budget),
-        compute=ModelConfig(),
+        compute=compute,
         temperature=TEMPERATURE,
     )
 
@@ -105,17 +111,18 @@ def padded(model, made: list[Rollout]):
         attention[row, :end] = 1
         mask[row, start:end] = True
         engine[row, start:end] = torch.from_numpy(r.rollout_logp)
+    ids, mask, attention, engine = (x.to(model.device) for x in (ids, mask, attention, engine))
     logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1] / TEMPERATURE
     every = logits.log_softmax(-1)
     entropy = -(every.exp() * every).sum(-1)
     return every.gather(-1, ids[:, 1:, None])[..., 0], entropy, mask[:, 1:], engine[:, 1:]
 
 
-def textbook_step(model, made, advantage, old, reference, objective: ObjectiveConfig) -> float:
-    """One SGD step on the padded batch; returns the loss."""
+def textbook_loss(model, made, advantage, old, reference, objective: ObjectiveConfig) -> torch.Tensor:
+    """On the padded batch. `old` None: this policy."""
     logp, entropy, mask, _ = padded(model, made)
-    ratio = torch.exp(logp - old)
-    a = torch.tensor(advantage, dtype=torch.float32)[:, None]
+    ratio = torch.exp(logp - (logp.detach() if old is None else old))
+    a = torch.tensor(advantage, dtype=logp.dtype, device=logp.device)[:, None]
     clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     per_token = -torch.minimum(ratio * a, clipped * a) - objective.entropy_coef * entropy
     if objective.kl_coef:
@@ -123,9 +130,13 @@ def textbook_step(model, made, advantage, old, reference, objective: ObjectiveCo
             ref = padded(reference, made)[0]
         per_token = per_token + objective.kl_coef * (torch.exp(ref - logp) - (ref - logp) - 1)
     if objective.aggregation == "sequence_mean":
-        loss = ((per_token * mask).sum(1) / mask.sum(1)).mean()
-    else:
-        loss = (per_token * mask).sum() / mask.sum()
+        return ((per_token * mask).sum(1) / mask.sum(1)).mean()
+    return (per_token * mask).sum() / mask.sum()
+
+
+def textbook_step(model, made, advantage, old, reference, objective: ObjectiveConfig) -> float:
+    """One SGD step on the padded batch; returns the loss."""
+    loss = textbook_loss(model, made, advantage, old, reference, objective)
     loss.backward()
     with torch.no_grad():
         for p in model.parameters():

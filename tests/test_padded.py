@@ -61,7 +61,7 @@ def make_batch(seed: int = 0) -> Batch:
 
 
 def by_sign(positive: Tensor, plus: float, minus: float) -> Tensor:
-    return torch.full(positive.shape, minus, dtype=torch.float64).masked_fill(positive, plus)
+    return torch.full_like(positive, minus, dtype=torch.float64).masked_fill(positive, plus)
 
 
 def phi(log_w: Tensor, advantage: Tensor, o: GRPOOptions) -> Tensor:

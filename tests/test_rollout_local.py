@@ -120,7 +120,8 @@ def engine_of(plain: Any, **options: Any) -> LocalEngine:
         if "forward" in vars(module):  # the copy's norms, not the original's
             module.forward = partial(vars(module)["forward"].func, module)
     select_tree_attention(model)
-    prefill = options.pop("prefill", partial(prefill_tree, model, ModelConfig()))
+    compute = options.pop("compute", ModelConfig())
+    prefill = options.pop("prefill", partial(prefill_tree, model, compute))
     return LocalEngine(model, prefill=prefill, head=head_of(model), decode=letters, **options)
 
 
@@ -232,17 +233,18 @@ def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reference_logp(plain: Any, request: Request, completion: Completion, sampling: Sampling) -> np.ndarray:
-    ids = torch.tensor([request.prompt_ids + completion.token_ids])
+    ids = torch.tensor([request.prompt_ids + completion.token_ids], device=plain.device)
     with torch.no_grad():
         logits = plain(ids).logits[0, len(request.prompt_ids) - 1 : -1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature not in (0, 1):
         logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)  # pyright: ignore
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(ids, logits)  # pyright: ignore
     if sampling.top_p < 1:
         logits = TopPLogitsWarper(sampling.top_p)(ids, logits)  # pyright: ignore
-    chosen = torch.tensor(completion.token_ids)[:, None]
-    return logits.log_softmax(-1).gather(1, chosen)[:, 0].numpy()
+    chosen = torch.tensor(completion.token_ids, device=plain.device)[:, None]
+    return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu().numpy()
 
 
 def test_sampling_has_the_models_distribution() -> None:
