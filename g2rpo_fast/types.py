@@ -15,6 +15,7 @@ S packed tree positions, T trained edges, M (edge, member) pairs. A trailing 1 (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 FinishReason = Literal["stop", "length"]
+_OPENING_TAG = re.compile(r"<[A-Za-z][\w-]*>\s*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,17 @@ class Prompt:
     """Ground-truth reasoning that guidance takes its prefixes from; empty = cannot be guided."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of the data row, for users' reward functions."""
+
+    @property
+    def opening(self) -> str:
+        """What the response begins with before its first token: `tail`, or a tag that `text` ends with."""
+        return self.tail or opening_tag(self.text)
+
+
+def opening_tag(text: str) -> str:
+    """The opening tag that a text ends with, and the space after it; "" where it ends otherwise."""
+    found = _OPENING_TAG.search(text)
+    return found[0] if found else ""
 
 
 @dataclass(frozen=True, kw_only=True)

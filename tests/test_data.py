@@ -188,7 +188,8 @@ def test_references_that_cannot_be_judged_are_refused_by_line(
     for split in ("train", "eval"):
         with pytest.raises(ValueError) as caught:
             load_prompts(path, DataConfig(), tokenizer, split=split, checks={"mine": check})
-        first, *lines = str(caught.value).splitlines()
+        first, *lines, last = str(caught.value).splitlines()
+        assert last == '  data.on_bad_row = "skip" leaves such rows out'
         assert first == f"{path}: 5 rows whose reference cannot be judged (stopped there)"
         assert lines[0] == "  line 2: reference '?': not a number (reward mine)"
         assert [line.split(":")[0].strip() for line in lines] == [f"line {n}" for n in range(2, 7)]

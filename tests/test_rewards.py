@@ -263,6 +263,14 @@ def test_format_is_one_thought_and_an_answer_with_what_the_prompt_opened(
         assert rewards.functions[0](text, "72", None) == expected  # type: ignore[arg-type]
 
 
+def test_a_prompt_that_was_made_by_hand_opens_what_its_text_ends_with() -> None:
+    rewards = load_rewards(RewardConfig(functions=("format", "math")))
+    made = rollout_of("a</think>72")
+    made = replace(made, prompt=replace(made.prompt, text="<|im_start|>assistant\n<think>\n"))
+    twice, unclosed = replace(made, text="<think>a</think>72"), replace(made, text="it is 72")
+    assert score(rewards, [made, twice, unclosed]).reward_RK.tolist() == [[1, 1], [0, 1], [0, 0]]
+
+
 def test_a_format_pattern_of_ones_own_must_match_the_response_by_itself() -> None:
     rewards = load_rewards(RewardConfig(functions=("format",), format_pattern=r"[a-z\s]*.</think>.+"))
     rollouts = [rollout_of("a\n</think>7", tail="<think>"), rollout_of("<think>a</think>7", tail="<think>")]

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.json_lines import BadRow
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
-from g2rpo_fast.data.tail import chat_tail, raw_tail
+from g2rpo_fast.data.tail import chat_tail
 from g2rpo_fast.data.tokens import encode
-from g2rpo_fast.types import Prompt
+from g2rpo_fast.types import Prompt, opening_tag
 
 GSM8K_TEMPLATE = "Question: {prompt}\nAnswer:"
 
@@ -158,7 +158,7 @@ def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase)
 def _tails(texts: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Of each prompt's text, what it already says of the response."""
     if not (config.chat and texts):
-        return [raw_tail(text) for text in texts]
+        return [opening_tag(text) for text in texts]
     tail = chat_tail(tokenizer, config.system_prompt)
     return [tail if text.endswith(tail) else "" for text in texts]
 

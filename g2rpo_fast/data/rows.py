@@ -100,7 +100,8 @@ def listed(bad: Sequence[BadRow]) -> str:
 def _refuse(path: str, config: DataConfig, bad: Sequence[BadRow], *, what: str) -> None:
     if bad and config.on_bad_row == "refuse":
         stopped = " (stopped there)" if len(bad) == MAX_REPORTED else ""
-        raise ValueError(f"{path}: {len(bad)} {what}{stopped}{listed(bad)}")
+        hint = '\n  data.on_bad_row = "skip" leaves such rows out'
+        raise ValueError(f"{path}: {len(bad)} {what}{stopped}{listed(bad)}{hint}")
 
 
 def _column(row: Mapping[str, Any], name: str) -> Any:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-_OPENING_TAG = re.compile(r"<[A-Za-z][\w-]*>\s*\Z")
+from g2rpo_fast.types import opening_tag
+
 _QUESTION, _REPLY = "x", "\u00a4"
 """Contents of a made-up conversation; no template begins a reply with that sign."""
-
-
-def raw_tail(text: str) -> str:
-    """The opening tag that a raw prompt ends with, and the space after it; "" where it ends otherwise."""
-    found = _OPENING_TAG.search(text)
-    return found[0] if found else ""
 
 
 def chat_tail(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> str:
@@ -34,8 +28,8 @@ def chat_tail(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> 
         tail = _behind(prompt, _rendered(tokenizer, past))
         added = _behind(prompt, _rendered(tokenizer, asked))
     except (TemplateError, TypeError, ValueError):
-        return raw_tail(prompt)
-    return tail if len(tail) <= len(added) else raw_tail(prompt)
+        return opening_tag(prompt)
+    return tail if len(tail) <= len(added) else opening_tag(prompt)
 
 
 def _behind(text: str, other: str) -> str:

@@ -44,7 +44,7 @@ def final_text(response: str, rollout: Rollout | None, *, pay_truncated: bool) -
     off before its end, or its thought never closes."""
     if rollout is not None and rollout.finish_reason != "stop" and not pay_truncated:
         return None
-    return after_thought(response, isinstance(rollout, Rollout) and opens_thought(rollout.prompt.tail))
+    return after_thought(response, isinstance(rollout, Rollout) and opens_thought(rollout.prompt.opening))
 
 
 def marked_answer(text: str) -> str | None:

@@ -54,8 +54,8 @@ def one_spelling(text: str) -> str:
 def format_match(config: RewardConfig) -> RewardFunction:
     """1 when the response is a thought and then an answer (`thinks_then_answers`), else 0.
 
-    A `<think>` that the prompt ends with (`Prompt.tail`) belongs to it: the response then is the rest of the
-    thought, `</think>` and the answer. A `format_pattern` of one's own must match the whole response by
+    A `<think>` that the prompt ends with (`Prompt.opening`) belongs to it: the response then is the rest of
+    the thought, `</think>` and the answer. A `format_pattern` of one's own must match the whole response by
     itself. A response that was cut off counts as far as it goes.
     """
     pattern = None if config.format_pattern is None else re.compile(config.format_pattern, re.DOTALL)
@@ -63,7 +63,7 @@ def format_match(config: RewardConfig) -> RewardFunction:
     def reward(response: str, answer: str, rollout: Rollout | None) -> float:
         if pattern is not None:
             return float(pattern.fullmatch(response) is not None)
-        tail = rollout.prompt.tail if isinstance(rollout, Rollout) else ""
+        tail = rollout.prompt.opening if isinstance(rollout, Rollout) else ""
         return float(thinks_then_answers(tail[tail.find(OPEN) :] + response if OPEN in tail else response))
 
     return reward
