@@ -47,7 +47,8 @@ NORM_TOLERANCE = 5e-2
 def sides_of(config: dict[str, int], rollouts: Rollouts, budget: int, *, shared: bool) -> dict[str, Peer]:
     """In the order of worth: a deadline cuts off the rest."""
     attention = "triton" if ON_GPU else "cascade"
-    sides = {"ours": Peer(partial(ours, config, rollouts, attention=attention, budget=budget, fused=False))}
+    tree = partial(ours, config, rollouts, budget=budget)
+    sides = {"ours": Peer(partial(tree, attention=attention, fused=True))}
     if shared:
         sides["padded_liger"] = Peer(
             partial(padded, config, rollouts, fused=True),
@@ -55,9 +56,8 @@ def sides_of(config: dict[str, int], rollouts: Rollouts, budget: int, *, shared:
             cuda_only="Liger's kernels run on CUDA only",
         )
         sides["padded"] = Peer(partial(padded, config, rollouts, fused=False))
-    sides["ours_cascade"] = Peer(
-        partial(ours, config, rollouts, attention="cascade", budget=budget, fused=False)
-    )
+    sides["ours_unfused"] = Peer(partial(tree, attention=attention, fused=False))
+    sides["ours_cascade"] = Peer(partial(tree, attention="cascade", fused=True))
     return sides
 
 

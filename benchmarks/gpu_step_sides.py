@@ -23,7 +23,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from g2rpo_fast.engine import prefill_tree
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig, compute_dtype, head_of
-from g2rpo_fast.model.load import select_tree_attention
+from g2rpo_fast.model.liger_ops import use_liger_ops
+from g2rpo_fast.model.load import fuse_ops, select_tree_attention
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.optim import OptimConfig, make_optimizer
@@ -94,7 +95,8 @@ def make_rollouts(shape: Shape, vocabulary: int) -> Rollouts:
 
 
 def make_model(config: dict[str, int], *, fused: bool) -> Qwen3ForCausalLM:
-    """Random float32 weights, the same on every side. `fused`: with Liger's norm, RoPE and SwiGLU."""
+    """Random float32 weights, the same on every side. `fused`: with Liger's norm, RoPE and SwiGLU, this
+    instance alone (Liger's own patch is of the whole process)."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = Qwen3ForCausalLM(
@@ -106,15 +108,14 @@ def make_model(config: dict[str, int], *, fused: bool) -> Qwen3ForCausalLM:
             )
         )
     if fused:
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen3
-
-        apply_liger_kernel_to_qwen3(cross_entropy=False, fused_linear_cross_entropy=False, model=model)
+        use_liger_ops(model)
     return model
 
 
 def ours(config: dict[str, int], rollouts: Rollouts, *, attention: str, budget: int, fused: bool) -> Step:
-    model = make_model(config, fused=fused)
+    model = make_model(config, fused=False)
     select_tree_attention(model)
+    fuse_ops(model, "auto" if fused else "off")
     learner = Learner(
         model=model,
         optimizer=make_optimizer(model, OptimConfig(lr=LR)),
