@@ -52,7 +52,7 @@ class RandomOrder(TorchDispatchMode):
         if name in ("mm", "bmm"):
             left, right = args
             order = self._order(left.shape[-1], left)
-            return product(left.index_select(-1, order), right.index_select(-2, order))
+            return into(product(left.index_select(-1, order), right.index_select(-2, order)), **kwargs)
         if name == "sum":
             values, *rest = args
             dims = rest[0] if rest and rest[0] else range(values.dim())
@@ -61,11 +61,17 @@ class RandomOrder(TorchDispatchMode):
             return func(values, *rest, **kwargs)
         if name in ELEMENTWISE and first.device.type == "cpu":
             with np.errstate(divide="ignore"):  # log 0
-                return torch.as_tensor(ELEMENTWISE[name](in_numpy(first))).to(first.dtype)
+                found = torch.as_tensor(ELEMENTWISE[name](in_numpy(first))).to(first.dtype)
+            return into(found, **kwargs)
         return func(*args, **kwargs)
 
     def _order(self, size: int, like: Tensor) -> Tensor:
         return torch.randperm(size, generator=self._generator).to(like.device)
+
+
+def into(found: Tensor, out: Tensor | None = None) -> Tensor:
+    """What an operator returns that was given `out`, or was not."""
+    return found if out is None else out.copy_(found)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

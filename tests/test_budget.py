@@ -87,6 +87,14 @@ def test_attention_keeps_the_budget_unless_keys_or_digits_are_lost(kind: str, se
         assert worst_excess(inputs, end_S, attention_of(end_S, drop=8)) > FAR
 
 
+def test_a_product_into_a_buffer_is_drawn_into_it() -> None:
+    left, right = torch.randn(2, 9, 9, generator=torch.Generator().manual_seed(0))
+    out = torch.full((9, 9), torch.nan)
+    with RandomOrder(0):
+        assert torch.mm(left, right, out=out) is out
+    torch.testing.assert_close(out, left @ right)
+
+
 def test_draws_are_of_the_same_numbers_with_other_roundings() -> None:
     """Products, sums and what is made of them; float64 is as it was."""
     left, right = torch.randn(2, 40, 40, generator=torch.Generator().manual_seed(0))

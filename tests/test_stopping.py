@@ -47,6 +47,14 @@ class Plan:
 PLAN = Plan()
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell has what it starts in the background ignore SIGINT, and then the program ignores it too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def planned(response: str, answer: str, rollout: Rollout) -> float:
     """`wobble`, and once what `PLAN` says."""
     if rollout.prompt.id.startswith(PLAN.split or "none"):
