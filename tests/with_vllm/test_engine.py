@@ -23,6 +23,7 @@ from tiny_engines import (
 )
 
 from g2rpo_fast.rollout.vllm import VllmEngine
+from g2rpo_fast.rollout.vllm.launch import CPU_BATCHED_TOKENS
 from g2rpo_fast.types import Request, Sampling
 
 LOGP_TOLERANCE = 1e-5
@@ -85,6 +86,18 @@ def test_seeds_repeat_whatever_else_is_in_the_batch(engine: VllmEngine) -> None:
     assert [c.token_ids for c in again] == [c.token_ids for c in whole]
     assert alone[0].token_ids == whole[4].token_ids
     assert len({c.token_ids for c in whole}) == len(whole)
+
+
+def test_more_prompt_tokens_than_a_step_computes(engine: VllmEngine) -> None:
+    """A prompt split over two steps would make vLLM rewind a CPU generator, which ends the engine."""
+    rng = np.random.default_rng(3)
+    rows = 2 * CPU_BATCHED_TOKENS // 400 + 1
+    prompts = [tuple(rng.integers(0, VOCABULARY, 400).tolist()) for _ in range(rows)]
+    asked = [Request(prompt_ids=ids, max_tokens=4, seed=i) for i, ids in enumerate(prompts)]
+    for request, completion in zip(asked, engine.generate(asked, Sampling()), strict=True):
+        expected = plain_logp(PLAIN, request, completion, Sampling())
+        np.testing.assert_allclose(completion.logp, expected, atol=LOGP_TOLERANCE, rtol=0)
+    assert engine.metrics()["engine/restarts"] == 0
 
 
 def test_stops_are_the_local_engines(engine: VllmEngine) -> None:

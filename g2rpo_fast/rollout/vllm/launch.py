@@ -17,6 +17,8 @@ WORKER = "g2rpo_fast.rollout.vllm.worker.WeightReceiver"
 CPU_BLOCK = 32
 """Tokens of a KV block: CPU kernels want multiples of 32, and what is shorter than a block is not shared."""
 CPU_KV_BYTES = 4 << 30
+CPU_BATCHED_TOKENS = 4096
+"""Tokens that a CPU engine computes in one step, at least; more where one row can be longer."""
 
 
 def engine_dtype(config: VllmConfig, device: torch.device) -> torch.dtype:
@@ -62,6 +64,10 @@ def make_launch(
         llm["kv_cache_memory_bytes"] = _cpu_kv_bytes(model, max_len, max_rows)
     if on_cpu:
         llm["block_size"] = CPU_BLOCK
+        # A seeded row whose tokens are computed in two steps makes vLLM rewind the row's generator, which
+        # a CPU generator cannot do: the engine would die. So a row waits until all its tokens fit a step.
+        llm["enable_chunked_prefill"] = False
+        llm["max_num_batched_tokens"] = max(max_len, max_rows, CPU_BATCHED_TOKENS)
     return Launch(model_dir=_model_directory(model, tokenizer), llm=llm)
 
 
