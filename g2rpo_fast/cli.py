@@ -1,23 +1,24 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `g2rpo-fast bench --table`."""
+"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `g2rpo-fast bench --table`.
+
+PyTorch and transformers take seconds to import. So each command imports what it needs when it runs: usage and
+mistyped commands are answered at once, and Ctrl-C while a run loads ends it like at any other moment.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from transformers.utils import logging as transformers_logging
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from g2rpo_fast.bench_plots import render_plots
-from g2rpo_fast.bench_table import render_results
-from g2rpo_fast.config import EMBEDDED, NONE_WORDS, Config, load_config, preset_names
 from g2rpo_fast.interrupts import Terminated
-from g2rpo_fast.safekeeping import FAULT, STOPS, is_fault
-from g2rpo_fast.train import train
-from g2rpo_fast.usage import refused_in_one_line
+from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
+
+if TYPE_CHECKING:
+    from g2rpo_fast.config import Config
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast bench --table [--results DIR]
@@ -51,18 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ended = isinstance(stop, Terminated)
         _tell("stopped by SIGTERM" if ended else "stopped by Ctrl-C", stop)
         return 143 if ended else 130
-    except STOPS as error:
-        _tell(str(error), error)
-        return 1
-    except ValueError as error:
-        if is_fault(error):
-            raise
-        _tell(str(error), error)
-        return 2
     except Exception as error:
-        if not is_fault(error):
+        status = _status_of(error)
+        if status is None:
+            raise
+        return status
+
+
+def _status_of(error: Exception) -> int | None:
+    """Tells in a line what a run may meet. None: a fault of the program, which has a note that says so."""
+    if is_fault(error):
+        return None
+    if isinstance(error, ValueError):
+        status = 2
+    else:
+        from g2rpo_fast.safekeeping import STOPS
+
+        if not isinstance(error, STOPS):
             error.add_note(FAULT)
-        raise
+            return None
+        status = 1
+    _tell(str(error), error)
+    return status
 
 
 def _tell(message: str, error: BaseException) -> None:
@@ -71,12 +82,20 @@ def _tell(message: str, error: BaseException) -> None:
 
 
 def run_train(words: Sequence[str]) -> int:
+    if sys.stderr.isatty():
+        print("loading PyTorch and transformers ...", file=sys.stderr)
+    from transformers.utils import logging as transformers_logging
+
+    from g2rpo_fast.train import train
+
     transformers_logging.disable_progress_bar()
     return 3 if train(read_arguments(words)).no_signal else 0
 
 
 def read_arguments(words: Sequence[str]) -> Config:
     """`[CONFIG] [--section.key value ...]` as a Config. Exits with typed help on --help or a bad option."""
+    from g2rpo_fast.config import EMBEDDED, Config, load_config
+
     source, options = EMBEDDED, list(words)
     if options and not options[0].startswith("-"):
         source = options.pop(0)
@@ -94,6 +113,8 @@ def read_arguments(words: Sequence[str]) -> Config:
 
 def _registry() -> ConstructorRegistry:
     """Reads `none` where a key may be None, as the help writes it."""
+    from g2rpo_fast.config import NONE_WORDS
+
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -113,6 +134,9 @@ def _registry() -> ConstructorRegistry:
 
 
 def run_bench(words: Sequence[str]) -> int:
+    from g2rpo_fast.bench_plots import render_plots
+    from g2rpo_fast.bench_table import render_results
+
     def bench(
         *,
         table: Annotated[bool, tyro.conf.arg(help="show the records as tables")] = False,

@@ -27,6 +27,7 @@ from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.vllm import VllmConfig
 from g2rpo_fast.rollout.vllm.engine import COLDEST
 from g2rpo_fast.tree import TreeConfig
+from g2rpo_fast.usage import preset_names
 
 EMBEDDED = "embedded"
 NONE_WORDS = ("none", "None")
@@ -159,12 +160,6 @@ def section_types() -> dict[str, type]:
     """The sections' dataclasses by name, in the order of `Config`."""
     hints = get_type_hints(Config)
     return {f.name: hints[f.name] for f in fields(Config)}
-
-
-def preset_names() -> list[str]:
-    """Names of the configurations that come with the package."""
-    directory = resources.files("g2rpo_fast") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in directory.iterdir() if p.name.endswith(".toml"))
 
 
 def load_config(source: str | Path) -> Config:

@@ -21,12 +21,10 @@ from g2rpo_fast.files import WriteError
 from g2rpo_fast.model import write_small_files
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.types import EngineError
+from g2rpo_fast.usage import FAULT
 
 STOPS = (RewardError, EngineError, FloatingPointError, WriteError, torch.OutOfMemoryError)
 """Errors that a run may meet without a fault of the program."""
-FAULT = (
-    "This is a fault of g2rpo-fast: please report it, with the lines above, where you got the program from"
-)
 
 
 def save(parts: Parts) -> None:
@@ -69,11 +67,6 @@ def saved_when_stopped(parts: Parts) -> Iterator[None]:
         if not isinstance(error, (*STOPS, KeyboardInterrupt)):
             error.add_note(FAULT)
         raise
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether `saved_when_stopped` took an error for a fault of the program."""
-    return FAULT in getattr(error, "__notes__", ())
 
 
 def _kept(parts: Parts, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What the command line's parser has against the words it got: one line instead of its box."""
+"""What the command line tells a user: its presets, a mistyped word in one line, a fault of the program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from itertools import groupby
 
+FAULT = (
+    "This is a fault of g2rpo-fast: please report it, with the lines above, where you got the program from"
+)
 OPTION = r"--[a-z][\w.-]*"
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    directory = resources.files("g2rpo_fast") / "presets"
+    return sorted(p.name.removesuffix(".toml") for p in directory.iterdir() if p.name.endswith(".toml"))
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether `saved_when_stopped` or the command line took an error for a fault of the program."""
+    return FAULT in getattr(error, "__notes__", ())
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ from g2rpo_fast.files import WriteError
 from g2rpo_fast.interrupts import Terminated
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
-from g2rpo_fast.safekeeping import is_fault
 from g2rpo_fast.train import SIGNAL_STEPS, run
 from g2rpo_fast.types import Rollout
+from g2rpo_fast.usage import is_fault
 from runs import tiny_config, without_times, wobble
 
 PROFILE, STEP, HELD_OUT = 4 * 2 * 5, 4 * 6, 8

@@ -121,3 +121,48 @@ def test_the_line_is_the_same_in_a_terminal_without_line_drawing() -> None:
     assert done.returncode == 2
     said = "Unrecognized options: --optm.lr=3; perhaps you meant --optim.lr; --help lists every option"
     assert done.stderr == f"g2rpo-fast: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [([], 0), (["trian"], 2), (["bench"], 2), (["bench", "--tabel"], 2)], ids=str
+)
+def test_usage_waits_for_no_import_of_pytorch(words: list[str], status: int) -> None:
+    code = """
+import atexit, sys
+atexit.register(lambda: print({"torch", "transformers"} & sys.modules.keys()))
+from g2rpo_fast.cli import main
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main({words}))"],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith("set()\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_a_run_still_loads_is_one_line(tmp_path: Path) -> None:
+    """The signal comes when the first of PyTorch is imported: long before a run could handle it."""
+    code = """
+import signal, sys
+class AtTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, AtTorch())
+from g2rpo_fast.cli import main
+sys.exit(main(["train"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "g2rpo-fast: stopped by Ctrl-C\n")
+    assert list(tmp_path.iterdir()) == []
