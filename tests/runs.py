@@ -31,6 +31,11 @@ def wobble(response: str, answer: str, rollout: Rollout) -> float:
     return len(response) % 3 / 2
 
 
+def brevity(response: str, answer: str, rollout: Rollout) -> float | None:
+    """A second channel; it does not apply to a response without a character."""
+    return 1 / len(response) if response else None
+
+
 def tiny_config(directory: Path, **sections: dict[str, Any]) -> Config:
     """The embedded preset made tiny, with `sections` laid over it."""
     values = dataclasses.asdict(load_config("embedded"))
