@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.config import Config
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
 from g2rpo_fast.rollout import LocalEngine, Prefill
-from g2rpo_fast.rollout.graph_decoder import CudaRecorder
+from g2rpo_fast.rollout.local import CudaRecorder
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
 from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm import VllmEngine, require_vllm

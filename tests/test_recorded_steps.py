@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from g2rpo_fast.rollout import static_cache
+from g2rpo_fast.rollout.local import static_cache
 from g2rpo_fast.types import Completion, Request, Sampling
 from recorders import Eager, Tape
 from test_rollout_local import MODELS, VOCABULARY, engine_of, plain_model, prompts, requests, tokens

@@ -13,8 +13,8 @@ import torch
 
 from budget import draws
 from g2rpo_fast.model import ModelConfig
-from g2rpo_fast.rollout import static_cache
-from g2rpo_fast.rollout.graph_decoder import CudaRecorder, Recorder
+from g2rpo_fast.rollout.local import static_cache
+from g2rpo_fast.rollout.local.graph_decoder import CudaRecorder, Recorder
 from g2rpo_fast.types import Completion, Request, Sampling
 from recorders import Eager, Tape
 from test_recorded_steps import FUNCTIONAL, SAMPLING, assert_same, uneven

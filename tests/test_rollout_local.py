@@ -32,8 +32,8 @@ from g2rpo_fast.engine import prefill_tree
 from g2rpo_fast.model import ModelConfig, head_of
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.rollout import LocalEngine, Prefill
-from g2rpo_fast.rollout.families import plan_batches
-from g2rpo_fast.rollout.local import _last_positions, _LogitsHead
+from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
+from g2rpo_fast.rollout.local.families import plan_batches
 from g2rpo_fast.types import Completion, Request, Sampling
 
 VOCABULARY = 37

@@ -11,7 +11,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from g2rpo_fast.rollout import RolloutConfig
-from g2rpo_fast.rollout.sampling import DRAWS_BLOCK, Draws, draw, log_distribution
+from g2rpo_fast.rollout.local.sampling import DRAWS_BLOCK, Draws, draw, log_distribution
 from g2rpo_fast.types import Sampling
 
 CPU = torch.device("cpu")

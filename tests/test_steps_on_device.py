@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from g2rpo_fast.model import head_of
 from g2rpo_fast.rollout import LocalEngine, Prefill
-from g2rpo_fast.rollout.families import plan_batches
-from g2rpo_fast.rollout.local import _last_positions, _LogitsHead
-from g2rpo_fast.rollout.sampling import draw
+from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
+from g2rpo_fast.rollout.local.families import plan_batches
+from g2rpo_fast.rollout.local.sampling import draw
 from recorders import Eager
 from test_recorded_steps import FUNCTIONAL, SAMPLING
 from test_rollout_local import engine_of, letters, plain_model, requests

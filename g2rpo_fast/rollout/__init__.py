@@ -2,7 +2,6 @@
 
 from g2rpo_fast.rollout.config import RolloutConfig
 from g2rpo_fast.rollout.groups import request_seed, sample_groups
-from g2rpo_fast.rollout.local import LocalEngine
-from g2rpo_fast.rollout.prefill import Prefill
+from g2rpo_fast.rollout.local import LocalEngine, Prefill
 
 __all__ = ["LocalEngine", "Prefill", "RolloutConfig", "request_seed", "sample_groups"]

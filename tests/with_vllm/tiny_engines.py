@@ -17,7 +17,7 @@ from g2rpo_fast.engine import prefill_tree, sampled_logp, text_decoder
 from g2rpo_fast.model import ModelConfig, head_of
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.rollout import LocalEngine
-from g2rpo_fast.rollout.sampling import log_distribution
+from g2rpo_fast.rollout.local.sampling import log_distribution
 from g2rpo_fast.rollout.vllm import VllmConfig, VllmEngine
 from g2rpo_fast.types import Completion, Floats, Request, Sampling
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from g2rpo_fast.rollout.cache import Cache
+from g2rpo_fast.rollout.local.cache import Cache
 
 
 @dataclass(frozen=True)

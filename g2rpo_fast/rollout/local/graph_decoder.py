@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
-from g2rpo_fast.rollout.cache import Cache
-from g2rpo_fast.rollout.decoder import FunctionalDecoder
-from g2rpo_fast.rollout.static_cache import StaticCache
+from g2rpo_fast.rollout.local.cache import Cache
+from g2rpo_fast.rollout.local.decoder import FunctionalDecoder
+from g2rpo_fast.rollout.local.static_cache import StaticCache
 
 WARM_UP = 2
 """Plain steps before one is recorded: they compile, choose and allocate what is kept, and a layout that lasts

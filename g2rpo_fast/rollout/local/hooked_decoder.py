@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from g2rpo_fast.rollout.cache import Cache
+from g2rpo_fast.rollout.local.cache import Cache
 
 
 class HookedDecoder:

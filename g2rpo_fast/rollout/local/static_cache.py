@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from g2rpo_fast.rollout.cache import Cache
-from g2rpo_fast.rollout.shared_prefix import SharedPrefix
+from g2rpo_fast.rollout.local.cache import Cache
+from g2rpo_fast.rollout.local.shared_prefix import SharedPrefix
 
 GROWTH = 128
 """Slots that the cache grows by. A layout costs its user about three plain steps; a slot, used or not, is

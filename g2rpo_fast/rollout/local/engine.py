@@ -1,4 +1,4 @@
-"""The `local` engine: batched sampling in this process, on the trainer's own weights.
+"""The engine: batches of requests, prefilled and decoded on the trainer's own weights.
 
 Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then
 decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
@@ -20,17 +20,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of, num_positions
-from g2rpo_fast.rollout.cache import Cache
-from g2rpo_fast.rollout.decoder import FunctionalDecoder, recognised
-from g2rpo_fast.rollout.families import Batch, plan_batches
-from g2rpo_fast.rollout.graph_decoder import GraphDecoder, Recorder
-from g2rpo_fast.rollout.hooked_decoder import HookedDecoder
-from g2rpo_fast.rollout.prefill import Head, Prefill, PrefillFunction
-from g2rpo_fast.rollout.progress import Progress
+from g2rpo_fast.rollout.local.cache import Cache
+from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, recognised
+from g2rpo_fast.rollout.local.families import Batch, plan_batches
+from g2rpo_fast.rollout.local.graph_decoder import GraphDecoder, Recorder
+from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
+from g2rpo_fast.rollout.local.prefill import Head, Prefill, PrefillFunction
+from g2rpo_fast.rollout.local.progress import Progress
+from g2rpo_fast.rollout.local.sampling import Draws, draw
+from g2rpo_fast.rollout.local.shared_prefix import Family, SharedPrefix
+from g2rpo_fast.rollout.local.static_cache import StaticCache
 from g2rpo_fast.rollout.requests import check_requests
-from g2rpo_fast.rollout.sampling import Draws, draw
-from g2rpo_fast.rollout.shared_prefix import Family, SharedPrefix
-from g2rpo_fast.rollout.static_cache import StaticCache
 from g2rpo_fast.rollout.text_decoder import Decode
 from g2rpo_fast.types import Completion, Longs, Request, Sampling
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from g2rpo_fast.rollout.prefill import Prefill
-from g2rpo_fast.rollout.prefix_attention import explicit, fused
+from g2rpo_fast.rollout.local.prefill import Prefill
+from g2rpo_fast.rollout.local.prefix_attention import explicit, fused
 from g2rpo_fast.types import Bools, Longs
 
 KEY_TILE = 16

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import torch
 
-from g2rpo_fast.rollout.prefix_attention import scores
-from g2rpo_fast.rollout.shared_prefix import KEY_TILE, SharedPrefix
+from g2rpo_fast.rollout.local.prefix_attention import scores
+from g2rpo_fast.rollout.local.shared_prefix import KEY_TILE, SharedPrefix
 from g2rpo_fast.types import Longs
 
 GROWTH = 64
