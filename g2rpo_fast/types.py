@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 FinishReason = Literal["stop", "length"]
+Source = Literal["on_policy", "off_policy", "target"]
+SOURCES: tuple[Source, ...] = get_args(Source)
 _OPENING_TAG = re.compile(r"<[A-Za-z][\w-]*>\s*\Z")
 
 
@@ -60,6 +62,33 @@ def opening_tag(text: str) -> str:
     """The opening tag that a text ends with, and the space after it; "" where it ends otherwise."""
     found = _OPENING_TAG.search(text)
     return found[0] if found else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One rollout to be sampled: from what, and how it will be trained on."""
+
+    prompt: Prompt
+    group: int
+    """Index of its group in this step: the rows whose rewards its advantage is relative to."""
+    member: int
+    """Its number among the asks of the same prompt and round: part of the seed."""
+    round: int = 0
+    """Of the step: later rounds depend on what earlier ones brought. Part of the seed."""
+    sampling_prompt_ids: tuple[int, ...]
+    """Context of the sampling, given tokens excluded."""
+    training_prompt_ids: tuple[int, ...]
+    """Context of the loss. Another one where a hint is dropped for training."""
+    given_ids: tuple[int, ...] = ()
+    """Tokens that the response begins with and that are not sampled: guidance."""
+    given_in_loss: bool = False
+    max_tokens: int
+    """Most tokens of the response, the given ones included."""
+    hint_level: float = 0.0
+    """Of hint ladders; 0 = none."""
+    source: Source = "on_policy"
+    """What its rows are to the loss: off_policy = sampled from another context than they are trained in;
+    target = text to be learnt, whatever its probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +203,10 @@ class Rollout:
     """[sampled_len] the weights that drew each sampled token; None = all by `weight_version`."""
     hint_level: float = 0.0
     """Of hint ladders; 0 = none."""
+    round: int = 0
+    """Of the step, in which it was asked for."""
+    source: Source = "on_policy"
+    """See `Ask`."""
 
     @property
     def guided(self) -> bool:
@@ -197,6 +230,15 @@ class Rewards:
     accuracy_R: Doubles
     """1 where the rollout succeeded by the channel that counts as accuracy, else 0 (evaluation, profile,
     guidance controller); NaN where that channel does not apply."""
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> Rewards:
+        """Some of the rows, in the order given."""
+        return replace(
+            self,
+            reward_RK=self.reward_RK[rows],
+            total_R=self.total_R[rows],
+            accuracy_R=self.accuracy_R[rows],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {
     "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
+    "select", "rounds", "credit",
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types", "files"},
     {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
+    {"pieces"},
     STAGES,
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},

@@ -1,0 +1,262 @@
+"""What a method is made of: pieces that a training step calls in turn, and what they may know.
+
+    selection ─► rounds: first ─► sample ─► score ─┐ ─► credit ─► token credit ─► weights ─► terms ─► observe
+    prompts,       ▲   (again, until none asks)    │   a_R          a_N            w_N        loss
+    group sizes    └───────── settle ◄─────────────┘
+
+A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its method
+the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`; a method is a
+file that names some of them. State between steps is data of two kinds, both in the checkpoint: `memory`, one
+plain JSON value a piece, and the `PromptStore`, columns over all prompts. Pieces change neither: they return
+new ones.
+
+Dimension key: R rows (rollouts), N trained tokens of rows end to end, P prompts of the data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.types import Ask, Doubles, Prompt, Rewards, Rollout
+
+Memory = Any
+"""A plain JSON value: numbers, text, lists, dicts. None = the piece keeps nothing."""
+Ties = Literal["token", "row", "group", "batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """All that a piece may know of time."""
+
+    step: int
+    """Steps before this one."""
+    total_steps: int
+    """Of the run, at least 1."""
+    seed: int
+    """Of the run."""
+    cursor: int = 0
+    """Prompts that earlier steps were given."""
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, towards 1."""
+        return self.step / max(self.total_steps, 1)
+
+    def generator(self, name: str) -> np.random.Generator:
+        """Random numbers of this step, for the piece `name`: the same whenever they are drawn."""
+        return np.random.default_rng([self.seed, self.step, *name.encode()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A prompt of this step, and how many rollouts its first round gets."""
+
+    prompt: Prompt
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Rows with their rewards."""
+
+    rollouts: tuple[Rollout, ...]
+    rewards: Rewards
+    """Of the rows, in their order."""
+    clock: Clock
+
+    @property
+    def group_R(self) -> np.ndarray:
+        """[R] int64: the group that a row's advantage is relative to."""
+        return np.asarray([rollout.group for rollout in self.rollouts], np.int64)
+
+    def keep(self, rows: Sequence[int]) -> Scored:
+        """Some of the rows, in the order given."""
+        chosen = np.asarray(rows, np.int64)
+        return replace(
+            self,
+            rollouts=tuple(self.rollouts[row] for row in rows),
+            rewards=self.rewards.keep(chosen),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStore:
+    """Columns over all prompts of the training data, float64, kept from step to step."""
+
+    ids: tuple[str, ...]
+    columns: Mapping[str, Doubles]
+    """Name -> [P]."""
+
+    def index(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """[len(prompts)] int64, each prompt's place in the columns."""
+        places = {id_: place for place, id_ in enumerate(self.ids)}
+        return np.asarray([places[prompt.id] for prompt in prompts], np.int64)
+
+    def put(self, **columns: Doubles) -> PromptStore:
+        """The store with some columns replaced."""
+        return replace(self, columns={**self.columns, **columns})
+
+
+class Piece:
+    """Base of all pieces. Settings are checked when one is made: `ValueError`, one line, naming the key."""
+
+    section: ClassVar[str]
+    """Of the configuration."""
+    use: ClassVar[str]
+    """What a configuration calls it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{self.section}.{self.use}")
+
+
+class Selection(Piece, ABC):
+    """Which prompts a step trains on, and how many rollouts each gets."""
+
+    section = "selection"
+
+    def columns(self) -> dict[str, float]:
+        """Columns of the store that it needs, with every prompt's first value."""
+        return {}
+
+    @abstractmethod
+    def choose(
+        self, prompts: Sequence[Prompt], store: PromptStore, clock: Clock, *, count: int, size: int
+    ) -> list[Chosen]:
+        """The step's groups: `count` times `size` rollouts in all. A pure function of its arguments."""
+
+    def observe(self, store: PromptStore, scored: Scored) -> PromptStore:
+        """The store after a step's rewards."""
+        return store
+
+
+class Round(Piece):
+    """What is asked of the engine, asked again, and kept. A method may chain several.
+
+    `first` maps the asks made so far (to begin with, each prompt by itself, `size` times) to those of the
+    first round. `again` maps what is scored so far to the asks of the next round; none ends it. `settle`
+    chooses the rows and groups that are trained on. `memory` is this piece's own.
+    """
+
+    section = "rounds"
+
+    def memory(self) -> Memory:
+        """Before the first step."""
+        return None
+
+    def first(self, asks: Sequence[Ask], memory: Memory, clock: Clock) -> list[Ask]:
+        return list(asks)
+
+    def again(self, scored: Scored, memory: Memory) -> list[Ask]:
+        return []
+
+    def settle(self, scored: Scored, memory: Memory) -> Scored:
+        return scored
+
+    def observe(self, memory: Memory, scored: Scored) -> Memory:
+        """The memory after a step, whose settled rows these are."""
+        return memory
+
+
+class Credit(Piece, ABC):
+    """A step of the chain from rewards to one advantage a row. The chain begins with the rows' total rewards."""
+
+    section = "credit"
+
+    @abstractmethod
+    def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
+        """[R] float64 -> [R] float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTokens:
+    """The trained tokens of a step's rows, end to end, as token credit and weights see them."""
+
+    id_N: np.ndarray
+    row_N: np.ndarray
+    """[N] index into the step's rows, ascending."""
+    place_N: np.ndarray
+    """[N] index into the row's response."""
+    rollout_logp_N: Doubles
+    """The engine's log-probability (nats); NaN where nothing was sampled."""
+    old_logp_N: Doubles | None = None
+    """Under the weights that the update starts from. This and those below: where some piece needs it."""
+    entropy_N: Doubles | None = None
+    """Of that policy's distribution of the token (nats)."""
+    hot_logp_N: Doubles | None = None
+    """As old_logp_N, at a second temperature."""
+
+
+class TokenCredit(Piece, ABC):
+    """A step of the chain from rows' advantages to tokens' advantages. It begins with each row's, repeated."""
+
+    section = "token_credit"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `RowTokens` that cost a look at the old policy: old_logp, entropy, hot_logp."""
+
+    @abstractmethod
+    def __call__(self, a_N: Doubles, tokens: RowTokens, scored: Scored) -> Doubles:
+        """[N] float64 -> [N] float64."""
+
+
+class Weight(Piece, ABC):
+    """A factor of each trained token in everything that the loss sums."""
+
+    section = "weights"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def __call__(self, tokens: RowTokens, scored: Scored) -> Doubles:
+        """[N] float64. No gradient flows through it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Trained tokens of whole rows, end to end, as a term sees them: tensors of one float dtype and device."""
+
+    row_N: Tensor
+    """[N] int64 in [0, R), ascending."""
+    group_R: Tensor
+    """[R] int64 in [0, num_groups)."""
+    num_groups: int
+    advantage_N: Tensor
+    weight_N: Tensor
+    """Normalised over the optimiser step's whole batch: a term sums, and divides nothing by its tokens."""
+    reward_R: Tensor
+    """Total rewards."""
+    batch_rows: int
+    """Rows of the optimiser step's whole batch, those left out of the update included. Likewise: groups."""
+    batch_groups: int
+    source_R: Tensor
+    """[R] int64: index into `g2rpo_fast.types.SOURCES`."""
+    old_logp_N: Tensor
+    """Under the policy that ratios are taken to; NaN = on-policy there: the ratio is 1 and its gradient that
+    of the log-probability."""
+    rollout_logp_N: Tensor
+    """The engine's; NaN where nothing was sampled."""
+    ref_logp_N: Tensor | None = None
+    """Under the reference policy, where a term needs it."""
+
+
+class Term(Piece, ABC):
+    """A part of the loss: any function of the tokens' log-probabilities and entropies (nats)."""
+
+    section = "terms"
+    ties: ClassVar[Ties] = "token"
+    """Over what its parts are not sums: "token" = each token's part depends on that token alone."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """old_logp, ref_logp."""
+
+    @abstractmethod
+    def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
+        """0-dim, to be minimised; differentiable in `logp_N` and `entropy_N`."""
+
+    def kernel(self) -> dict[str, Any] | None:
+        """Settings of `g2rpo_kernels.Objective` that compute this term; None = no kernel knows it."""
+        return None
