@@ -4,8 +4,8 @@
     prompts,       ▲   (again, until none asks)    │   a_R          a_N            w_N        loss
     group sizes    └───────── settle ◄─────────────┘
 
-A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its method
-the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`; a method is a
+A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its
+method the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`; a method is a
 file that names some of them. State between steps is data of two kinds, both in the checkpoint: `memory`, one
 plain JSON value a piece, and the `PromptStore`, columns over all prompts. Pieces change neither: they return
 new ones.
@@ -165,7 +165,7 @@ class Round(Piece):
 
 
 class Credit(Piece, ABC):
-    """A step of the chain from rewards to one advantage a row. The chain begins with the rows' total rewards."""
+    """A step of the chain from rewards to one advantage a row. It begins with the rows' total rewards."""
 
     section = "credit"
 
@@ -194,7 +194,7 @@ class RowTokens:
 
 
 class TokenCredit(Piece, ABC):
-    """A step of the chain from rows' advantages to tokens' advantages. It begins with each row's, repeated."""
+    """A step of the chain from rows' advantages to tokens'. It begins with each row's, repeated."""
 
     section = "token_credit"
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -218,7 +218,7 @@ class Weight(Piece, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Trained tokens of whole rows, end to end, as a term sees them: tensors of one float dtype and device."""
+    """Trained tokens of whole rows, end to end, as a term sees them: tensors of one dtype and device."""
 
     row_N: Tensor
     """[N] int64 in [0, R), ascending."""
