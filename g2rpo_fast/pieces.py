@@ -5,10 +5,10 @@
     group sizes    └───────── settle ◄─────────────┘
 
 A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its
-method the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`; a method
-is a file that names some of them. State between steps is data of two kinds, both in the checkpoint: `memory`,
-one plain JSON value a piece, and the `PromptStore`, columns over all prompts. Pieces change neither: they
-return new ones.
+method the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`, and a
+method is a file that names some of them. State between steps is data of two kinds, both in the checkpoint:
+`memory`, one plain JSON value a piece, and the `PromptStore`, columns over all prompts. Pieces change neither
+and return new ones.
 
 Dimension key: R rows (rollouts), N trained tokens of rows end to end, P prompts of the data.
 """
