@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from g2rpo_kernels import linear_logprob
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.config import Config
-from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
+from g2rpo_fast.learner import Policy, Stream
+from g2rpo_fast.model import ModelConfig, compute_dtype, head_of
 from g2rpo_fast.rollout import LocalEngine, Prefill
 from g2rpo_fast.rollout.local import CudaRecorder
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
@@ -80,8 +80,7 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
         group_R=np.zeros(len(prefixes), np.int32),
     )
     (plan,) = plan_trees(sequences, whole=True)
-    with compute_context(model, config):
-        output = tree_hidden(model, plan, attention=config.attention, collect_kv=True)
+    output = Policy(model, config).hidden(plan, collect_kv=True)
     last_B = np.empty(len(prefixes), np.int32)
     last_B[plan.row_B] = plan.last_B
     return Prefill(
@@ -93,7 +92,6 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
     )
 
 
-@torch.no_grad()
 def sampled_logp(
     model: PreTrainedModel, config: ModelConfig, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> list[Floats]:
@@ -106,24 +104,11 @@ def sampled_logp(
         group_R=np.zeros(len(rows), np.int32),
     )
     (plan,) = plan_trees(sequences, whole=True)
-    with compute_context(model, config):
-        hidden_SD = tree_hidden(model, plan, attention=config.attention).hidden_SD
-    head = head_of(model)
-    source_T, target_T = (torch.from_numpy(x).long().to(model.device) for x in (plan.source_T, plan.target_T))
-    logp_T = linear_logprob(
-        hidden_SD,
-        head.weight_VD,
-        target_T,
-        source_T=source_T,
-        bias_V=head.bias_V,
-        temperature=1.0,
-        softcap=head.softcap,
-        product_dtype=compute_dtype(model, config),
-    ).logp_T
-    logp_N = np.full(len(ids_N), np.nan, np.float32)
-    edge_M = np.repeat(np.arange(len(plan.target_T)), np.diff(plan.member_ptr_T1))
-    logp_N[plan.member_M] = logp_T.float().cpu().numpy()[edge_M]
-    return [logp_N[end - len(tokens) : end] for (_, tokens), end in zip(rows, sequences.ptr_R1[1:])]
+    policy, stream = Policy(model, config), Stream.of(plan, model.device)
+    logp_N = np.full(len(ids_N), np.nan)
+    stream.scatter(policy.logp(stream).logp_T, logp_N)
+    ends = sequences.ptr_R1[1:]
+    return [logp_N[end - len(tokens) : end].astype(np.float32) for (_, tokens), end in zip(rows, ends)]
 
 
 def sampling_of(

@@ -200,11 +200,11 @@ def test_the_head_multiplies_in_the_dtype_of_the_backbone(precision, same):
     ours = replace(learner(), compute=ModelConfig(precision=precision))
     ours.model.lm_head.weight = torch.nn.Parameter(ours.model.lm_head.weight.detach().clone())  # untied
     (micro,) = ours._micro_batches(batches(rollouts(), advantages(), PLAIN)[0])
-    before = ours._logp(ours.model, micro)
+    before = ours.policy.logp(micro.stream).logp_T
     with torch.no_grad():
         weight = ours.model.lm_head.weight
         weight.copy_(weight.bfloat16())
-    assert torch.equal(ours._logp(ours.model, micro), before) == same
+    assert torch.equal(ours.policy.logp(micro.stream).logp_T, before) == same
 
 
 def test_minibatches_compare_with_the_weights_that_sampled():

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from g2rpo_kernels import Edges, linear_logprob, linear_policy_loss
-from g2rpo_kernels.transfer import to_device
+from g2rpo_kernels import Edges, linear_policy_loss
 from transformers import PreTrainedModel
 
+from g2rpo_fast.learner.policy import Policy, Stream
 from g2rpo_fast.metrics import Means
-from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype, head_of, tree_hidden
+from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import (
@@ -38,9 +38,7 @@ from g2rpo_fast.types import TreePlan
 class MicroBatch:
     """One packed stream of an optimiser step."""
 
-    plan: TreePlan
-    source_T: torch.Tensor
-    target_T: torch.Tensor
+    stream: Stream
     edges: Edges
     """Without old log-probabilities."""
     tokens: EngineTokens
@@ -65,6 +63,10 @@ class Learner:
     comparable: bool = True
     """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
 
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.model, self.compute, self.temperature)
+
     def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
@@ -78,7 +80,9 @@ class Learner:
         steps = [self._micro_batches(batch) for batch in batches]
         compared: list[Comparison] = []
         if self._asks_first(len(steps)):
-            steps = [[self._known(m, self._logp(self.model, m), compared) for m in step] for step in steps]
+            steps = [
+                [self._known(m, self.policy.logp(m.stream).logp_T, compared) for m in step] for step in steps
+            ]
         for _ in range(self.optim.updates_per_batch):
             skipped_before = skipped
             for step in steps:
@@ -89,7 +93,7 @@ class Learner:
                 norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
                 skipped += not math.isfinite(norm)
             bad_updates = bad_updates + 1 if skipped - skipped_before == len(steps) else 0
-        plans = [micro.plan for step in steps for micro in step]
+        plans = [micro.stream.plan for step in steps for micro in step]
         num_positions = sum(len(p.token_S) for p in plans)
         return {
             "loss": 0.0,
@@ -109,6 +113,9 @@ class Learner:
         """Whether old log-probabilities take a pass of their own before the first step."""
         by_row = self.objective.importance_level in ("sequence", "geometric")
         return by_row or (num_steps > 1 and self.objective.old_logp == "trainer")
+
+    def _looked_at(self, micro: MicroBatch, compared: list[Comparison]) -> MicroBatch:
+        return self._known(micro, self.policy.logp(micro.stream).logp_T, compared)
 
     def _known(self, micro: MicroBatch, logp_T: torch.Tensor, compared: list[Comparison]) -> MicroBatch:
         """`micro` with its log-probabilities, and importance weights of rows if there are any."""
@@ -145,52 +152,19 @@ class Learner:
             rollout_logp_N=batch.rollout_logp_N,
             device=device,
         )
-        indices = [torch.from_numpy(x).long() for x in (plan.source_T, plan.target_T)]
-        source_T, target_T = to_device(indices, device)
-        micro = MicroBatch(
-            plan=plan,
-            source_T=source_T,
-            target_T=target_T,
-            edges=edges,
-            tokens=engine_tokens(plan, edges, batch.rollout_logp_N),
-        )
-        if self.reference is None:
-            return micro
-        return replace(micro, edges=edges._replace(ref_logp_T=self._logp(self.reference, micro)))
-
-    @torch.no_grad()
-    def _logp(self, model: PreTrainedModel, micro: MicroBatch) -> torch.Tensor:
-        head = head_of(model)
-        with compute_context(model, self.compute):
-            hidden_SD = tree_hidden(model, micro.plan, attention=self.compute.attention).hidden_SD
-        return linear_logprob(
-            hidden_SD,
-            head.weight_VD,
-            micro.target_T,
-            source_T=micro.source_T,
-            bias_V=head.bias_V,
-            temperature=self.temperature,
-            softcap=head.softcap,
-            product_dtype=compute_dtype(model, self.compute),
-        ).logp_T
+        stream = Stream.of(plan, device)
+        tokens = engine_tokens(plan, edges, batch.rollout_logp_N)
+        if self.reference is not None:
+            reference = replace(self.policy, model=self.reference)
+            edges = edges._replace(ref_logp_T=reference.logp(stream).logp_T)
+        return MicroBatch(stream=stream, edges=edges, tokens=tokens)
 
     def _backward(self, micro: MicroBatch, means: Means, *, share: float) -> torch.Tensor:
         """Adds this micro-batch's gradient, `share` of its step; returns its log-probabilities."""
-        head = head_of(self.model)
-        with compute_context(self.model, self.compute):
-            hidden_SD = tree_hidden(self.model, micro.plan, attention=self.compute.attention).hidden_SD
-        out = linear_policy_loss(
-            hidden_SD,
-            head.weight_VD,
-            micro.target_T,
-            micro.edges._replace(old_logp_T=self._old_logp(micro)),
-            kernel_objective(self.objective),
-            source_T=micro.source_T,
-            bias_V=head.bias_V,
-            temperature=self.temperature,
-            softcap=head.softcap,
-            product_dtype=compute_dtype(self.model, self.compute),
-        )
+        hidden_SD = self.policy.hidden(micro.stream.plan).hidden_SD
+        edges = micro.edges._replace(old_logp_T=self._old_logp(micro))
+        objective = kernel_objective(self.objective)
+        out = self.policy.through_head(linear_policy_loss, hidden_SD, micro.stream, edges, objective)
         out.loss.backward()
         means.add("loss", out.loss.detach(), share)
         means.add_all(out.stats, prefix="update/")

@@ -1,0 +1,6 @@
+"""The learner: the policy's forward and log-probabilities, and the update that moves its weights."""
+
+from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.learner.update import Learner, MicroBatch
+
+__all__ = ["Learner", "MicroBatch", "Policy", "Stream"]

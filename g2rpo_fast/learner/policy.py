@@ -1,0 +1,98 @@
+"""The policy as everybody computes it: the backbone over a packed tree, then an op through the LM head.
+
+The update, its look at the old policy, the reference policy and the engine's probe all come through here.
+
+Dimension key: S packed tree positions, D width, V vocabulary, T trained edges, M (edge, member) pairs,
+N tokens of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from g2rpo_kernels import linear_logprob
+from g2rpo_kernels.logprob.records import LogProb
+from g2rpo_kernels.transfer import to_device
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from g2rpo_fast.model import ModelConfig, TreeOutput, compute_context, compute_dtype, head_of, tree_hidden
+from g2rpo_fast.types import Doubles, Longs, TreePlan
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A plan whose edges are on the policy's device."""
+
+    plan: TreePlan
+    source_T: Tensor
+    """int64. Likewise:"""
+    target_T: Tensor
+
+    @classmethod
+    def of(cls, plan: TreePlan, device: torch.device) -> Stream:
+        indices = [torch.from_numpy(x).long() for x in (plan.source_T, plan.target_T)]
+        source_T, target_T = to_device(indices, device)
+        return cls(plan, source_T, target_T)
+
+    @property
+    def edge_M(self) -> Longs:
+        """[M] each member's edge."""
+        return np.repeat(np.arange(len(self.plan.target_T)), np.diff(self.plan.member_ptr_T1))
+
+    def scatter(self, value_T: Tensor, out_N: Doubles) -> None:
+        """Writes each edge's value to the row tokens that it stands for."""
+        out_N[self.plan.member_M] = value_T.double().cpu().numpy()[self.edge_M]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model, how it computes, and at which temperature its distribution is read."""
+
+    model: PreTrainedModel
+    compute: ModelConfig
+    temperature: float = 1.0
+
+    def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
+        """The backbone over a plan: see `tree_hidden`."""
+        with compute_context(self.model, self.compute):
+            return tree_hidden(self.model, plan, attention=self.compute.attention, collect_kv=collect_kv)
+
+    def through_head(
+        self,
+        op: Callable[..., Result],
+        hidden_SD: Tensor,
+        stream: Stream,
+        *arguments: Any,
+        temperature: float | None = None,
+        **settings: Any,
+    ) -> Result:
+        """`op` of g2rpo_kernels on the edges' logits: op(hidden, head, target, *arguments, **settings).
+
+        Args:
+            temperature: another one than the policy's.
+        """
+        head = head_of(self.model)
+        return op(
+            hidden_SD,
+            head.weight_VD,
+            stream.target_T,
+            *arguments,
+            source_T=stream.source_T,
+            bias_V=head.bias_V,
+            temperature=self.temperature if temperature is None else temperature,
+            softcap=head.softcap,
+            product_dtype=compute_dtype(self.model, self.compute),
+            **settings,
+        )
+
+    @torch.no_grad()
+    def logp(self, stream: Stream) -> LogProb:
+        """Log-probability and entropy of each edge's token, [T] each; nothing to differentiate."""
+        return self.through_head(linear_logprob, self.hidden(stream.plan).hidden_SD, stream)
