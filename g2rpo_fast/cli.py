@@ -1,4 +1,4 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `g2rpo-fast bench --table`.
+"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `methods [NAME]`, `bench --table`.
 
 PyTorch and transformers take seconds to import. So each command imports what it needs when it runs: usage and
 mistyped commands are answered at once, and Ctrl-C while a run loads ends it like at any other moment.
@@ -6,6 +6,8 @@ mistyped commands are answered at once, and Ctrl-C while a run loads ends it lik
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +22,18 @@ from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
 if TYPE_CHECKING:
     from g2rpo_fast.config import Config
 
+NOT_CUT = 10_000
+"""Columns of what is no terminal, a pipe or a file, unless COLUMNS says how many."""
+
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
+       g2rpo-fast methods [NAME] [--json]
        g2rpo-fast bench --table [--results DIR]
        g2rpo-fast bench --plots DIR [--results DIR]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
-`g2rpo-fast train --help` lists every key. `bench` shows or draws the benchmark records of a directory."""
+`g2rpo-fast train --help` lists every key. `methods` lists the published methods and what of them runs here,
+or explains one. `bench` shows or draws the benchmark records of a directory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,7 +163,44 @@ def run_bench(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": run_train, "bench": run_bench}
+def run_methods(words: Sequence[str]) -> int:
+    from g2rpo_fast.methods import as_json, explain, find, load_methods, table
+
+    def methods(
+        name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(help="name or arXiv id")] = None,
+        /,
+        *,
+        json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False,
+    ) -> None:
+        """The published methods: which run here, which do not, or all about one of them."""
+        catalogue = load_methods()
+        width = shutil.get_terminal_size((NOT_CUT, 24)).columns
+        if json:
+            shown = as_json(catalogue.values() if name is None else [find(name, catalogue)])
+        elif name is None:
+            shown = table(catalogue, width=width)
+        else:
+            shown = explain(find(name, catalogue), width=width)
+        _print_to_pipe(shown)
+
+    with refused_in_one_line():
+        tyro.cli(methods, args=list(words), prog="g2rpo-fast methods")
+    return 0
+
+
+def _print_to_pipe(text: str) -> None:
+    """Whoever reads it may stop, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at exit
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": run_train,
+    "methods": run_methods,
+    "bench": run_bench,
+}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ STAGES = {
     "select", "rounds", "credit",
 }  # fmt: skip
 LAYERS: list[set[str]] = [
-    {"types", "files"},
+    {"types", "files", "methods"},
     {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
     {"pieces"},
     STAGES,
