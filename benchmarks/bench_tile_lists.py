@@ -15,9 +15,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from g2rpo_kernels.tree_attention import tile_plan
-from g2rpo_kernels.tree_attention.tile_lists_cpp import cpp_lists
-from g2rpo_kernels.tree_attention.tile_lists_torch import torch_lists
-from g2rpo_kernels.tree_attention.tile_records import Cut, TileLists
+from g2rpo_kernels.tree_attention.tile_lists.cpp import cpp_lists
+from g2rpo_kernels.tree_attention.tile_lists.pytorch import torch_lists
+from g2rpo_kernels.tree_attention.tile_lists.records import Cut, TileLists
 from g2rpo_kernels.tree_attention.tiles import tiles_for
 from torch import Tensor
 

@@ -12,7 +12,7 @@ from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles, tiles_
 
 triton = pytest.importorskip("triton")
 
-from g2rpo_kernels.tree_attention import triton_backward, triton_forward, triton_kv_grad  # noqa: E402
+from g2rpo_kernels.tree_attention.triton import backward, forward, kv_grad  # noqa: E402
 
 from compiling import STACK_BYTES, Compiled, compile_for  # noqa: E402
 
@@ -46,11 +46,13 @@ def built(chip: str, kernel: Any, dtype: str, constexprs: dict[str, Any], tile: 
 
 def launches(tiles: Tiles) -> dict[str, tuple[Any, Tile, dict[str, Any]]]:
     """Name -> (kernel, tile, flags)."""
-    forward, query = triton_forward.forward_kernel, triton_backward.query_kernel
-    found = {"forward": (forward, tiles.forward, {}), "dq": (query, tiles.query_grad, {})}
+    found = {
+        "forward": (forward.forward_kernel, tiles.forward, {}),
+        "dq": (backward.query_kernel, tiles.query_grad, {}),
+    }
     for want in ("dv", "dk") if tiles.split_kv_grad else ("dk dv",):
         flags = {"WANT_DK": "dk" in want, "WANT_DV": "dv" in want}
-        found[want] = (triton_kv_grad.kv_kernel, tiles.kv_grad, flags)
+        found[want] = (kv_grad.kv_kernel, tiles.kv_grad, flags)
     return found
 
 
@@ -130,5 +132,5 @@ def test_float32_tiles_compile(width: int) -> None:
 @pytest.mark.parametrize("chip", TENSOR_CORES)
 def test_side_kernels_compile_without_spills(chip: str) -> None:
     shape = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_E": 256, "BLOCK_X": 1024}
-    for kernel in (triton_backward.delta_kernel, triton_kv_grad.slots_kernel):
+    for kernel in (backward.delta_kernel, kv_grad.slots_kernel):
         assert built(chip, kernel, "bf16", shape, None).stack <= STACK_BYTES

@@ -13,9 +13,9 @@ import torch
 from g2rpo_kernels import _cpu
 from g2rpo_kernels.tree_attention import tile_lists, tile_plan
 from g2rpo_kernels.tree_attention.reference import visible
-from g2rpo_kernels.tree_attention.tile_lists_cpp import cpp_lists
-from g2rpo_kernels.tree_attention.tile_lists_torch import torch_lists
-from g2rpo_kernels.tree_attention.tile_records import Cut, KvLists, QueryLists, TileLists
+from g2rpo_kernels.tree_attention.tile_lists.cpp import cpp_lists
+from g2rpo_kernels.tree_attention.tile_lists.pytorch import torch_lists
+from g2rpo_kernels.tree_attention.tile_lists.records import Cut, KvLists, QueryLists, TileLists
 from g2rpo_kernels.tree_attention.tiles import HALF, SINGLE, Tile, Tiles
 from hypothesis import given
 from hypothesis import strategies as st

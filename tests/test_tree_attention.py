@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
-from g2rpo_kernels.tree_attention import cascade, cascade_cuda, cascade_plan, tree_attention
-from g2rpo_kernels.tree_attention.cascade_cuda import backward_cuda, forward_cuda, plan_cuda
-from g2rpo_kernels.tree_attention.nodes import nodes_of
+from g2rpo_kernels.tree_attention import cascade, cascade_plan, tree_attention
+from g2rpo_kernels.tree_attention.cascade import cuda as cascade_cuda
+from g2rpo_kernels.tree_attention.cascade.cuda import backward_cuda, forward_cuda, plan_cuda
+from g2rpo_kernels.tree_attention.cascade.nodes import nodes_of
 from torch import Tensor
 
 from budget import assert_within_budget, draws, error

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from g2rpo_kernels.tree_attention import tree_attention
 from g2rpo_kernels.tree_attention.reference import visible
-from g2rpo_kernels.tree_attention.tile_records import TileLists
+from g2rpo_kernels.tree_attention.tile_lists.records import TileLists
 from torch import Tensor
 
 from budget import draws, excess
@@ -86,7 +86,7 @@ def textbook(
     window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[list[Tensor], list[float]]:
-    """out, dq, dk, dv by the equations of `triton_backward`, eagerly, in at least float32, for `incoming`.
+    """out, dq, dk, dv by the equations of `triton.backward`, eagerly, in at least float32, for `incoming`.
 
     And what each is rounded against: its greatest value; for dq and dk, which are differences of products,
     the greatest sum of the magnitudes of what is added and subtracted.

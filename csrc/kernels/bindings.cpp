@@ -122,7 +122,7 @@ void kv_lists(const Ints& end, const std::optional<Ints>& position, int64_t wind
 PYBIND11_MODULE(_cpu, module) {
     module.doc() =
         "C++ sweeps over rows of logits, float32, and tile lists of tree attention; see "
-        "g2rpo_kernels.logprob.sweeps and g2rpo_kernels.tree_attention.tile_lists_cpp.";
+        "g2rpo_kernels.logprob.sweeps and g2rpo_kernels.tree_attention.tile_lists.cpp.";
     // noconvert: a converted copy would be written to and lost.
     module.def("row_sums", &row_sums, py::arg("z").noconvert(), py::arg("target").noconvert(),
                py::arg("divisor"), py::arg("keep_exp"), py::arg("max").noconvert(),

@@ -1,4 +1,4 @@
-// Tile lists of tree attention; g2rpo_kernels.tree_attention.tile_lists_torch is the definition.
+// Tile lists of tree attention; g2rpo_kernels.tree_attention.tile_lists.pytorch is the definition.
 #pragma once
 
 #include <algorithm>

@@ -10,7 +10,7 @@ import random
 import pytest
 import torch
 from g2rpo_kernels.tree_attention import TilePlan, tile_plan, tree_attention
-from g2rpo_kernels.tree_attention.nodes import nodes_of
+from g2rpo_kernels.tree_attention.cascade.nodes import nodes_of
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
 from g2rpo_kernels.tree_attention.triton import tree_attention_triton
 from torch import Tensor

@@ -53,7 +53,7 @@ def unsupported_cascade(
 def unsupported_triton(query: Query) -> str | None:
     """What keeps the Triton kernels from taking such tensors (wanted, got), or None.
 
-    CPU tensors pass: whether the interpreter is on is for `triton.py` to say.
+    CPU tensors pass: whether the interpreter is on is for `triton` to say.
     """
     if query.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"wanted bfloat16, float16 or float32, got {query.dtype}"

@@ -3,7 +3,7 @@
 The operators `g2rpo_kernels::tree_attention` and `::tree_attention_backward` are opaque to torch.compile.
 
 Dimension key: S packed tree positions, H query heads, K key/value heads, E head width; M, N, L, P, I as in
-`tile_records`.
+`tile_lists.records`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from g2rpo_kernels.tree_attention.choice import Query, unsupported_triton
 from g2rpo_kernels.tree_attention.tile_lists import TilePlan
 from g2rpo_kernels.tree_attention.tiles import CHIPS, Tile, Tiles, tiles_for
-from g2rpo_kernels.tree_attention.triton_backward import delta_kernel, query_kernel
-from g2rpo_kernels.tree_attention.triton_forward import forward_kernel
-from g2rpo_kernels.tree_attention.triton_kv_grad import kv_kernel, slots_kernel
+from g2rpo_kernels.tree_attention.triton.backward import delta_kernel, query_kernel
+from g2rpo_kernels.tree_attention.triton.forward import forward_kernel
+from g2rpo_kernels.tree_attention.triton.kv_grad import kv_kernel, slots_kernel
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Was TRITON_INTERPRET set when Triton was imported? Then the kernels run on CPU tensors."""

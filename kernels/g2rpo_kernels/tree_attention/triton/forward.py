@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from g2rpo_kernels.tree_attention.triton_tiles import (
+from g2rpo_kernels.tree_attention.triton.device_functions import (
     dot,
     keys_seen,
     load_column,

@@ -1,4 +1,4 @@
-"""Gradients of keys and values: `kv_kernel` and `slots_kernel`; equations in `triton_backward`.
+"""Gradients of keys and values: `kv_kernel` and `slots_kernel`; equations in `backward`.
 
 The rows that see a key tile are one interval of the stream, so a program that owns the tile adds them up in
 registers, over all query heads that share the keys. A prefix is seen by everybody: its tiles are cut into
@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from g2rpo_kernels.tree_attention.triton_tiles import (
+from g2rpo_kernels.tree_attention.triton.device_functions import (
     dot,
     load_column,
     load_rows,

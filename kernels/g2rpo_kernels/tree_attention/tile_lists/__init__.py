@@ -1,7 +1,7 @@
 """Which tiles of the score matrix hold a visible pair: built once per micro-batch, shared by all layers.
 
 From an END on the host in C++, at the cost of the visited pairs, and sent to the device that wants them; from
-an END on a GPU in torch there. Both give the same lists (`tile_lists_torch` defines them) and wait for
+an END on a GPU in torch there. Both give the same lists (`pytorch` defines them) and wait for
 nothing.
 
 Dimension key: S packed tree positions.
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from g2rpo_kernels.extension import EXTENSION, loaded
 from g2rpo_kernels.transfer import to_device
-from g2rpo_kernels.tree_attention.tile_lists_cpp import cpp_lists
-from g2rpo_kernels.tree_attention.tile_lists_torch import torch_lists
-from g2rpo_kernels.tree_attention.tile_records import Cut, TileLists
+from g2rpo_kernels.tree_attention.tile_lists.cpp import cpp_lists
+from g2rpo_kernels.tree_attention.tile_lists.pytorch import torch_lists
+from g2rpo_kernels.tree_attention.tile_lists.records import Cut, TileLists
 from g2rpo_kernels.tree_attention.tiles import Tiles
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.tree_attention.tile_records import Cut, KvLists, QueryLists, TileLists, most_pairs
+from g2rpo_kernels.tree_attention.tile_lists.records import Cut, KvLists, QueryLists, TileLists, most_pairs
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
 
 

@@ -1,4 +1,4 @@
-"""Cascade tree attention as one autograd function; the calls are in `cascade_cpu` and `cascade_cuda`.
+"""Cascade tree attention as one autograd function; the calls are in `cpu` and `cuda`.
 
 Autograd through the flash ops would be wrong: their backward ignores the gradient of the log-sum-exp that a
 merge depends on.
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from g2rpo_kernels.tree_attention.cascade_cpu import CpuPlan, backward_cpu, forward_cpu, plan_cpu
-from g2rpo_kernels.tree_attention.cascade_cuda import (
+from g2rpo_kernels.tree_attention.cascade.cpu import CpuPlan, backward_cpu, forward_cpu, plan_cpu
+from g2rpo_kernels.tree_attention.cascade.cuda import (
     CudaPlan,
     backward_cuda,
     forward_cuda,
     plan_cuda,
 )
-from g2rpo_kernels.tree_attention.nodes import longest_path, nodes_of
+from g2rpo_kernels.tree_attention.cascade.nodes import longest_path, nodes_of
 
 
 @dataclass(frozen=True, kw_only=True)

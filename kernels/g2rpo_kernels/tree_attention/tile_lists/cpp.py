@@ -1,6 +1,6 @@
 """Tile lists in C++ (csrc/kernels/tile_lists.h) from an END on the host, in one buffer for any device.
 
-Entry for entry those of `tile_lists_torch`, without its dense grids: the query tiles that visit a key tile
+Entry for entry those of `pytorch`, without its dense grids: the query tiles that visit a key tile
 are contiguous, but for a window.
 
 Dimension key: S packed tree positions, X numbers of all lists, end to end.
@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.tree_attention.tile_records import Cut, KvLists, QueryLists, TileLists, most_pairs
+from g2rpo_kernels.tree_attention.tile_lists.records import Cut, KvLists, QueryLists, TileLists, most_pairs
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
 
 Shape = tuple[int, ...]

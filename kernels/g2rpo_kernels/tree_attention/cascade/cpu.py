@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.tree_attention.nodes import Longs, Nodes
+from g2rpo_kernels.tree_attention.cascade.nodes import Longs, Nodes
 
 REPLICATED_ROWS = 16
 """An internal node of at most this many rows is replicated,"""

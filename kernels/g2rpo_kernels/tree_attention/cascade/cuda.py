@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.transfer import to_device
-from g2rpo_kernels.tree_attention.nodes import Longs, Nodes
+from g2rpo_kernels.tree_attention.cascade.nodes import Longs, Nodes
 
 _flash = torch.ops.aten._flash_attention_forward.default
 _flash_backward = torch.ops.aten._flash_attention_backward.default
