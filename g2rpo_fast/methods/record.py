@@ -18,8 +18,8 @@ EVIDENCE = {
 """What a method's equation rests on, from firm to loose."""
 
 STATUS = {
-    "runs": "run as published",
-    "core": "their transferable core runs",
+    "runs": "as published",
+    "core": "the part that carries over runs, not the whole",
     "not yet": "described, not built yet",
     "no": "nothing to run, and why",
 }
@@ -61,7 +61,7 @@ class Method:
     namesakes: tuple[str, ...] = ()
     """Other papers by the same name, which this is not."""
     default: str = ""
-    """The published constants, in prose."""
+    """The published constants, in prose, and today's options of the trainer where they express it."""
     why_not: str = ""
     """Where status is "no": what it is, and why there is nothing to run or what covers it."""
     settings: Mapping[str, Any] = field(default_factory=dict)

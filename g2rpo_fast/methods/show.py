@@ -56,7 +56,7 @@ def explain(method: Method, *, width: int) -> str:
         lines += ["", "equation", textwrap.indent(method.equation, "  ")]
     for title, items in (
         ("differs from GRPO", method.differs),
-        ("published constants", (method.default,) if method.default else ()),
+        ("constants", (method.default,) if method.default else ()),
         ("cost", (method.cost,)),
         ("needs", method.needs or ("nothing more",)),
         ("refuses", method.refuses or ("nothing",)),
