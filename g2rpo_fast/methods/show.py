@@ -23,7 +23,7 @@ def table(methods: Mapping[str, Method], *, width: int) -> str:
     lines = []
     for status, meaning in STATUS.items():
         group = [method for method in methods.values() if method.status == status]
-        lines += ["", f"{status}: {len(group)} ({meaning})"]
+        lines += ["", _cut(f"{status}: {len(group)} ({meaning})", width)]
         for method in group:
             known = f"  {method.key:{key_width}}  {method.arxiv or NO_IDENTIFIER:10}  "
             lines.append(_cut(f"{known}{method.evidence:{evidence_width}}  {method.summary}", width))
