@@ -28,7 +28,6 @@ from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
 from g2rpo_fast.fingerprint import fingerprint
-from g2rpo_fast.guidance import initial_state
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
@@ -43,8 +42,11 @@ from g2rpo_fast.model import (
     noise_of,
 )
 from g2rpo_fast.optim import make_optimizer
+from g2rpo_fast.pieces import PromptStore
+from g2rpo_fast.recipe import Recipe, recipe_of
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.rollout.sampled import SampledBatch
+from g2rpo_fast.rounds import first_memory
 from g2rpo_fast.run_directory import (
     RunDirectory,
     check_content,
@@ -62,6 +64,7 @@ class Parts:
     """What the training loop works with."""
 
     config: Config
+    recipe: Recipe
     directory: Path
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
@@ -119,9 +122,10 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     reference = load_model(paths[0], config.model, device) if config.objective.kl_coef else None
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
-    state, sampled = TrainState(guidance=initial_state(config.guidance), unlogged={}), None
+    recipe = recipe_of(config)
+    state, sampled = _first_state(recipe, prompts), None
     if checkpoint is not None:
-        state, sampled = _continued(checkpoint, model, optimizer)
+        state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
     content = fingerprint(*paths, reference_path=paths[0] if reference else None)
     check_content(run, content, step=state.step, show=show)
@@ -137,6 +141,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     logged = state.step if state.unlogged is None else state.step - 1
     return Parts(
         config=config,
+        recipe=recipe,
         directory=directory,
         tokenizer=tokenizer,
         prompts=prompts,
@@ -221,13 +226,22 @@ def _learner(
     )
 
 
+def _first_state(recipe: Recipe, prompts: PromptSet) -> TrainState:
+    """Of a run that begins."""
+    store = PromptStore.of([prompt.id for prompt in prompts.prompts], recipe.selection.columns())
+    return TrainState(memory=first_memory(recipe.rounds), store=store, unlogged={})
+
+
 def _continued(
-    checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+    checkpoint: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    first: TrainState,
+    prompts: PromptSet,
 ) -> tuple[TrainState, SampledBatch | None]:
     """Restores weights, optimiser and generators; the state, and the batch that was sampled ahead."""
-    state = TrainState.from_dict(load_checkpoint(checkpoint, model, optimizer))
-    arrays = load_arrays(checkpoint)
-    return state, None if arrays is None else SampledBatch.from_arrays(arrays)
+    values, arrays = load_checkpoint(checkpoint, model, optimizer), load_arrays(checkpoint)
+    return first.restored(values, arrays), SampledBatch.from_arrays(arrays, prompts.prompts)
 
 
 def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:

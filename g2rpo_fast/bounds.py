@@ -10,6 +10,7 @@ finite unless `InfinityToo` stands beside it.
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -72,7 +73,7 @@ def check_fields(section: Any, name: str) -> None:
 def _adapters(cls: type) -> dict[str, pydantic.TypeAdapter[Any]]:
     strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
     hints = get_type_hints(cls, include_extras=True)
-    return {key: pydantic.TypeAdapter(hint, config=strict) for key, hint in hints.items()}
+    return {f.name: pydantic.TypeAdapter(hints[f.name], config=strict) for f in fields(cls)}
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,9 @@ import numpy as np
 from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.metrics import applicable_mean
-from g2rpo_fast.rollout.groups import sample_groups
+from g2rpo_fast.rollout.groups import plain_asks, sample_asks
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Engine, Prompt, Rewards, Rollout, Sampling
+from g2rpo_fast.types import Ask, Engine, Prompt, Rewards, Rollout, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +55,9 @@ class Judge:
     score: Callable[[Sequence[Rollout]], Rewards]
     seed: int
 
-    def run(
-        self, prompts: Sequence[Prompt], lengths: Sequence[Sequence[int]], step: int
-    ) -> tuple[list[Rollout], Rewards]:
-        rollouts = sample_groups(
-            self.engine,
-            prompts,
-            lengths,
-            sampling=self.sampling,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            step=step,
-            decode=self.decode,
+    def run(self, asks: Sequence[Ask], step: int) -> tuple[list[Rollout], Rewards]:
+        rollouts = sample_asks(
+            self.engine, asks, sampling=self.sampling, seed=self.seed, step=step, decode=self.decode
         )
         return rollouts, self.score(rollouts)
 
@@ -74,8 +65,8 @@ class Judge:
 def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:
     """Unguided accuracy, reward, length and share of finished answers on `prompts`."""
     sampling = replace(judge.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
-    unguided = [[0] * config.samples for _ in prompts]
-    rollouts, rewards = replace(judge, sampling=sampling).run(prompts, unguided, step=0)
+    asks = plain_asks(prompts, [config.samples] * len(prompts), max_tokens=judge.max_tokens)
+    rollouts, rewards = replace(judge, sampling=sampling).run(asks, step=0)
     count = len(rollouts)
     return {
         "eval/accuracy": applicable_mean(rewards.accuracy_R),
@@ -96,10 +87,12 @@ def guidance_profile(
     points = []
     for index, fraction in enumerate(PROFILE_FRACTIONS if traced else ()):
         longest = judge.max_tokens - reserve
-        lengths = [
-            [min(round(fraction * len(p.trace_ids)), longest)] * config.profile_samples for p in traced
+        asks = [
+            replace(ask, given_ids=trace[: min(round(fraction * len(trace)), longest)])
+            for ask in plain_asks(traced, [config.profile_samples] * len(traced), max_tokens=judge.max_tokens)
+            for trace in [ask.prompt.trace_ids]
         ]
-        _, rewards = judge.run(traced, lengths, step=-1 - index)
+        _, rewards = judge.run(asks, step=-1 - index)
         num = int(np.sum(~np.isnan(rewards.accuracy_R)))
         success = applicable_mean(rewards.accuracy_R) if num else 0.0
         points.append(ProfilePoint(fraction=fraction, success=success, num=num))

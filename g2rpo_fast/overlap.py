@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.console import Console
+from g2rpo_fast.gather import sample, sample_ahead, score
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import saved_when_stopped
-from g2rpo_fast.steps import at_step, close_step, sample, sample_ahead, score, update
+from g2rpo_fast.steps import at_step, close_step, update
 
 
 def run_ahead(parts: Parts, state: TrainState, console: Console) -> TrainState:
@@ -38,11 +39,11 @@ def step_ahead(
             sampled = sample(parts, state)
             parts.last.put(state, sampled)
         if state.step + 1 < parts.config.run.steps:
-            collect = sample_ahead(parts, state)
+            collect = sample_ahead(parts, state, sampled)
     with phases("reward"):
-        rollouts, rewards, stats = score(parts, state, sampled)
+        scored, stats = score(parts, state, sampled)
     parts.interrupts.check()
-    state = update(parts, state, rollouts, rewards, stats, phases)
+    state = update(parts, state, sampled, scored, stats, phases)
     with at_step(state.step + 1), phases("rollout"):
         following = collect() if collect else None
     parts.last.put(state, following)  # until then without the batch, which a failing engine loses

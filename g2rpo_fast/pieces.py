@@ -15,9 +15,11 @@ Dimension key: R rows (rollouts), N trained tokens of rows end to end, P prompts
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -42,7 +44,10 @@ class Clock:
     seed: int
     """Of the run."""
     cursor: int = 0
-    """Prompts that earlier steps were given."""
+    """Prompts that were taken before."""
+    order_seed: int = 0
+    """Of the order of the data; with `shuffle`."""
+    shuffle: bool = True
 
     @property
     def progress(self) -> float:
@@ -72,6 +77,11 @@ class Scored:
     clock: Clock
 
     @property
+    def num_groups(self) -> int:
+        """One more than the largest group: where the numbers of new groups begin."""
+        return max((rollout.group for rollout in self.rollouts), default=-1) + 1
+
+    @property
     def group_R(self) -> np.ndarray:
         """[R] int64: the group that a row's advantage is relative to."""
         return np.asarray([rollout.group for rollout in self.rollouts], np.int64)
@@ -88,20 +98,48 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStore:
-    """Columns over all prompts of the training data, float64, kept from step to step."""
+    """Columns over all prompts of the training data, kept from step to step."""
 
     ids: tuple[str, ...]
     columns: Mapping[str, Doubles]
-    """Name -> [P]."""
+    """Name -> [P] float64."""
 
-    def index(self, prompts: Sequence[Prompt]) -> np.ndarray:
+    @classmethod
+    def of(cls, ids: Sequence[str], first: Mapping[str, float]) -> PromptStore:
+        """Before the first step: every prompt has the first value of each column."""
+        return cls(ids=tuple(ids), columns={name: np.full(len(ids), v) for name, v in first.items()})
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Prompt id -> its place in the columns."""
+        return {id_: place for place, id_ in enumerate(self.ids)}
+
+    def places(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """[len(prompts)] int64, each prompt's place in the columns."""
-        places = {id_: place for place, id_ in enumerate(self.ids)}
-        return np.asarray([places[prompt.id] for prompt in prompts], np.int64)
+        return np.asarray([self.place[prompt.id] for prompt in prompts], np.int64)
 
     def put(self, **columns: Doubles) -> PromptStore:
         """The store with some columns replaced."""
         return replace(self, columns={**self.columns, **columns})
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """For a checkpoint; nothing where there is no column."""
+        if not self.columns:
+            return {}
+        named = {f"store.{name}": column for name, column in self.columns.items()}
+        return {"store_ids": np.frombuffer(json.dumps(self.ids).encode(), np.uint8), **named}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> PromptStore:
+        """What `to_arrays` kept, for these prompts and columns; first values where it has none."""
+        if "store_ids" not in arrays:
+            return self
+        kept = {id_: place for place, id_ in enumerate(json.loads(arrays["store_ids"].tobytes()))}
+        here = np.asarray([place for place, id_ in enumerate(self.ids) if id_ in kept], np.int64)
+        there = np.asarray([kept[self.ids[place]] for place in here], np.int64)
+        columns = {name: column.copy() for name, column in self.columns.items()}
+        for name in columns.keys() & {key.removeprefix("store.") for key in arrays}:
+            columns[name][here] = arrays[f"store.{name}"][there]
+        return replace(self, columns=columns)
 
 
 class Piece:
@@ -136,6 +174,10 @@ class Selection(Piece, ABC):
         return store
 
 
+More = Callable[[int], list[Ask]]
+"""(count) -> the first asks of the next `count` prompts, in groups of their own."""
+
+
 class Round(Piece):
     """What is asked of the engine, asked again, and kept. A method may chain several.
 
@@ -145,6 +187,8 @@ class Round(Piece):
     """
 
     section = "rounds"
+    repeats: ClassVar[bool] = False
+    """Whether it may ask again: a round's rows are then scored before the next is asked for."""
 
     def memory(self) -> Memory:
         """Before the first step."""
@@ -153,15 +197,20 @@ class Round(Piece):
     def first(self, asks: Sequence[Ask], memory: Memory, clock: Clock) -> list[Ask]:
         return list(asks)
 
-    def again(self, scored: Scored, memory: Memory) -> list[Ask]:
+    def again(self, scored: Scored, memory: Memory, more: More) -> list[Ask]:
+        """`round` of the asks is filled in by the loop."""
         return []
 
     def settle(self, scored: Scored, memory: Memory) -> Scored:
         return scored
 
     def observe(self, memory: Memory, scored: Scored) -> Memory:
-        """The memory after a step, whose settled rows these are."""
+        """The memory after a step: `scored` holds all its rows, also those that were not settled on."""
         return memory
+
+    def notes(self, memory: Memory, clock: Clock) -> dict[str, float]:
+        """Metrics of what the step is asked for with."""
+        return {}
 
 
 class Credit(Piece, ABC):

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from g2rpo_fast.checkpoint import random_state
-from g2rpo_fast.guidance import GuidanceState
+from g2rpo_fast.pieces import Memory, PromptStore
 from g2rpo_fast.rollout.sampled import SampledBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that moves from step to step beside weights and optimiser: JSON in the checkpoint."""
+    """All that moves from step to step beside weights and optimiser: in the checkpoint JSON and arrays."""
 
     step: int = 0
     """Steps done."""
     cursor: int = 0
-    """Prompts trained on since the start, over all epochs."""
-    guidance: GuidanceState
+    """Prompts taken since the start, over all epochs."""
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+    """Of each piece that keeps something, by its name."""
+    store: PromptStore = field(compare=False)
+    """What is kept of each prompt."""
+    prompt_ids: tuple[str, ...] = ()
+    """Of the last step."""
     weight_version: int = 0
     bad_steps: int = 0
     """Updates (passes over a batch) in a row that were skipped."""
@@ -34,12 +39,24 @@ class TrainState:
     """Metrics so far of `step`, whose update is done but not its evaluation and record; None = all is."""
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON: all but the store."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "store"}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainState:
-        uncounted = {"signal_steps": None} if "signal_steps" not in values else {}
-        return cls(**{**values, **uncounted, "guidance": GuidanceState.from_dict(values["guidance"])})
+    def restored(self, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> TrainState:
+        """What a checkpoint holds, of `to_dict` and of the store; this is a run's first state.
+
+        An earlier version's has no count of steps with a signal, and knows one memory, the guidance's."""
+        known = {f.name for f in fields(self)}
+        kept = {"signal_steps": None, **{k: v for k, v in values.items() if k in known}}
+        memory = values.get("memory", {"trace_prefix": values.get("guidance")})
+        return TrainState(
+            **{
+                **kept,
+                "memory": {**self.memory, **memory},
+                "prompt_ids": tuple(values.get("prompt_ids", ())),
+                "store": self.store.restored(arrays),
+            }
+        )
 
 
 class LastState:

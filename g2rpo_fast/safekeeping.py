@@ -44,7 +44,7 @@ def _write(parts: Parts) -> Path:
         learner.model,
         learner.optimizer,
         last.state.to_dict(),
-        None if last.sampled is None else last.sampled.to_arrays(),
+        {**last.state.store.to_arrays(), **({} if last.sampled is None else last.sampled.to_arrays())},
         random=last.random,
         add_files=partial(write_small_files, model=learner.model, tokenizer=parts.tokenizer),
     )

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from g2rpo_fast.metrics import applicable_mean
+from g2rpo_fast.pieces import Scored
 from g2rpo_fast.types import Bools, Doubles, Rewards, Rollout
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: Doubles) -> dict[str, float]:
-    """Means over rollouts; NaN where a split is empty. A channel's is over the rows that it applies to.
+def rollout_metrics(scored: Scored, settled: Scored, advantage_R: Doubles) -> dict[str, float]:
+    """Means over all rollouts of the step; NaN where a split is empty. A channel's is over the rows that it
+    applies to.
 
-    "zero_signal" is the share of groups whose advantages are all zero: they teach nothing this step. "nll"
-    is the mean -log p of the sampled tokens under the sampling distribution: an estimate of its entropy.
+    "zero_signal" is the share of groups, of those settled on, whose advantages are all zero: they teach
+    nothing this step. "rows" are the rollouts sampled, "trained_rows" those settled on. "nll" is the mean
+    -log p of the sampled tokens under the sampling distribution: an estimate of its entropy.
     """
+    rollouts, rewards = scored.rollouts, scored.rewards
     guided_R = np.asarray([r.guided for r in rollouts])
     everyone = np.ones(len(rollouts), dtype=np.bool_)
     metrics = {
@@ -25,9 +29,11 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Rewards, advantage_R: 
     }
     for name, chosen in (("", everyone), ("guided/", guided_R), ("unguided/", ~guided_R)):
         metrics |= {f"rollout/{name}{k}": v for k, v in _split(rollouts, rewards, chosen).items()}
-    group_R = np.asarray([r.group for r in rollouts])
+    group_R = settled.group_R
     silent = [not advantage_R[group_R == g].any() for g in np.unique(group_R)]
-    metrics["rollout/zero_signal"] = float(np.mean(silent))
+    metrics["rollout/zero_signal"] = float(np.mean(silent)) if silent else math.nan
+    metrics["rollout/rows"] = float(len(rollouts))
+    metrics["rollout/trained_rows"] = float(len(settled.rollouts))
     metrics["rollout/guidance_tokens"] = float(sum(r.guidance_len for r in rollouts))
     metrics["rollout/sampled_tokens"] = float(sum(r.sampled_len for r in rollouts))
     return metrics

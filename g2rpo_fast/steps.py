@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-
-import numpy as np
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
-from g2rpo_fast.data import batch_indices
 from g2rpo_fast.evaluate import evaluate
-from g2rpo_fast.guidance import advance, controller_accuracy, guided_lengths, state_for
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.objective import advantages_of
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
-from g2rpo_fast.rollout.groups import requests_of, rollouts_of
+from g2rpo_fast.pieces import Scored
 from g2rpo_fast.rollout.sampled import SampledBatch
+from g2rpo_fast.rounds import observed, settled
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import save
-from g2rpo_fast.step_metrics import rollout_metrics, staleness_metrics
-from g2rpo_fast.types import Bools, Completion, Doubles, Prompt, Request, Rewards, Rollout
+from g2rpo_fast.step_metrics import rollout_metrics
+from g2rpo_fast.types import Doubles, Rollout
 
 
 @contextmanager
@@ -36,84 +33,15 @@ def at_step(step: int) -> Iterator[None]:
         raise FloatingPointError(f"step {step}: {error}") from error
 
 
-def next_prompts(parts: Parts, state: TrainState, *, ahead: int = 0) -> list[Prompt]:
-    """The prompts of the step after `state`, or `ahead` steps later: a pure function of the cursor."""
-    data, prompts = parts.config.data, parts.prompts.prompts
-    count = parts.config.run.prompts_per_step
-    cursor = state.cursor + ahead * count
-    seed = parts.config.order_seed
-    return [prompts[i] for i in batch_indices(len(prompts), cursor, count, seed, data.shuffle)]
-
-
-def sample(parts: Parts, state: TrainState) -> SampledBatch:
-    """One group for each prompt of the next step, its guided members starting from the trace."""
-    requests, batch = _asked(parts, state, ahead=0)
-    return batch(parts.engine.generate(requests, parts.judge.sampling))
-
-
-def sample_ahead(parts: Parts, state: TrainState) -> Callable[[], SampledBatch]:
-    """Starts sampling the step after the next; the function returned waits for it."""
-    requests, batch = _asked(parts, state, ahead=1)
-    collect = parts.engine.submit(requests, parts.judge.sampling)
-    return lambda: batch(collect())
-
-
-def _asked(
-    parts: Parts, state: TrainState, *, ahead: int
-) -> tuple[list[Request], Callable[[list[Completion]], SampledBatch]]:
-    """What the engine is asked, guided as the controller stands, and what makes a batch of its answers."""
+def learn(parts: Parts, state: TrainState, scored: Scored) -> dict[str, float]:
+    """The update, on the rows that the rounds settle on; metrics of it and of all rollouts."""
     config = parts.config
-    prompts = next_prompts(parts, state, ahead=ahead)
-    guidance = state_for(config.guidance, state.guidance, ahead=ahead, total_steps=config.run.steps)
-    lengths = guided_lengths(
-        config.guidance,
-        guidance,
-        trace_lens=[len(p.trace_ids) for p in prompts],
-        group_sizes=[config.rollout.group_size] * len(prompts),
-        max_tokens=config.rollout.max_tokens,
-    )
-    requests = requests_of(
-        prompts,
-        lengths,
-        max_tokens=config.rollout.max_tokens,
-        seed=config.run.seed,
-        step=state.step + 1 + ahead,
-    )
-    return requests, lambda completions: SampledBatch(
-        guidance_lengths=lengths, completions=completions, guidance_length=guidance.length
-    )
-
-
-def score(
-    parts: Parts, state: TrainState, sampled: SampledBatch
-) -> tuple[list[Rollout], Rewards, dict[str, float]]:
-    """Rollouts of the next step, their rewards, and metrics of both."""
-    rollouts = rollouts_of(
-        next_prompts(parts, state),
-        sampled.guidance_lengths,
-        sampled.completions,
-        sampling=parts.judge.sampling,
-        decode=parts.judge.decode,
-        guidance_in_loss=parts.config.guidance.in_loss,
-    )
-    abandoned = parts.rewards.num_abandoned
-    rewards = parts.judge.score(rollouts)
-    stats = staleness_metrics(rollouts, state.weight_version)
-    stats |= {
-        "guidance/length": sampled.guidance_length,
-        "reward/abandoned": parts.rewards.num_abandoned - abandoned,
-    }
-    return rollouts, rewards, stats
-
-
-def learn(parts: Parts, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards) -> dict[str, float]:
-    """The update; metrics of it and of the rollouts."""
-    config = parts.config
-    group_R = np.asarray([r.group for r in rollouts], np.int32)
-    advantage_R = advantages_of(config.objective, rewards.reward_RK, group_R, rewards.weight_K)
+    chosen = settled(parts.recipe.rounds, scored, state.memory)
+    rewards = chosen.rewards
+    advantage_R = advantages_of(config.objective, rewards.reward_RK, chosen.group_R, rewards.weight_K)
     lr = learning_rate(config.optim, state.step, config.run.steps)
-    stats = parts.learner.update(train_batches(config, rollouts, advantage_R), lr=lr)
-    return {"optim/lr": lr, **stats, **rollout_metrics(rollouts, rewards, advantage_R)}
+    stats = parts.learner.update(train_batches(config, chosen.rollouts, advantage_R), lr=lr)
+    return {"optim/lr": lr, **stats, **rollout_metrics(scored, chosen, advantage_R)}
 
 
 def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doubles) -> list[TrainBatch]:
@@ -135,51 +63,47 @@ def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doub
 def update(
     parts: Parts,
     state: TrainState,
-    rollouts: Sequence[Rollout],
-    rewards: Rewards,
+    sampled: SampledBatch,
+    scored: Scored,
     stats: dict[str, float],
     phases: Phases,
 ) -> TrainState:
     """Moves the weights; the state after it, neither evaluated nor logged yet. Finished once begun."""
     with parts.interrupts.finish_first(f"the update of step {state.step + 1}"):
         with phases("update"):
-            stats = stats | learn(parts, state, rollouts, rewards)
-        state = next_state(
-            parts.config, state, rollouts, rewards, bad_updates=int(stats["optim/bad_updates"])
-        )
+            stats = stats | learn(parts, state, scored)
+        state = next_state(parts, state, sampled, scored, bad_updates=int(stats["optim/bad_updates"]))
         state = replace(state, unlogged=stats | _times(phases))
         parts.last.put(state)
     return state
 
 
 def next_state(
-    config: Config, state: TrainState, rollouts: Sequence[Rollout], rewards: Rewards, *, bad_updates: int
+    parts: Parts, state: TrainState, sampled: SampledBatch, scored: Scored, *, bad_updates: int
 ) -> TrainState:
     """`bad_updates`: the last passes over the batch, in a row, in which every optimiser step was skipped."""
-    guided_R: Bools = np.asarray([r.guided for r in rollouts])
-    guidance = state.guidance
-    if config.guidance.enabled:
-        accuracy = controller_accuracy(config.guidance, rewards.accuracy_R, guided_R)
-        guidance = advance(config.guidance, guidance, accuracy, total_steps=config.run.steps)
-    all_bad = bad_updates == config.optim.updates_per_batch
+    recipe = parts.recipe
+    all_bad = bad_updates == parts.config.optim.updates_per_batch
     counted = state.signal_steps
     return replace(
         state,
         step=state.step + 1,
-        cursor=state.cursor + config.run.prompts_per_step,
-        guidance=guidance,
+        cursor=state.cursor + sampled.num_prompts,
+        memory=observed(recipe.rounds, state.memory, scored),
+        store=recipe.selection.observe(state.store, scored),
+        prompt_ids=tuple(dict.fromkeys(rollout.prompt.id for rollout in scored.rollouts)),
         weight_version=state.weight_version + 1,
         bad_steps=state.bad_steps + bad_updates if all_bad else bad_updates,
-        signal_steps=None if counted is None else counted + has_signal(rollouts, rewards),
+        signal_steps=None if counted is None else counted + has_signal(scored),
     )
 
 
-def has_signal(rollouts: Sequence[Rollout], rewards: Rewards) -> bool:
+def has_signal(scored: Scored) -> bool:
     """Whether some group has members of different reward."""
     seen: dict[int, float] = {}
     return any(
         seen.setdefault(rollout.group, total) != total
-        for rollout, total in zip(rollouts, rewards.total_R.tolist(), strict=True)
+        for rollout, total in zip(scored.rollouts, scored.rewards.total_R.tolist(), strict=True)
     )
 
 
@@ -245,8 +169,7 @@ def stop_when_broken(parts: Parts, state: TrainState) -> None:
     config = parts.config
     if state.bad_steps < config.optim.max_bad_steps:
         return
-    before = replace(state, cursor=state.cursor - config.run.prompts_per_step)
     raise FloatingPointError(
         f"step {state.step}: {state.bad_steps} updates in a row had a non-finite gradient and were skipped; "
-        f"the last one's prompts: {', '.join(p.id for p in next_prompts(parts, before))}"
+        f"the last one's prompts: {', '.join(state.prompt_ids)}"
     )

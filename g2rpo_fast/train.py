@@ -13,13 +13,14 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.evaluate import guidance_profile
 from g2rpo_fast.files import new_directory, write_text
+from g2rpo_fast.gather import sample, score
 from g2rpo_fast.guidance import judge_profile
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.model import export_model
 from g2rpo_fast.overlap import run_ahead
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped
-from g2rpo_fast.steps import at_step, close_step, evaluation, logged, sample, score, update
+from g2rpo_fast.steps import at_step, close_step, evaluation, logged, update
 
 SIGNAL_STEPS = 3
 """Fewer steps are a trial of the pipeline, and may well have no signal: that is told, and no more."""
@@ -90,10 +91,10 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
     with at_step(state.step + 1), phases("rollout"):
         sampled = sample(parts, state)
     with phases("reward"):
-        rollouts, rewards, stats = score(parts, state, sampled)
+        scored, stats = score(parts, state, sampled)
     parts.interrupts.check()
     parts.engine.release()
-    state = update(parts, state, rollouts, rewards, stats, phases)
+    state = update(parts, state, sampled, scored, stats, phases)
     with phases("sync"):
         parts.engine.sync(state.weight_version)
     return close_step(parts, state, phases, console)

@@ -12,18 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {
     "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
-    "select", "rounds", "credit",
+    "credit",
 }  # fmt: skip
 LAYERS: list[set[str]] = [
     {"types", "files", "methods"},
     {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
     {"pieces"},
     STAGES,
+    {"select", "rounds"},
     {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
     {"config"},
-    {"run_directory", "run_state", "engine"},
+    {"run_directory", "run_state", "engine", "recipe"},
     {"assemble"},
-    {"console", "safekeeping"},
+    {"console", "safekeeping", "gather"},
     {"steps"},
     {"overlap"},
     {"train"},

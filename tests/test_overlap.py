@@ -3,6 +3,8 @@
 `local` samples when it is asked, so every batch but the first is one update old, and all of it repeats.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,12 @@ import torch
 from g2rpo_fast import train
 from g2rpo_fast.assemble import Parts, assemble
 from g2rpo_fast.console import Console
+from g2rpo_fast.gather import sample
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.overlap import run_ahead, step_ahead
+from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.step_metrics import staleness_metrics
-from g2rpo_fast.steps import sample
 from g2rpo_fast.types import Completion, EngineError, Prompt, Rollout
 from runs import tiny_config, without_times
 
@@ -75,8 +78,6 @@ class Late(Wrapped):
 
 
 def wrapped(parts: Parts, kind):
-    from dataclasses import replace
-
     engine = kind(parts.engine)
     return replace(parts, engine=engine, judge=replace(parts.judge, engine=engine)), engine
 
@@ -186,7 +187,7 @@ def test_checkpoint_holds_the_next_batch(tmp_path):
     assert following is not None
     assert again.state == state
     assert_same_batch(again.sampled, following)
-    assert sum(map(sum, following.guidance_lengths)) == 4 * 2 * 16
+    assert sum(len(ask.given_ids) for ask in following.asks) == 4 * 2 * 16
     # It comes from the weights before the update: those after it sample otherwise.
     later = sample(parts, state).completions
     assert any(one.token_ids != c.token_ids for one, c in zip(following.completions, later, strict=True))
@@ -196,7 +197,7 @@ def assert_same_batch(got: SampledBatch, wanted: SampledBatch) -> None:
     arrays = got.to_arrays()
     for name, value in wanted.to_arrays().items():
         np.testing.assert_array_equal(arrays[name], value, err_msg=name)
-    assert (got.guidance_lengths, got.guidance_length) == (wanted.guidance_lengths, wanted.guidance_length)
+    assert (got.asks, got.num_prompts, got.notes) == (wanted.asks, wanted.num_prompts, wanted.notes)
     for one, other in zip(got.completions, wanted.completions, strict=True):
         assert one.token_ids == other.token_ids
         assert one.logp.tobytes() == other.logp.tobytes()
@@ -210,19 +211,27 @@ def test_sampled_batch_survives_as_arrays():
             token_ids=ids, logp=logp, finish_reason=reason, weight_version=4, token_versions=versions
         )
 
+    prompts = [Prompt(id=f"train:{i}", text="", token_ids=(1, 2, i), answer="") for i in range(3)]
+    asks = plain_asks(prompts[:2], [1, 2], max_tokens=8)
+    asks[1] = replace(asks[1], given_ids=(4, 9), given_in_loss=True, sampling_prompt_ids=(8,), round=1)
+    asks[2] = replace(asks[2], training_prompt_ids=(), hint_level=0.5, source="target", max_tokens=3)
     batch = SampledBatch(
-        guidance_lengths=[[3], [0, 2]],
+        asks=asks,
+        num_prompts=2,
         completions=[
             completion((5, 6), np.array([4, 5], np.int32), "stop"),
             completion((), None, "length"),
             completion((7,), None, "length"),
         ],
-        guidance_length=2.5,
+        notes={"guidance/length": 2.5},
     )
-    again = SampledBatch.from_arrays(batch.to_arrays())
+    again = SampledBatch.from_arrays(batch.to_arrays(), prompts[::-1])
+    assert again is not None
     assert_same_batch(again, batch)
     versions = [c.token_versions for c in again.completions]
     assert [list(v) for v in versions if v is not None] == [[4, 5], [], [4]]
+    assert SampledBatch.from_arrays(batch.to_arrays(), prompts[1:]) is None  # sampled again
+    assert SampledBatch.from_arrays({"group_size_P": np.zeros(1)}, prompts) is None
 
 
 def test_staleness_counts_each_tokens_own_weights():

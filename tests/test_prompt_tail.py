@@ -12,7 +12,7 @@ import pytest
 from g2rpo_fast.data import DataConfig, load_prompts
 from g2rpo_fast.engine import text_decoder
 from g2rpo_fast.rewards import RewardConfig, load_rewards, score
-from g2rpo_fast.rollout.groups import rollouts_of
+from g2rpo_fast.rollout.groups import plain_asks, rollouts_of
 from g2rpo_fast.types import Completion, Prompt, Sampling
 from tiny_tokenizers import CHATML, CHATML_TAGS, CHATML_THINK, byte_level
 
@@ -109,7 +109,8 @@ def test_format_reads_thoughts_whether_their_tags_are_special_tokens_or_the_prom
         token_ids=ids, logp=np.zeros(len(ids), np.float32), finish_reason="stop", weight_version=0
     )
     sampling = Sampling(stop_token_ids=(2,))
-    rollouts = rollouts_of([prompt], [[0]], [done], sampling=sampling, decode=text_decoder(tokenizer))
+    asks = plain_asks([prompt], [1], max_tokens=len(ids))
+    rollouts = rollouts_of(asks, [done], sampling=sampling, decode=text_decoder(tokenizer))
     assert rollouts[0].text + "<|im_end|>" == response
     rewards = load_rewards(RewardConfig(functions=("format",)))
     assert score(rewards, rollouts).total_R.tolist() == [paid]

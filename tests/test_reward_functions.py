@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from g2rpo_fast.objective import ObjectiveConfig, advantages_of
+from g2rpo_fast.pieces import Clock, Scored
 from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
 from g2rpo_fast.step_metrics import rollout_metrics
 from g2rpo_fast.types import Prompt, Rollout
@@ -322,7 +323,10 @@ def test_channel_that_does_not_apply_is_left_out_of_sums_and_means() -> None:
     np.testing.assert_allclose(
         advantage_R, (total_R - total_R.mean()) / (total_R.std(ddof=1) + 1e-4), rtol=1e-12
     )
-    metrics = rollout_metrics(rollouts, rewards, advantage_R)
+    clock = Clock(step=0, total_steps=1, seed=0)
+    scored = Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock)
+    metrics = rollout_metrics(scored, scored.keep([0, 1]), advantage_R[:2])
+    assert (metrics["rollout/rows"], metrics["rollout/trained_rows"]) == (4.0, 2.0)
     assert metrics[f"reward/{MODULE}:value"] == 1.125
     assert metrics["rollout/accuracy"] == 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config, config_from_dict
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.engine import sampling_of, text_decoder
-from g2rpo_fast.rollout.groups import requests_of
+from g2rpo_fast.rollout.groups import plain_asks, requests_of
 from g2rpo_fast.types import Prompt
 from tiny_tokenizers import CHATML, CHATML_TAGS, CHATML_THINK, byte_level
 
@@ -105,7 +106,9 @@ def test_a_run_samples_with_all_stop_tokens(tmp_path: Path) -> None:
 
 def test_requests_say_how_much_of_them_is_guidance() -> None:
     prompt = Prompt(id="train:1", text="", token_ids=(1, 2), answer="", trace_ids=(3, 4, 5))
-    requests = requests_of([prompt], [[0, 2, 9]], max_tokens=12, seed=0, step=1)
+    asks = plain_asks([prompt], [3], max_tokens=12)
+    given = [replace(ask, given_ids=prompt.trace_ids[:n]) for ask, n in zip(asks, (0, 2, 9), strict=True)]
+    requests = requests_of(given, seed=0, step=1)
     assert [r.given_ids for r in requests] == [(), (3, 4), (3, 4, 5)]
 
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from g2rpo_fast import train
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.cpu import free_threads, keep_freed_memory
+from g2rpo_fast.gather import sample
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
-from g2rpo_fast.steps import next_prompts, sample
 from g2rpo_fast.train import before_training, train_step
 from g2rpo_fast.types import Rollout
 from runs import tiny_config, without_times
@@ -70,8 +70,9 @@ def test_run_seed_fixes_order_samples_and_model(tmp_path):
         sections = {"run": {"prompts_per_step": 12, **run.pop("run", {})}, **run}
         parts = assemble(tiny_config(tmp_path / name, **sections), lambda line: None)
         weights = torch.cat([p.detach().flatten() for p in parts.learner.model.parameters()])
-        completions = [c.token_ids for c in sample(parts, parts.state).completions]
-        return [p.id for p in next_prompts(parts, parts.state)], completions, weights
+        sampled = sample(parts, parts.state)
+        completions = [c.token_ids for c in sampled.completions]
+        return list(dict.fromkeys(ask.prompt.id for ask in sampled.asks)), completions, weights
 
     first, again, other = made("first"), made("again"), made("other", run={"seed": 1})
     assert first[:2] == again[:2]

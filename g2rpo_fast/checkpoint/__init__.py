@@ -2,9 +2,9 @@
 
 A checkpoint is a directory written under a temporary name, flushed to disk and renamed: it is there whole
 or not at all, and a manifest of its files tells later damage. It holds the model, the optimizer, every
-random-number generator and the trainer's own state (step, data cursor, guidance controller, weight version),
-and arrays: rollouts that are not trained on yet. Continued from it, a run on a CPU repeats bit for bit. With
-the model's config and tokenizer beside the weights, plain transformers loads it.
+random-number generator and the trainer's own state (step, data cursor, memories, weight version), and arrays:
+what is kept of each prompt, and rollouts that are not trained on yet. Continued from it, a run on a CPU
+repeats bit for bit. With the model's config and tokenizer beside the weights, plain transformers loads it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def save_checkpoint(
             state = {"optimizer": optimizer.state_dict(), "rng": random or random_state()}
             torch.save(state, temporary / "optimizer.pt")
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1))
-        if arrays is not None:
+        if arrays:
             save_arrays(dict(arrays), temporary / "arrays.safetensors")
         write_manifest(temporary)
     return final
@@ -154,10 +154,10 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     return json.loads((path / "trainer_state.json").read_text())
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What `save_checkpoint` was given as arrays; None = nothing."""
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_checkpoint` was given as arrays."""
     file = path / "arrays.safetensors"
-    return load_file(file) if file.exists() else None
+    return load_file(file) if file.exists() else {}
 
 
 def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> None:

@@ -9,6 +9,7 @@ from g2rpo_fast.guidance.config import GuidanceConfig
 from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state, state_for
 from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths, num_guided_of
 from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, judge_profile
+from g2rpo_fast.guidance.round import TracePrefix
 from g2rpo_fast.guidance.state import GuidanceState
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GuidanceConfig",
     "GuidanceState",
     "ProfilePoint",
+    "TracePrefix",
     "advance",
     "controller_accuracy",
     "guidance_tokens",

@@ -1,0 +1,8 @@
+"""Which prompts a step trains on, and how many rollouts each gets."""
+
+from g2rpo_fast.pieces import Selection
+from g2rpo_fast.select.in_order import InOrder
+
+SELECTIONS: dict[str, type[Selection]] = {piece.use: piece for piece in (InOrder,)}
+
+__all__ = ["SELECTIONS", "InOrder"]
