@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from g2rpo_fast.config import Config
+from g2rpo_fast.credit import chain_of
 from g2rpo_fast.guidance import TracePrefix
-from g2rpo_fast.pieces import Round, Selection
+from g2rpo_fast.pieces import Credit, Round, Selection
 from g2rpo_fast.select import InOrder
 
 
@@ -16,6 +17,7 @@ class Recipe:
 
     selection: Selection
     rounds: tuple[Round, ...]
+    credit: tuple[Credit, ...]
 
     @property
     def repeats(self) -> bool:
@@ -25,4 +27,9 @@ class Recipe:
 
 def recipe_of(config: Config) -> Recipe:
     guidance = (TracePrefix(config.guidance),) if config.guidance.enabled else ()
-    return Recipe(selection=InOrder(), rounds=guidance)
+    credit = chain_of(
+        scale=config.objective.advantage_scale,
+        aggregation=config.objective.advantage_aggregation,
+        eps=config.objective.advantage_eps,
+    )
+    return Recipe(selection=InOrder(), rounds=guidance, credit=credit)

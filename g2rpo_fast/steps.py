@@ -10,9 +10,9 @@ from dataclasses import replace
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
+from g2rpo_fast.credit import advantages
 from g2rpo_fast.evaluate import evaluate
 from g2rpo_fast.metrics import Phases
-from g2rpo_fast.objective import advantages_of
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
 from g2rpo_fast.pieces import Scored
@@ -37,8 +37,7 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> dict[str, float]:
     """The update, on the rows that the rounds settle on; metrics of it and of all rollouts."""
     config = parts.config
     chosen = settled(parts.recipe.rounds, scored, state.memory)
-    rewards = chosen.rewards
-    advantage_R = advantages_of(config.objective, rewards.reward_RK, chosen.group_R, rewards.weight_K)
+    advantage_R = advantages(parts.recipe.credit, chosen, state.store)
     lr = learning_rate(config.optim, state.step, config.run.steps)
     stats = parts.learner.update(train_batches(config, chosen.rollouts, advantage_R), lr=lr)
     return {"optim/lr": lr, **stats, **rollout_metrics(scored, chosen, advantage_R)}

@@ -122,7 +122,7 @@ def textbook_update(batch: TrainBatch, o: ObjectiveConfig, passes: int):
             log_ratio = logp - (torch.where(sampled, rollout, first) if o.old_logp == "rollout" else first)
             if o.ratio == "sequence":
                 log_ratio = log_ratio[trained].mean()
-            a = float(batch.advantage_N[part][0])
+            a = float(batch.advantage_N[part][-1])
             bound = log_ratio.exp().clamp(1 - o.clip_low, 1 + o.clip_high)
             term = -torch.minimum(log_ratio.exp() * a, bound * a) * w
             term = term - o.entropy_coef * -(every.exp() * every).sum(-1)

@@ -250,6 +250,24 @@ def test_rows_without_advantage_cost_nothing_and_change_nothing():
     assert_same_weights(few.model, every.model, base_model())
 
 
+def test_advantages_of_tokens_lie_along_the_response():
+    made, advantage = rollouts(), advantages()
+    spread = [np.full(len(r.response_ids), a) for r, a in zip(made, advantage, strict=True)]
+    whole, flat = (batches(made, given, PLAIN)[0] for given in (spread, advantage))
+    np.testing.assert_array_equal(whole.advantage_N, flat.advantage_N)
+    spread[2] = np.zeros(len(made[2].response_ids))
+    spread[3] = np.arange(len(made[3].response_ids)) == 1  # one token of the row alone
+    spread[4] = np.where(made[4].loss_mask, 0.0, 1.0)
+    (batch,) = batches(made, spread, PLAIN)
+    assert batch.rollout_R.tolist() == [0, 1, 3, *range(5, 12)]
+    ptr, prompt = batch.sequences.ptr_R1, len(made[3].training_prompt_ids)
+    row = batch.advantage_N[ptr[2] : ptr[3]]
+    assert np.flatnonzero(row).tolist() == [prompt + 1]
+    spread[5] = np.ones(len(made[5].response_ids) + 1)
+    with pytest.raises(ValueError, match=r"^advantages: wanted a number or \[\d+\] numbers for member"):
+        batches(made, spread, PLAIN)
+
+
 def test_a_batch_without_any_advantage_leaves_the_weights():
     ours, start = learner(), base_model()
     stats = ours.update(batches(rollouts(), np.zeros(12), PLAIN), lr=1.0)

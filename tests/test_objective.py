@@ -7,7 +7,7 @@ import pytest
 import torch
 from g2rpo_kernels import linear_policy_loss
 
-from g2rpo_fast.objective import ObjectiveConfig, advantages_of, edges_of, kernel_objective, token_weights
+from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective, token_weights
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
 
@@ -20,6 +20,7 @@ PTR = np.array([0, 4, 7, 11, 13], dtype=np.int64)  # 2, 1, 3 and 0 trained token
     [
         ("sequence_mean", [1 / 8, 1 / 4, 1 / 12, 0.0]),
         ("token_mean", [1 / 6, 1 / 6, 1 / 6, 0.0]),
+        ("sequence_sum", [1 / 4, 1 / 4, 1 / 4, 0.0]),
         ("constant", [1 / 40, 1 / 40, 1 / 40, 0.0]),
     ],
 )
@@ -219,13 +220,6 @@ def row_by_row(config: ObjectiveConfig) -> tuple[torch.Tensor, torch.Tensor]:
         loss = loss + config.entropy_coef * (logp_V.exp() * logp_V).sum(1)
         total = total + loss.mean() / given.num_rows
     return total.detach(), torch.autograd.grad(total, head)[0]
-
-
-def test_advantages_of_follow_the_section() -> None:
-    reward_RK = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    config = ObjectiveConfig(advantage_scale="none")
-    got = advantages_of(config, reward_RK, np.array([4, 4, 4], dtype=np.int32), np.array([1.0, 0.5]))
-    np.testing.assert_allclose(got, [0.0, -0.5, 0.5], atol=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from g2rpo_fast.objective import ObjectiveConfig, advantages_of
-from g2rpo_fast.pieces import Clock, Scored
+from g2rpo_fast.credit import Center, Channels, Std, Whiten, advantages
+from g2rpo_fast.pieces import Scored
 from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
 from g2rpo_fast.step_metrics import rollout_metrics
 from g2rpo_fast.types import Prompt, Rollout
+from scored import CLOCK, NO_STORE, scored_of
 
 MODULE = "functions_of_a_user"
 SOURCE = """
@@ -318,13 +319,12 @@ def test_channel_that_does_not_apply_is_left_out_of_sums_and_means() -> None:
     np.testing.assert_array_equal(rewards.reward_RK, [[none, 1.0], [2.0, 1.0], [0.25, 1.0], [none, 1.0]])
     assert rewards.total_R.tolist() == [1.0, 3.0, 1.25, 1.0]
     np.testing.assert_array_equal(rewards.accuracy_R, [none, 1.0, 1.0, none])
-    advantage_R = advantages_of(ObjectiveConfig(), rewards.reward_RK, np.zeros(4, np.int32), rewards.weight_K)
+    scored = Scored(rollouts=tuple(rollouts), rewards=rewards, clock=CLOCK)
+    advantage_R = advantages((Center(), Std()), scored, NO_STORE)
     total_R = np.array([1.0, 3.0, 1.25, 1.0])
     np.testing.assert_allclose(
         advantage_R, (total_R - total_R.mean()) / (total_R.std(ddof=1) + 1e-4), rtol=1e-12
     )
-    clock = Clock(step=0, total_steps=1, seed=0)
-    scored = Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock)
     metrics = rollout_metrics(scored, scored.keep([0, 1]), advantage_R[:2])
     assert (metrics["rollout/rows"], metrics["rollout/trained_rows"]) == (4.0, 2.0)
     assert metrics[f"reward/{MODULE}:value"] == 1.125
@@ -333,10 +333,9 @@ def test_channel_that_does_not_apply_is_left_out_of_sums_and_means() -> None:
 
 def test_standardised_channels_count_only_the_rows_they_apply_to() -> None:
     none = float("nan")
-    reward_RK = np.array([[1.0, 0.0], [none, 1.0], [3.0, 0.0], [none, 1.0], [none, 2.0], [none, 4.0]])
-    group_R = np.array([0, 0, 0, 0, 1, 1])
-    config = ObjectiveConfig(advantage_aggregation="normalize_then_sum", advantage_eps=1e-12)
-    got_R = advantages_of(config, reward_RK, group_R, np.array([2.0, 1.0]))
+    reward_RK = [[1.0, 0.0], [none, 1.0], [3.0, 0.0], [none, 1.0], [none, 2.0], [none, 4.0]]
+    scored = scored_of(reward_RK, [0, 0, 0, 0, 1, 1], weights=[2.0, 1.0])
+    got_R = advantages((Channels(eps=1e-12), Whiten(eps=1e-12)), scored, NO_STORE)
     half, third = np.sqrt(0.5), 0.5 / np.sqrt(1 / 3)
     sum_R = np.array([-2 * half - third, third, 2 * half - third, third, -half, half])
     np.testing.assert_allclose(got_R, (sum_R - sum_R.mean()) / sum_R.std(ddof=1), rtol=1e-9)

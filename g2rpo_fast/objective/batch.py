@@ -42,7 +42,7 @@ def split_groups(rollouts: Sequence[Rollout], parts: int) -> list[list[int]]:
 def make_batch(
     rollouts: Sequence[Rollout],
     indices: Sequence[int],
-    advantage_R: Doubles,
+    advantages: Doubles | Sequence[Doubles],
     *,
     aggregation: str,
     constant_length: int,
@@ -51,8 +51,11 @@ def make_batch(
     """Builds the batch of the rollouts at `indices`.
 
     Args:
-        advantage_R: one advantage for each of `rollouts`.
+        advantages: for each of `rollouts` a number, or [len(response_ids)] one a token.
         keep_all: keep rows without advantage (a KL or entropy term gives them a gradient).
+
+    Raises:
+        ValueError: advantages of a row that are neither.
     """
     chosen = [rollouts[i] for i in indices]
     trained = [_trained(r) for r in chosen]
@@ -64,7 +67,8 @@ def make_batch(
         constant_length=constant_length,
     )
     pieces = np.split(weights, np.cumsum([len(t) for t in trained])[:-1])
-    kept = [k for k, i in enumerate(indices) if trained[k].any() and (keep_all or advantage_R[i] != 0.0)]
+    credit = [_credit(rollouts[i], advantages[i]) for i in indices]
+    kept = [k for k, t in enumerate(trained) if t.any() and (keep_all or credit[k][t].any())]
     lengths = [len(trained[k]) for k in kept]
     return TrainBatch(
         sequences=Sequences(
@@ -75,7 +79,7 @@ def make_batch(
             trained_N=_join([trained[k] for k in kept], np.bool_),
             group_R=np.asarray([chosen[k].group for k in kept], np.int32),
         ),
-        advantage_N=np.repeat(advantage_R[[indices[k] for k in kept]], lengths).astype(np.float32),
+        advantage_N=_join([credit[k] for k in kept], np.float32),
         weight_N=_join([pieces[k] for k in kept], np.float32),
         rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
         rollout_R=np.asarray([indices[k] for k in kept], np.int32),
@@ -85,6 +89,17 @@ def make_batch(
 def _trained(rollout: Rollout) -> Bools:
     prompt = np.zeros(len(rollout.training_prompt_ids), dtype=np.bool_)
     return np.concatenate([prompt, rollout.loss_mask])
+
+
+def _credit(rollout: Rollout, advantage: float | Doubles) -> Doubles:
+    """Along the row's tokens; 0 over the prompt."""
+    length = len(rollout.response_ids)
+    if np.shape(advantage) not in ((), (length,)):
+        raise ValueError(
+            f"advantages: wanted a number or [{length}] numbers for member {rollout.member} of prompt "
+            f"{rollout.prompt.id}, got {list(np.shape(advantage))}"
+        )
+    return np.concatenate([np.zeros(len(rollout.training_prompt_ids)), np.broadcast_to(advantage, length)])
 
 
 def _rollout_logp(rollout: Rollout) -> Floats:

@@ -12,7 +12,7 @@ from g2rpo_kernels import Objective
 
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, check_fields
 
-AggregationName = Literal["sequence_mean", "token_mean", "constant"]
+AggregationName = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
 ImportanceName = Literal[
     "none",
     "token_truncate",
@@ -63,7 +63,8 @@ class ObjectiveConfig:
     importance_cap: Annotated[float, Ge(1), InfinityToo] | None = None
     """Largest weight, 1 or more; inf = any. None = 2; geometric: 1.01."""
     aggregation: AggregationName = "sequence_mean"
-    """Mean of each sequence, then of all (GRPO); over all tokens (DAPO); by a constant (Dr. GRPO)."""
+    """Mean of each sequence, then of all (GRPO); mean over all tokens (DAPO); sum of each sequence, then the
+    mean of all (LUSPO); that by a constant (Dr. GRPO)."""
     constant_length: Annotated[int, Ge(1)] | None = None
     """Tokens per sequence that `constant` divides by; unset = the rollout's maximum."""
     advantage_scale: Literal["group", "none", "batch"] = "group"

@@ -2,7 +2,8 @@
 
     sequence_mean  1 / (R n_r)   the mean over sequences of each one's mean        GRPO
     token_mean     1 / sum n     the mean over all trained tokens                  DAPO
-    constant       1 / (R L)     the sum over a constant length                    Dr. GRPO
+    sequence_sum   1 / R         the mean over sequences of each one's sum         LUSPO (arXiv 2602.05261)
+    constant       1 / (R L)     the same over a constant length                   Dr. GRPO
 
 n_r = trained tokens of row r, R = rollouts of the batch, also those without a trained token or left out of
 the update. Micro-batches add; nothing is divided again. Dimension key: R rollouts, N tokens of all
@@ -26,6 +27,10 @@ def _token_mean(count_R: Longs, num_rollouts: int, constant_length: int) -> Doub
     return np.full(len(count_R), 1.0 / max(int(count_R.sum()), 1))
 
 
+def _sequence_sum(count_R: Longs, num_rollouts: int, constant_length: int) -> Doubles:
+    return np.full(len(count_R), 1.0 / num_rollouts)
+
+
 def _constant(count_R: Longs, num_rollouts: int, constant_length: int) -> Doubles:
     return np.full(len(count_R), 1.0 / (num_rollouts * constant_length))
 
@@ -33,6 +38,7 @@ def _constant(count_R: Longs, num_rollouts: int, constant_length: int) -> Double
 AGGREGATIONS: dict[str, Callable[[Longs, int, int], Doubles]] = {
     "sequence_mean": _sequence_mean,
     "token_mean": _token_mean,
+    "sequence_sum": _sequence_sum,
     "constant": _constant,
 }
 
@@ -45,7 +51,7 @@ def token_weights(
     Args:
         trained_N: which tokens carry loss.
         ptr_R1: row r is `trained_N[ptr_R1[r]:ptr_R1[r + 1]]`.
-        aggregation: `sequence_mean`, `token_mean` or `constant`.
+        aggregation: `sequence_mean`, `token_mean`, `sequence_sum` or `constant`.
         num_rollouts: R of the whole batch, at least the rows given.
         constant_length: L of `constant`, in tokens.
 

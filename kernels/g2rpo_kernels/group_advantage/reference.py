@@ -2,7 +2,7 @@
 
     group  A_i = (R_i - mean_g R) / (std_g R + eps)         GRPO, arXiv 2402.03300
     none   A_i =  R_i - mean_g R                            Dr. GRPO, arXiv 2503.20783
-    batch  A_i = (R_i - mean_g R) / (std_batch R + eps)     REINFORCE++-baseline, arXiv 2501.03262
+    batch  A_i = (R_i - mean_g R) / (std_batch R + eps)     Lite PPO, arXiv 2508.08221
 
 R = sum_k w_k r_k. `normalize_then_sum` (GDPO, arXiv 2601.05242): S_i = sum_k w_k (r_ik - mean_g r_k) /
 (std_g r_k + eps), A_i = (S_i - mean_batch S) / (std_batch S + eps). std has n - 1; that of one value is 0.

@@ -1,0 +1,48 @@
+"""The chain from rewards to advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from g2rpo_fast.credit.batch_std import BatchStd
+from g2rpo_fast.credit.center import Center
+from g2rpo_fast.credit.channels import Channels
+from g2rpo_fast.credit.std import Std
+from g2rpo_fast.credit.whiten import Whiten
+from g2rpo_fast.pieces import Credit, PromptStore, Scored
+from g2rpo_fast.types import Doubles
+
+
+def advantages(chain: Sequence[Credit], scored: Scored, store: PromptStore) -> Doubles:
+    """[R] float64: the rows' total rewards, passed through each piece in turn.
+
+    Raises:
+        ValueError: rewards that are not one finite number a row; a piece whose result is not, by its name.
+    """
+    a_R = _checked(scored.rewards.total_R, "rewards.total_R", len(scored.rollouts))
+    for piece in chain:
+        a_R = _checked(piece(a_R, scored, store), f"{piece.section}.{piece.use}", len(scored.rollouts))
+    return a_R
+
+
+def _checked(a_R: Doubles, name: str, num_rows: int) -> Doubles:
+    if a_R.shape != (num_rows,):
+        raise ValueError(f"{name}: wanted [{num_rows}] numbers, one a row, got {list(a_R.shape)}")
+    bad = np.flatnonzero(~np.isfinite(a_R))
+    if len(bad):
+        raise ValueError(f"{name}: wanted finite numbers, got {a_R[bad[0]]} at row {bad[0]}")
+    return a_R
+
+
+def chain_of(*, scale: str, aggregation: str, eps: float) -> tuple[Credit, ...]:
+    """The chain that the configuration's `objective.advantage_*` say."""
+    if aggregation == "normalize_then_sum":
+        return Channels(eps=eps), Whiten(eps=eps)
+    scales: dict[str, tuple[Credit, ...]] = {
+        "group": (Std(eps=eps),),
+        "batch": (BatchStd(eps=eps),),
+        "none": (),
+    }
+    return Center(), *scales[scale]
