@@ -1,5 +1,5 @@
 # make train    virtual environment, installation, and the main job on the embedded default
-# make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/test_x.py -k y"),
+# make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/train/test_x.py -k y"),
 #               in a process a core, up to four; in one with a GPU or PYTEST_WORKERS=0
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
 # make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
@@ -44,8 +44,8 @@ test-oldest:
 test-triton: $(VENV)/.installed-test
 	rm -rf $(OTHER_TRITON)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(OTHER_TRITON) $(patsubst %,'%',triton==$(TRITON))
-	PYTHONPATH=$(abspath $(OTHER_TRITON)) $(BIN)/python $(PYTEST) tests/test_interpreter.py \
-		tests/test_compile_rows.py tests/test_compile_tree_attention.py $(PYTEST_ARGS)
+	PYTHONPATH=$(abspath $(OTHER_TRITON)) $(BIN)/python $(PYTEST) tests/kernels/test_interpreter.py \
+		tests/kernels/test_compile_rows.py tests/kernels/test_compile_tree_attention.py $(PYTEST_ARGS)
 
 vllm-test: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python $(PYTEST) tests/with_vllm $(PYTEST_ARGS)

@@ -48,19 +48,19 @@ class Part:
 
 PROCESSES = 8
 KERNELS = (
-    "linear_gpu",
-    "rows_gpu",
-    "padded_gpu",
-    "tree_attention_gpu",
-    "tree_attention",
-    "liger_ops_gpu",
+    "kernels/test_linear_gpu",
+    "kernels/test_rows_gpu",
+    "kernels/test_padded_gpu",
+    "kernels/test_tree_attention_gpu",
+    "kernels/test_tree_attention",
+    "model/test_liger_ops_gpu",
 )
-WHOLE = ("learner_gpu", "rollout_gpu", "resume_gpu", "memory_gpu")
+WHOLE = ("test_learner_gpu", "rollout/test_rollout_gpu", "train/test_resume_gpu", "test_memory_gpu")
 
 
 def _check(*names: str, processes: int = 1) -> list[str]:
     """GPU tests of these files alone: to collect all tests takes packages that a GPU machine may lack."""
-    files = [f"tests/test_{name}.py" for name in names]
+    files = [f"tests/{name}.py" for name in names]
     together = processes > 1 and importlib.util.find_spec("xdist") is not None
     many = ["-n", str(processes)] if together else []
     return [PYTHON, "-m", "pytest", "-q", "-m", "gpu", *files, "--continue-on-collection-errors", *many]
@@ -82,7 +82,7 @@ PARTS: dict[str, Part] = {
     "attention": Part(75, _benchmark("bench_tile_lists", "bench_attention")),
     "policy_loss": Part(35, _benchmark("bench_policy_loss")),
     "sync": Part(60, [PYTHON, "benchmarks/sync_on_gpu.py"]),
-    "check_sync": Part(60, _check("ipc_arena_gpu")),
+    "check_sync": Part(60, _check("rollout/test_ipc_arena_gpu")),
     "tune": Part(50, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
 }
 """In the order of worth. Limits of what is needed add up to `--seconds`; the last parts take what is left, or

@@ -4,7 +4,7 @@
 is meant to leave runs as they are must not touch these files; one that is meant to change them writes them
 anew and says why:
 
-    python tests/test_pinned_runs.py
+    PYTHONPATH=tests/helpers python tests/test_pinned_runs.py
 
 Processors round differently. So bits are compared where the arithmetic is that of the recording (a digest of
 some sums and products tells), and elsewhere the first step, whose rollouts come from the same weights up to

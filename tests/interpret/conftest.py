@@ -1,14 +1,12 @@
 """Tests that run kernels in Triton's interpreter, which a process chooses when it imports Triton.
 
-They are collected only with TRITON_INTERPRET=1, and `tests/test_interpreter.py` runs them so.
+They are collected only with TRITON_INTERPRET=1, and `tests/kernels/test_interpreter.py` runs them so.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +15,6 @@ import pytest
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 collect_ignore_glob = [] if INTERPRETING else ["test_*.py"]
-
-if INTERPRETING:
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers of the other tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
 from g2rpo_kernels.policy_loss.triton import policy_rows
+from test_logprob import rows
+from test_policy_loss import PENALTIES, SURROGATES
 from torch import Tensor
 
 from budget import draws, error
-from test_logprob import rows
-from test_policy_loss import PENALTIES, SURROGATES
 
 Scaling = tuple[float, float | None]
 

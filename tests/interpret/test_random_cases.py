@@ -23,11 +23,11 @@ from g2rpo_kernels import (
     policy_loss,
 )
 from g2rpo_kernels.policy_loss import Rewards, policy_loss_from_rewards
+from test_logprob import weighted
 from test_policy_rows import Errors, random_case, random_objective
 from torch import Tensor
 
 from budget import draws
-from test_logprob import weighted
 
 NUM_CASES = 100
 DTYPES = [torch.float32, torch.float16]

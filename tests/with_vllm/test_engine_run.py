@@ -18,7 +18,7 @@ from test_engine_failures import gone, model_directories
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
 from g2rpo_fast.types import EngineError
-from runs import TINY, tiny_config
+from runs import HELPERS, TINY, tiny_config
 
 VLLM: dict[str, dict[str, Any]] = {
     "rollout": TINY["rollout"] | {"engine": "vllm"},
@@ -92,7 +92,7 @@ def test_nothing_is_left_of_a_killed_run(tmp_path: Path, when: str) -> None:
             command,
             stdout=output,
             stderr=output,
-            cwd=Path(__file__).parents[1],
+            cwd=HELPERS,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     try:

@@ -23,7 +23,7 @@ class Tile:
     other (warning C7515)."""
     stack_bytes: int = 0
     """The most stack that it compiles to, whatever the window and the softcap, with Triton 3.7; 32 bytes more
-    with 3.6 to 3.9 (tests/test_compile_tree_attention.py). Not 0: other shapes are no better."""
+    with 3.6 to 3.9 (tests/kernels/test_compile_tree_attention.py). Not 0: other shapes are no better."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,7 +175,7 @@ def right_wrong_or_none(response: str, answer: str, rollout: Rollout) -> float |
     ],
 )
 def test_rewards_below_zero_are_measured_as_success_rates(tmp_path, monkeypatch, guidance):
-    monkeypatch.syspath_prepend("tests")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     config = tiny_config(
         tmp_path / "run", reward={"functions": ["test_train:right_wrong_or_none"]}, guidance=guidance
     )
@@ -190,7 +191,7 @@ def test_rewards_below_zero_are_measured_as_success_rates(tmp_path, monkeypatch,
 
 
 def test_reward_failure_names_the_prompt_and_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend("tests")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     config = tiny_config(
         tmp_path / "run",
         reward={"functions": ["test_train:always_nan"]},

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from test_rollout_local import MODELS, VOCABULARY, engine_of, plain_model, prompts, requests, tokens
 
 from g2rpo_fast.rollout.local import static_cache
 from g2rpo_fast.types import Completion, Request, Sampling
 from recorders import Eager, Tape
-from test_rollout_local import MODELS, VOCABULARY, engine_of, plain_model, prompts, requests, tokens
 
 FUNCTIONAL = [name for name, (*_, decoder) in MODELS.items() if decoder == "functional"]
 RECORDERS = {"eager": Eager, "recorded": Tape}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_policy_loss, policy_loss
+from test_logprob import LargestTensor
 from torch import Tensor
 
 from budget import assert_within_budget, draws
-from test_logprob import LargestTensor
 
 B, L, V, D = 6, 5, 13, 7
 EPS = {"rtol": 1e-10, "atol": 1e-12}

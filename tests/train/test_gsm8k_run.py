@@ -17,7 +17,7 @@ from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardConfig, load_rewards
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 TRAIN, TEST = DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
 
 

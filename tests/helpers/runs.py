@@ -13,6 +13,9 @@ from typing import Any
 from g2rpo_fast.config import Config, config_from_dict, load_config
 from g2rpo_fast.types import Rollout
 
+HELPERS = Path(__file__).parent
+"""Where processes that tests start find the modules beside this one."""
+
 TINY = {
     "run": {"steps": 4, "prompts_per_step": 4, "threads": 1},
     "embedded": {"warm_start_steps": 8, "train_rows": 64, "eval_rows": 8},

@@ -16,7 +16,7 @@ import torch
 from g2rpo_kernels import token_logprobs
 
 pytest.importorskip("trl", reason="trl is not installed")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from trl import GRPOTrainer
 from trl.trainer.utils import selective_log_softmax

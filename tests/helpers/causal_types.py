@@ -2,7 +2,7 @@
 
 Each is exact (log-probabilities of a packed tree and of the local engine equal those of the plain model, path
 by path), or refused by a ValueError in one line that begins with its type. All of them, a line each:
-`python tests/causal_types.py [TYPE ...]`.
+`python tests/helpers/causal_types.py [TYPE ...]`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_recorded_steps import FUNCTIONAL, SAMPLING
+from test_rollout_local import engine_of, letters, plain_model, requests
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,8 +25,6 @@ from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
 from g2rpo_fast.rollout.local.families import plan_batches
 from g2rpo_fast.rollout.local.sampling import draw
 from recorders import Eager
-from test_recorded_steps import FUNCTIONAL, SAMPLING
-from test_rollout_local import engine_of, letters, plain_model, requests
 
 
 class OnDevice(TorchDispatchMode):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-VLLM = Path(__file__).parents[1] / "g2rpo_fast" / "rollout" / "vllm"
+VLLM = Path(__file__).parents[2] / "g2rpo_fast" / "rollout" / "vllm"
 
 
 def module(name: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from g2rpo_fast.metrics import read_metrics
-from runs import TINY, without_times
+from runs import HELPERS, TINY, without_times
 
 STEPS = 12
 
@@ -37,7 +37,7 @@ def _start(directory: Path, *more: str) -> subprocess.Popen[bytes]:
             *more,
         ],
         stdout=subprocess.DEVNULL,
-        cwd=Path(__file__).parent,
+        cwd=HELPERS,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

@@ -15,7 +15,7 @@ from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.run_directory import open_directory, store_config
-from runs import tiny_config
+from runs import HELPERS, tiny_config
 
 SHORT = {"run": {"steps": 2}, "evaluate": {"every": 0, "profile_prompts": 0}}
 
@@ -72,7 +72,7 @@ HOLD = """
 import sys
 from g2rpo_fast.run_directory import open_directory
 sys.path.insert(0, sys.argv[2])
-from runs import tiny_config
+from runs import HELPERS, tiny_config
 from pathlib import Path
 run = open_directory(tiny_config(Path(sys.argv[1])))
 print("held", flush=True)
@@ -82,7 +82,7 @@ sys.stdin.read()
 
 def test_second_process_is_refused_until_the_first_ends(tmp_path):
     config = tiny_config(tmp_path / "run")
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(HELPERS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

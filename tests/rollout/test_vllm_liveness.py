@@ -17,7 +17,7 @@ from g2rpo_fast.rollout.vllm import liveness
 from g2rpo_fast.rollout.vllm.liveness import BUSY_SHARE, Stillness, Usage, Watch, usage_of
 from g2rpo_fast.rollout.vllm.process import EngineHung, EngineProcess
 from g2rpo_fast.types import EngineError
-from runs import busy_loops
+from runs import HELPERS, busy_loops
 
 LIMIT_S = 3.0
 
@@ -27,7 +27,7 @@ def stand_in(directory: Path) -> Iterator[EngineProcess]:
     launch: Any = None  # what vLLM would be built from
     process = EngineProcess(
         launch,
-        {"PYTHONPATH": str(Path(__file__).parent)},
+        {"PYTHONPATH": str(HELPERS)},
         directory / "log",
         silent_s=LIMIT_S,
         module="engine_stand_in",

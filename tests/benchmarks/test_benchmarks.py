@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEAVES_A_CHILD = """
 import pathlib, subprocess, time
 child = subprocess.Popen(["sleep", "60"])
@@ -123,7 +123,8 @@ def test_checks_on_gpu_take_every_gpu_test(monkeypatch):
     from on_gpu import PARTS
 
     mark = "pytest.mark." + "gpu"
-    marked = {f"tests/{file.name}" for file in (ROOT / "tests").glob("test_*.py") if mark in file.read_text()}
+    files = (ROOT / "tests").rglob("test_*.py")
+    marked = {file.relative_to(ROOT).as_posix() for file in files if mark in file.read_text()}
     taken = {word for name in ("check", "check_sync") for word in PARTS[name].command if word.endswith(".py")}
     assert marked == taken
     assert len(marked) >= 5

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_recorded_steps import FUNCTIONAL, SAMPLING, assert_same, uneven
+from test_rollout_local import engine_of, plain_model, reference_logp, requests, tokens
 
 from budget import draws
 from g2rpo_fast.model import ModelConfig
@@ -17,8 +19,6 @@ from g2rpo_fast.rollout.local import static_cache
 from g2rpo_fast.rollout.local.graph_decoder import CudaRecorder, Recorder
 from g2rpo_fast.types import Completion, Request, Sampling
 from recorders import Eager, Tape
-from test_recorded_steps import FUNCTIONAL, SAMPLING, assert_same, uneven
-from test_rollout_local import engine_of, plain_model, reference_logp, requests, tokens
 
 ON_GPU = [
     pytest.mark.gpu,

@@ -17,7 +17,7 @@ from numpy._core import _multiarray_umath
 
 triton = pytest.importorskip("triton")
 
-FOLDER = Path(__file__).parent / "interpret"
+FOLDER = Path(__file__).parents[1] / "interpret"
 LONGEST = ["triton_tree_attention", "triton_padded", "triton_tree_model", "random_cases"]
 FILES = [*LONGEST, *sorted({path.stem[5:] for path in FOLDER.glob("test_*.py")}.difference(LONGEST))]
 PLAIN = {

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k_train.jsonl"
+GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k_train.jsonl"
 
 
 @pytest.fixture(scope="module")
