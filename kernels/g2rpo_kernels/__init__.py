@@ -24,6 +24,7 @@ from g2rpo_kernels.policy_loss import (
     policy_loss_from_rewards,
 )
 from g2rpo_kernels.policy_loss.logps import policy_loss_of_logps
+from g2rpo_kernels.token_loss import TokenLoss, token_loss
 from g2rpo_kernels.tree_attention import cascade_plan, tile_plan, tree_attention
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PaddedLoss",
     "PolicyLoss",
     "Rewards",
+    "TokenLoss",
     "VocabShard",
     "cascade_plan",
     "edge_coefficients",
@@ -49,5 +51,6 @@ __all__ = [
     "policy_loss_of_logps",
     "tile_plan",
     "token_logprobs",
+    "token_loss",
     "tree_attention",
 ]

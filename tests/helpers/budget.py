@@ -130,3 +130,44 @@ def assert_within_budget(
             continue
         size = max(float(true.abs().max()), terms if true.dim() == 0 else 0.0)
         assert error(value, true) <= budget(same, true, dtype or value.dtype, size)
+
+
+class WorstErrors:
+    """Errors of an op and of same-precision eager, relative to the truth's largest value, over cases.
+
+    The budget holds for the worst of each, over cases and draws: with a few rows eager may be exact by luck.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.worst: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, got: Tensor, eagers: Iterable[Tensor], truth: Tensor) -> None:
+        truth = truth.detach()
+        assert torch.isfinite(got).all()
+        if not truth.any():  # all is clipped
+            assert not got.any(), name
+            return
+        of_got, of_eager = self.worst.get(name, (0.0, 0.0))
+        size = float(truth.abs().max())
+        self.worst[name] = (
+            max(of_got, error(got, truth) / size),
+            max(of_eager, *(error(x, truth) / size for x in eagers)),
+        )
+
+    def add_all(
+        self,
+        names: Iterable[str],
+        got: Sequence[Tensor],
+        eagers: Iterable[Sequence[Tensor]],
+        truth: Sequence[Tensor],
+    ) -> None:
+        for name, value, same, true in zip(names, got, zip(*eagers, strict=True), truth, strict=True):
+            self.add(name, value, same, true)
+
+    def check(self) -> None:
+        for name, (got, eager) in self.worst.items():
+            eps = torch.finfo(self.dtype if name.startswith("gradient") else torch.float32).eps
+            assert got <= 2 * eager + eps, (name, got, eager)
+            assert eager < 0.15, (name, eager)  # else the budget says little
+        assert any(eager > 0 for name, (_, eager) in self.worst.items() if name.startswith("gradient"))

@@ -60,7 +60,7 @@ class ChunkBuffer:
         self._row_bytes = vocab * linear.dtype.itemsize
         self._buffer_CV = torch.empty((self.most_rows, vocab), dtype=linear.dtype)
         self._linear = linear
-        self._keep_exp = keep_exp and linear.shard is None
+        self.keep_exp = keep_exp and linear.shard is None
 
     @property
     def chunks(self) -> list[slice]:
@@ -86,7 +86,7 @@ class ChunkBuffer:
             linear.target_T[chunk],
             linear.temperature,
             linear.softcap,
-            keep_exp=self._keep_exp,
+            keep_exp=self.keep_exp,
             some_elsewhere=linear.shard is not None,
         )
         if linear.shard is not None:
@@ -104,7 +104,7 @@ class ChunkBuffer:
         linear, target_C = self._linear, self._linear.target_T[chunk]
         scaling, elsewhere = (linear.temperature, linear.softcap), linear.shard is not None
         if active_A is None:
-            if not self._keep_exp:
+            if not self.keep_exp:
                 chunk_dlogits(
                     z_CV, target_C, stats, upstream, *scaling, some_elsewhere=elsewhere, out_CV=z_CV
                 )
@@ -113,11 +113,11 @@ class ChunkBuffer:
             for tile in tiles(len(active_A), self._row_bytes):
                 rows_CV = z_CV.index_select(0, active_A[tile])
                 given = (target_C[tile], stats.rows(tile), upstream.rows(tile))
-                if not self._keep_exp:
+                if not self.keep_exp:
                     chunk_dlogits(rows_CV, *given, *scaling, some_elsewhere=elsewhere, out_CV=rows_CV)
                 z_CV[tile] = rows_CV
             z_CV = z_CV[: len(active_A)]
-        if not self._keep_exp:
+        if not self.keep_exp:
             return z_CV, None
         factor_A = exp_factors(stats, upstream, linear.temperature)
         if z_CV.shape[1] > 2 * linear.head_VD.shape[1]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from g2rpo_kernels.policy_loss.records import Edges
 
@@ -22,8 +23,13 @@ def row_cuts(edges: Edges) -> tuple[int, ...]:
     assert row_M is not None
     num_edges = len(ptr_T1) - 1
     edge_M = torch.repeat_interleave(ptr_T1.diff(), output_size=len(row_M))
-    first_B = torch.full((edges.num_rows,), num_edges).scatter_reduce_(0, row_M, edge_M, "amin")
-    last_B = torch.full((edges.num_rows,), -1).scatter_reduce_(0, row_M, edge_M, "amax")
+    return cuts_between(edge_M, row_M, num_edges, edges.num_rows)
+
+
+def cuts_between(edge_M: Tensor, row_M: Tensor, num_edges: int, num_rows: int) -> tuple[int, ...]:
+    """`row_cuts` of edges that belong to rows pair by pair; on the CPU."""
+    first_B = torch.full((num_rows,), num_edges).scatter_reduce_(0, row_M, edge_M, "amin")
+    last_B = torch.full((num_rows,), -1).scatter_reduce_(0, row_M, edge_M, "amax")
     used_B = last_B >= 0
     # A row with edges first..last crosses the positions first + 1..last.
     crossings = torch.bincount(first_B[used_B] + 1, minlength=num_edges + 2)

@@ -99,7 +99,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable
 def _hand_over(ctx: Any, grad_loss: Tensor) -> Any:
     if ctx.gradients is None:
-        raise RuntimeError("linear_policy_loss: backward ran already; its gradients were handed over")
+        raise RuntimeError("linear loss: backward ran already; its gradients were handed over")
     gradients, ctx.gradients = ctx.gradients, None
     for value in gradients:
         if value is not None:

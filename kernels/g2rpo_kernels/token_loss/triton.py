@@ -1,0 +1,144 @@
+"""The token loss on a GPU in one pass over row chunks: three products each, nothing waits for it.
+
+Per part of a chunk: float32 logits, one launch for statistics, c and e by autograd of the loss on vectors,
+one launch for d logits; per chunk d hidden and d head. A loss that does not use the entropy is called once a
+chunk: d logits, linear in c, are written for a c of 1, and c multiplies hidden states and d hidden instead.
+
+Four products: what is tied and does not fit a chunk; what is tied, where the loss uses the entropy and a
+chunk has several parts; several chunks in float16, whose d logits would vanish unless scaled by the largest
+coefficient of all.
+
+Dimension key: S positions, D width, V vocabulary, T edges, C rows of a chunk, Z rows of a part.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
+from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.triton import (
+    copy_numbers,
+    empty_numbers,
+    numbers_of,
+    on_device,
+    scaling,
+    write_numbers,
+)
+from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
+from g2rpo_kernels.linear_policy_loss.coefficients import Coefficients
+from g2rpo_kernels.linear_policy_loss.triton import attach_op
+from g2rpo_kernels.logprob.partials import RowNumbers
+from g2rpo_kernels.logprob.triton import row_gradient_
+from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, OwnLoss, Ties, TokenLoss
+
+
+def token_loss_triton(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int | None) -> TokenLoss:
+    """As the reference; never more than `chunk_bytes` of logits and their gradient. Once differentiable."""
+    tensors = (given.hidden_SD, given.head_VD, given.bias_V)
+    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    with torch.no_grad():
+        work = _Pass(given, own, chunk_bytes, needs)
+        if any(needs):
+            work.run()
+        else:
+            work.statistics(slice(0, given.num_rows))
+    logp_T, entropy_T, _ = work.numbers
+    loss = own.finished(logp_T, entropy_T)
+    if any(needs):
+        gradients = work.sums.finish()
+        loss = loss + attach_op(torch.zeros_like(loss), *tensors, work.unscale, *gradients)
+        verdict = work.coefficients.verdict(ties)
+        loss = loss if verdict is None else loss * verdict
+    return TokenLoss(loss, logp_T, entropy_T)
+
+
+class _Pass:
+    """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
+
+    def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: list[bool]) -> None:
+        self.linear = on_device(given)
+        self.own = own
+        self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
+        self.sums = DeviceSums(self.linear, needs)
+        self.numbers = empty_numbers(self.linear)
+        for value_T, placeholder in zip(self.numbers, PLACEHOLDERS, strict=False):
+            value_T.fill_(placeholder)
+        self.unscale: Tensor | None = None
+        """What takes gradients back that float16 would have lost."""
+        if any(needs):
+            uses_entropy = own.probe(self.numbers.logp_T).e_C is not None
+            self.coefficients = EdgeCoefficients(own, self.numbers.logp_T, self.numbers.entropy_T)
+            self.late = not (uses_entropy or self.device_rows.one_part or own.look is not None)
+
+    def statistics(self, run: slice) -> None:
+        write_numbers(self.linear, self.device_rows, run, self.numbers)
+
+    def run(self) -> None:
+        """Fills `numbers` and `sums`."""
+        half = self.linear.head_VD.dtype == torch.float16
+        by_part = self.device_rows.one_part or (self.own.cuts is None and not half)
+        for run in self._runs(half):
+            chunks = self.device_rows.chunks(run)
+            at_once = self.own.look is None and len(chunks) == 1 and (self.late or by_part)
+            if self.own.look is None and not at_once:
+                self.statistics(run)
+                self.coefficients.evaluate()
+            for chunk in chunks:
+                if at_once and self.late:
+                    self._late_chunk(chunk)
+                else:
+                    self._chunk(chunk, at_once)
+
+    def _runs(self, half: bool) -> list[slice]:
+        everything = slice(0, self.linear.num_rows)
+        if half and everything.stop:
+            return [everything]
+        if self.own.cuts is None or self.own.look is not None:
+            return self.device_rows.chunks(everything)
+        return whole_row_runs(self.own.cuts, self.device_rows.most_rows)
+
+    def _chunk(self, chunk: slice, at_once: bool) -> None:
+        """A chunk whose coefficients are known, or will be `at_once` after each part."""
+        x_CD = self.linear.rows(chunk)
+        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
+            row = self._numbers(part, z_ZV)
+            if at_once:
+                self.coefficients.evaluate()
+            self._gradient(part, z_ZV, dz_ZV, row, self._scaled(part))
+        self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
+
+    def _late_chunk(self, chunk: slice) -> None:
+        """A chunk whose coefficients are multiplied in at its end."""
+        x_CD = self.linear.rows(chunk)
+        one_T = torch.ones_like(self.numbers.logp_T)
+        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
+            row = self._numbers(part, z_ZV)
+            self._gradient(part, z_ZV, dz_ZV, row, Coefficients(one_T[part], None))
+        if self.coefficients.evaluate().e_C is not None:
+            # The loss uses the entropy at these values, though not at the placeholders.
+            self._chunk(chunk, at_once=False)
+        else:
+            self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), self._scaled(chunk).c_C)
+
+    def _numbers(self, part: slice, z_ZV: Tensor) -> RowNumbers:
+        row = numbers_of(self.linear, part, z_ZV)
+        copy_numbers(self.numbers, part, row)
+        return row
+
+    def _scaled(self, rows: slice) -> Coefficients:
+        """Coefficients of some edges; in float16 those of all are known, and the largest becomes about 1."""
+        c_C, e_C = self.coefficients.rows(rows)
+        if self.linear.head_VD.dtype != torch.float16:
+            return Coefficients(c_C, e_C)
+        if self.unscale is None:
+            exponent = torch.frexp(self.coefficients.largest()).exponent
+            self.unscale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+        return Coefficients(c_C / self.unscale, None if e_C is None else e_C / self.unscale)
+
+    def _gradient(
+        self, part: slice, z_ZV: Tensor, dz_ZV: Tensor, row: RowNumbers, given: Coefficients
+    ) -> None:
+        target_Z = self.linear.target_T[part]
+        row_gradient_(z_ZV, target_Z, row.lse_T, row.entropy_T, *given, out=dz_ZV, **scaling(self.linear))
