@@ -6,7 +6,7 @@ Everything a user can get wrong is checked here, before anything is spent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -23,7 +23,7 @@ from g2rpo_fast.checkpoint import (
 )
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
-from g2rpo_fast.data import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data import PromptSet, ReferenceCheck, load_prompts, read_texts, with_chat_settled
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Judge
@@ -113,6 +113,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     keep_freed_memory()
     paths = _paths(config, directory, show)
     tokenizer = load_tokenizer(paths[0])
+    config = replace(config, data=with_chat_settled(paths[1], config.data, tokenizer))
     load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
     prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
     eval_prompts = load(paths[2], split="eval") if paths[2] else None
@@ -197,7 +198,7 @@ def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prom
         compute_dtype=compute_dtype(model, config.model),
         checkpointing=config.model.gradient_checkpointing,
     )
-    longest = max(len(prompt.token_ids) for prompt in prompts)
+    longest = max(prompt.most_tokens for prompt in prompts)
     tree = longest + config.rollout.group_size * config.rollout.max_tokens
     return budget_of(
         shape,
@@ -276,10 +277,10 @@ def find_device(name: str) -> str:
 
 def _check_lengths(config: Config, prompts: Sequence[Prompt], positions: int) -> None:
     """No sequence may outgrow the model."""
-    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    wanted = positions - len(longest.token_ids)
+    longest = max(prompts, key=lambda prompt: prompt.most_tokens)
+    wanted = positions - longest.most_tokens
     if config.rollout.max_tokens > wanted:
         raise ValueError(
             f"rollout.max_tokens: wanted at most {wanted} (the model has {positions} positions, prompt "
-            f"{longest.id} takes {len(longest.token_ids)}), got {config.rollout.max_tokens}"
+            f"{longest.id} takes {longest.most_tokens}), got {config.rollout.max_tokens}"
         )

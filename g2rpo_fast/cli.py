@@ -17,7 +17,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from g2rpo_fast.interrupts import Terminated
-from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
+from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line, with_values
 
 if TYPE_CHECKING:
     from g2rpo_fast.config import Config
@@ -106,7 +106,7 @@ def read_arguments(words: Sequence[str]) -> Config:
     source, options = EMBEDDED, list(words)
     if options and not options[0].startswith("-"):
         source = options.pop(0)
-    default = load_config(source)
+    default, options = load_config(source), with_values(options)
     with refused_in_one_line():
         return tyro.cli(
             Config,

@@ -23,6 +23,7 @@ def clock_of(parts: Parts, state: TrainState, *, ahead: int = 0, taken: int = 0)
         total_steps=config.run.steps,
         seed=config.run.seed,
         cursor=state.cursor + taken,
+        max_tokens=config.rollout.max_tokens,
         order_seed=config.order_seed,
         shuffle=config.data.shuffle,
     )

@@ -18,8 +18,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import get_annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -45,6 +46,8 @@ class Clock:
     """Of the run."""
     cursor: int = 0
     """Prompts that were taken before."""
+    max_tokens: int = 1
+    """Most tokens of a response."""
     order_seed: int = 0
     """Of the order of the data; with `shuffle`."""
     shuffle: bool = True
@@ -148,7 +151,13 @@ class Piece:
     section: ClassVar[str]
     """Of the configuration."""
     use: ClassVar[str]
-    """What a configuration calls it."""
+    """What a configuration calls it. Also a field that nothing sets: `asdict` shows it with the settings."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if isinstance(cls.__dict__.get("use"), str):
+            cls.__annotations__ = {"use": "str", **get_annotations(cls)}
+            setattr(cls, "use", field(default=cls.use, init=False))  # noqa: B010
 
     def __post_init__(self) -> None:
         check_fields(self, f"{self.section}.{self.use}")

@@ -62,7 +62,7 @@ class RunDirectory(NamedTuple):
     config: Config
     """With what "auto" meant when the run began: a continuation uses as many threads and as large
     micro-batches as its run did, or sums would round differently, and its seed of the data's order. In a new
-    run tree.token_budget may still be None: it takes the model to know."""
+    run tree.token_budget and data.chat may still be None: it takes the model to know."""
     created: bool
     lock: TextIO
 
@@ -85,6 +85,9 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         resolved = _with_run(resolved, threads=threads)
     if stored is not None and config.tree.token_budget is None:
         resolved = with_budget(resolved, stored.get("tree", {}).get("token_budget"))
+    if stored is not None and config.data.chat is None:
+        chat = stored.get("data", {}).get("chat", False)
+        resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, chat=chat))
     if stored is not None:
         _refuse_other_settings(stored, dataclasses.asdict(resolved), path, show)
     return RunDirectory(path, resolved, created, lock)

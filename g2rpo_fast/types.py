@@ -49,8 +49,15 @@ class Prompt:
     behind the header of the assistant's turn; of a raw prompt, an opening tag at its very end."""
     trace_ids: tuple[int, ...] = ()
     """Ground-truth reasoning that guidance takes its prefixes from; empty = cannot be guided."""
+    hinted_ids: tuple[tuple[int, ...], ...] = ()
+    """The prompt with a hint in it, for each level of hints; () = this prompt has none of the level."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of the data row, for users' reward functions."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the prompt, with a hint or without."""
+        return max(map(len, (self.token_ids, *self.hinted_ids)))
 
     @property
     def opening(self) -> str:
@@ -211,6 +218,11 @@ class Rollout:
     @property
     def guided(self) -> bool:
         return self.guidance_len > 0
+
+    @property
+    def plain(self) -> bool:
+        """Sampled from the prompt alone: without guidance, hint or another context."""
+        return not self.guided and self.sampling_prompt_ids == self.prompt.token_ids
 
     @property
     def sampled_len(self) -> int:

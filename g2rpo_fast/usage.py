@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import groupby
 
@@ -20,6 +20,23 @@ def preset_names() -> list[str]:
     """Names of the configurations that come with the package."""
     directory = resources.files("g2rpo_fast") / "presets"
     return sorted(p.name.removesuffix(".toml") for p in directory.iterdir() if p.name.endswith(".toml"))
+
+
+def with_values(words: Sequence[str], switches: Sequence[str] = ("--data.chat",)) -> list[str]:
+    """Options that may be none besides true and false, given a value where they stand alone: `--data.chat` is
+    `--data.chat True`, `--data.no-chat` the opposite."""
+    spelled: list[str] = []
+    for place, word in enumerate(words):
+        name = word.replace(".no-", ".")
+        if name not in switches:
+            known = spelled and spelled[-1] in switches and word in ("true", "false")
+            spelled.append(word.title() if known else word)
+        elif name != word:
+            spelled += [name, "False"]
+        else:
+            alone = words[place + 1 : place + 2] == [] or words[place + 1].startswith("--")
+            spelled += [word, "True"] if alone else [word]
+    return spelled
 
 
 def is_fault(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.order import batch_indices
 from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data.render import with_chat_settled
 from g2rpo_fast.data.rows import listed
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "listed",
     "load_prompts",
     "read_texts",
+    "with_chat_settled",
 ]

@@ -29,10 +29,16 @@ class DataConfig:
     template: str | None = None
     """Text around the problem; `{prompt}` stands for it. None = the problem itself
     (gsm8k without chat: "Question: {prompt}\\nAnswer:")."""
-    chat: bool = False
-    """Send the problem through the tokenizer's chat template as a user's message."""
+    chat: bool | None = None
+    """Send the problem through the tokenizer's chat template as a user's message. None = if it has one, no
+    template is given, and the file's problems have no special tokens of it in them yet."""
     system_prompt: str | None = None
     """System message before it (with chat)."""
+    hint_columns: tuple[str, ...] = ()
+    """Columns with hints, from little help to much; a row may lack one (null). Rounds that give hints sample
+    from the prompt with one of them in it; evaluation never does."""
+    hint_template: str = "{prompt}\nHint: {hint}"
+    """What stands for the problem where a hint is given."""
     max_prompt_tokens: Annotated[int, Ge(1)] = 1024
     """Longer prompts are left out, and counted."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
@@ -50,4 +56,9 @@ class DataConfig:
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
         if self.system_prompt is not None and not self.chat:
-            raise ValueError("data.system_prompt: needs data.chat = true, got false")
+            raise ValueError(f"data.system_prompt: needs data.chat = true, got {self.chat}")
+        if "{prompt}" not in self.hint_template or "{hint}" not in self.hint_template:
+            raise ValueError(
+                "data.hint_template: wanted a text with {prompt} and {hint} in it, got "
+                f"{self.hint_template!r}"
+            )

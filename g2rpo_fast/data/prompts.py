@@ -11,17 +11,16 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.data.config import DataConfig
+from g2rpo_fast.data.hints import hinted
 from g2rpo_fast.data.json_lines import BadRow
+from g2rpo_fast.data.render import render
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
 from g2rpo_fast.data.tail import chat_tail
 from g2rpo_fast.data.tokens import encode
 from g2rpo_fast.types import Prompt, opening_tag
-
-GSM8K_TEMPLATE = "Question: {prompt}\nAnswer:"
 
 ReferenceCheck = Callable[[str, Mapping[str, Any]], str | None]
 """(reference answer, the row's other columns) -> why it can never be judged; None = it can."""
@@ -74,10 +73,13 @@ def load_prompts(
     )
     texts = [render(problem.prompt, config, tokenizer) for problem in problems]
     tails = _tails(texts, config, tokenizer)
-    encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=config.chat)
+    encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=bool(config.chat))
+    hints = [()] * len(problems) if evaluation else hinted(problems, config, tokenizer)
     prompts = {
-        problem.line: _prompt(problem, split, text, tail, ids, trace or ())
-        for problem, text, tail, (ids, trace) in zip(problems, texts, tails, encoded, strict=True)
+        problem.line: _prompt(problem, split, text, tail, ids, trace or (), its_hints)
+        for problem, text, tail, (ids, trace), its_hints in zip(
+            problems, texts, tails, encoded, hints, strict=True
+        )
     }
     torn: list[BadRow] = []
     if not evaluation:
@@ -130,31 +132,6 @@ def read_texts(path: str, config: DataConfig, *, trace_required: bool = True) ->
     return (text for problem in problems for text in (problem.prompt, problem.trace, problem.answer))
 
 
-def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The whole text of a prompt."""
-    template = config.template
-    if template is None:
-        template = GSM8K_TEMPLATE if config.format == "gsm8k" and not config.chat else "{prompt}"
-    content = template.replace("{prompt}", problem)
-    if not config.chat:
-        return content
-    if tokenizer.chat_template is None:
-        raise ValueError("data.chat: wanted a tokenizer with a chat template, got one without")
-    messages = [{"role": "user", "content": content}]
-    if config.system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = " and a ".join(message["role"] for message in messages)
-        key = "data.chat" if config.system_prompt is None else "data.system_prompt"
-        raise ValueError(
-            f"{key}: wanted a chat template that takes a {roles} message, got one that says: {error}"
-        ) from error
-    assert isinstance(text, str)
-    return text
-
-
 def _tails(texts: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Of each prompt's text, what it already says of the response."""
     if not (config.chat and texts):
@@ -170,6 +147,7 @@ def _prompt(
     tail: str,
     token_ids: tuple[int, ...],
     trace_ids: tuple[int, ...],
+    hinted_ids: tuple[tuple[int, ...], ...],
 ) -> Prompt:
     return Prompt(
         id=f"{split}:{problem.line}",
@@ -178,5 +156,6 @@ def _prompt(
         token_ids=token_ids,
         answer=problem.answer,
         trace_ids=trace_ids,
+        hinted_ids=hinted_ids,
         row=problem.row,
     )

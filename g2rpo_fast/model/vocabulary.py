@@ -45,7 +45,8 @@ def check_vocabulary(
     """
     size = min(_rows(model.get_input_embeddings()), len(head_of(model).weight_VD))
     for prompt in prompts:
-        for what, ids in (("prompt", prompt.token_ids), ("trace", prompt.trace_ids)):
+        hinted = (("hinted prompt", ids) for ids in prompt.hinted_ids)
+        for what, ids in (("prompt", prompt.token_ids), ("trace", prompt.trace_ids), *hinted):
             token = max(ids, default=0)
             if token >= size:
                 raise ValueError(

@@ -2,7 +2,17 @@
 
 from g2rpo_fast.pieces import Round
 from g2rpo_fast.rounds.chain import first_memory, first_round, next_round, noted, observed, settled
+from g2rpo_fast.rounds.hint_on_failure import HintOnFailure
 
-ROUNDS: dict[str, type[Round]] = {}
+ROUNDS: dict[str, type[Round]] = {piece.use: piece for piece in (HintOnFailure,)}
 
-__all__ = ["ROUNDS", "first_memory", "first_round", "next_round", "noted", "observed", "settled"]
+__all__ = [
+    "ROUNDS",
+    "HintOnFailure",
+    "first_memory",
+    "first_round",
+    "next_round",
+    "noted",
+    "observed",
+    "settled",
+]

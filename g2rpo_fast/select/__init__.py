@@ -2,7 +2,8 @@
 
 from g2rpo_fast.pieces import Selection
 from g2rpo_fast.select.in_order import InOrder
+from g2rpo_fast.select.vade import Vade
 
-SELECTIONS: dict[str, type[Selection]] = {piece.use: piece for piece in (InOrder,)}
+SELECTIONS: dict[str, type[Selection]] = {piece.use: piece for piece in (InOrder, Vade)}
 
-__all__ = ["SELECTIONS", "InOrder"]
+__all__ = ["SELECTIONS", "InOrder", "Vade"]

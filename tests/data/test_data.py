@@ -12,7 +12,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from g2rpo_fast.data import DataConfig, batch_indices, listed, load_prompts
+from g2rpo_fast.data import DataConfig, batch_indices, listed, load_prompts, with_chat_settled
 from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rewards.math_answer import MathVerify
@@ -240,6 +240,43 @@ def test_chat_template_is_applied_once(tmp_path: Path) -> None:
     assert prompt.text == "[system]Be brief.<eos>[user]Solve: 1+1=<eos>[assistant]"
     assert prompt.token_ids == tuple(tokenizer.encode(prompt.text, add_special_tokens=False))
     assert prompt.token_ids.count(tokenizer.eos_token_id) == 2  # special tokens are single ids
+
+
+def test_chat_template_is_used_unless_something_speaks_against_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", good())
+    rendered = write(tmp_path / "r.jsonl", good(prompt="[user]1+1=<eos>[assistant]"))
+    tokenizer = build_tokenizer(ASCII)
+
+    def chat(path: str, **settings: Any) -> bool | None:
+        return with_chat_settled(path, DataConfig(**settings), tokenizer).chat
+
+    assert chat(path) is False  # it has no chat template
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert chat(path) is True
+    assert (chat(path, chat=False), chat(path, template="Q: {prompt}"), chat(rendered)) == (False,) * 3
+    assert chat(rendered, chat=True) is True
+
+
+def test_hints_stand_in_the_prompt_and_never_in_evaluation(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(ASCII)
+    rows = [good(tip="two"), good(tip=None), good()]
+    path = write(tmp_path / "d.jsonl", *rows)
+    config = DataConfig(
+        hint_columns=("tip", "answer"), hint_template="{hint}, so {prompt}", template="<{prompt}>"
+    )
+    prompts = load_prompts(path, config, tokenizer, split="train").prompts
+    shown = [[tokenizer.decode(ids) for ids in prompt.hinted_ids] for prompt in prompts]
+    assert shown == [["<two, so 1+1=>", "<2, so 1+1=>"], ["", "<2, so 1+1=>"], ["", "<2, so 1+1=>"]]
+    assert {prompt.text for prompt in prompts} == {"<1+1=>"}
+    assert prompts[0].most_tokens == len("<two, so 1+1=>")
+    evaluated = load_prompts(path, config, tokenizer, split="eval").prompts
+    assert {prompt.hinted_ids for prompt in evaluated} == {()}
+    with pytest.raises(ValueError, match=r"data\.hint_columns: wanted a column with texts in it, got 'tipp'"):
+        load_prompts(path, DataConfig(hint_columns=("tipp",)), tokenizer, split="train")
+    with pytest.raises(
+        ValueError, match=r"data\.hint_template: wanted a text with .prompt. and .hint. in it"
+    ):
+        DataConfig(hint_template="{prompt}")
 
 
 def test_tokenizer_that_ends_prompts_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Rounds of a step: hints for prompts that nobody solved, and chains of several pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from g2rpo_fast.pieces import Memory, More, Round, Scored
+from g2rpo_fast.rollout.groups import plain_asks, requests_of
+from g2rpo_fast.rounds import HintOnFailure, first_memory, first_round, next_round, observed, settled
+from g2rpo_fast.types import Ask
+from scored import CLOCK, scored_of
+
+HINTED = (8, 8, 1, 2)
+
+
+def with_hints(scored: Scored, ids: tuple[tuple[int, ...], ...] = (HINTED,)) -> Scored:
+    rollouts = tuple(replace(r, prompt=replace(r.prompt, hinted_ids=ids)) for r in scored.rollouts)
+    return replace(scored, rollouts=rollouts, clock=replace(CLOCK, max_tokens=9))
+
+
+def none_more(count: int) -> list[Ask]:
+    raise AssertionError("no prompt is asked for")
+
+
+def test_groups_without_a_success_are_asked_again_with_a_hint() -> None:
+    scored = with_hints(scored_of([[0.0], [0.0], [1.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1, 2, 2]))
+    asks = next_round((HintOnFailure(),), scored, {}, none_more)
+    assert [(a.group, a.member, a.round, a.source) for a in asks] == [
+        (3, 0, 1, "off_policy"),
+        (3, 1, 1, "off_policy"),
+    ]
+    assert {(a.sampling_prompt_ids, a.training_prompt_ids) for a in asks} == {(HINTED, (1, 2))}
+    assert {(a.prompt.id, a.max_tokens, a.hint_level) for a in asks} == {("train:0", 9, 1.0)}
+    first = requests_of(plain_asks([asks[0].prompt], [2], max_tokens=9), seed=0, step=4)
+    assert not {r.seed for r in requests_of(asks, seed=0, step=4)} & {r.seed for r in first}
+
+
+def test_there_is_one_round_of_hints_and_none_without_a_hint() -> None:
+    failed = with_hints(scored_of([[0.0], [0.0]], [0, 0]))
+    later = replace(failed, rollouts=tuple(replace(r, round=1) for r in failed.rollouts))
+    assert next_round((HintOnFailure(),), later, {}, none_more) == []
+    for ids in ((), ((),)):
+        assert next_round((HintOnFailure(),), with_hints(failed, ids), {}, none_more) == []
+
+
+def test_groups_that_teach_stay() -> None:
+    rewards = [[0.0], [0.0], [1.0], [0.0], [1.0], [1.0], [0.0], [1.0]]
+    scored = with_hints(scored_of(rewards, [0, 0, 1, 1, 2, 2, 3, 3]))
+    kept = settled((HintOnFailure(),), scored, {})
+    assert kept.group_R.tolist() == [1, 1, 3, 3]
+    assert kept.rewards.total_R.tolist() == [1.0, 0.0, 0.0, 1.0]
+    nothing = replace(scored.rewards, accuracy_R=np.full(8, np.nan))
+    assert settled((HintOnFailure(),), replace(scored, rewards=nothing), {}).rollouts == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Round):
+    """Counts the steps, asks for one more prompt, keeps the first rows."""
+
+    use = "counting"
+    repeats = True
+
+    def memory(self) -> Memory:
+        return {"steps": 0}
+
+    def again(self, scored: Scored, memory: Memory, more: More) -> list[Ask]:
+        return more(1) if scored.num_groups < 3 + memory["steps"] else []
+
+    def settle(self, scored: Scored, memory: Memory) -> Scored:
+        return scored.keep(range(2))
+
+    def observe(self, memory: Memory, scored: Scored) -> Memory:
+        return {"steps": memory["steps"] + len(scored.rollouts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shorter(Round):
+    """Takes a token from every response."""
+
+    use = "shorter"
+
+    def first(self, asks, memory, clock):
+        return [replace(ask, max_tokens=ask.max_tokens - 1) for ask in asks]
+
+
+def test_a_chain_runs_each_piece_with_its_own_memory() -> None:
+    chain = (Shorter(), Counting(), HintOnFailure())
+    memory = first_memory(chain)
+    assert memory == {"counting": {"steps": 0}}
+    scored = with_hints(scored_of([[0.0], [0.0], [1.0], [0.0]], [0, 0, 1, 1]))
+    asks = plain_asks([scored.rollouts[0].prompt], [2], max_tokens=5)
+    assert [ask.max_tokens for ask in first_round(chain, asks, memory, CLOCK)] == [4, 4]
+    taken: list[int] = []
+
+    def more(count: int) -> list[Ask]:
+        taken.append(count)
+        return asks
+
+    assert [a.round for a in next_round(chain, scored, memory, more)] == [1, 1]
+    assert taken == [1]
+    after = observed(chain, memory, scored)
+    assert after == {"counting": {"steps": 4}}
+    assert {ask.source for ask in next_round(chain, scored, {"counting": {"steps": -1}}, more)} == {
+        "off_policy"
+    }
+    assert settled(chain, scored, memory).rollouts == ()  # the two rows that Counting keeps are all wrong
