@@ -11,7 +11,8 @@ import numpy as np
 from g2rpo_fast.types import Doubles, Ints, Longs
 
 TIE = 64 * np.finfo(np.float64).eps
-"""A group whose values differ by less, relatively, differs by rounding: its deviations are exactly 0."""
+"""A group whose values differ by less, relatively, differs by rounding: its deviations are exactly 0. So is
+that of a value no further from the mean: a row of it costs nothing."""
 
 
 def deviations(
@@ -26,13 +27,15 @@ def deviations(
     low_Q, high_Q = (np.full(group_R.max(initial=-1) + 1, far) for far in (np.inf, -np.inf))
     np.minimum.at(low_Q, group_R, value_R)
     np.maximum.at(high_Q, group_R, value_R)
-    tied_Q = high_Q - low_Q <= TIE * np.maximum(np.abs(low_Q), np.abs(high_Q))
+    rounding_Q = TIE * np.maximum(np.abs(low_Q), np.abs(high_Q))
+    tied_Q = high_Q - low_Q <= rounding_Q
     # From the group's minimum: equal values give exact zeros, and a common offset costs no digits.
     above_R = np.where(tied_Q[group_R], 0.0, value_R - low_Q[group_R])
     once_R = np.ones_like(value_R) if count_R is None else count_R
     size_Q = np.bincount(group_R, once_R)
     mean_Q = np.bincount(group_R, once_R * above_R) / np.maximum(size_Q, 1)
     deviation_R = above_R - mean_Q[group_R]
+    deviation_R[np.abs(deviation_R) <= rounding_Q[group_R]] = 0.0
     freedom_Q = np.maximum(size_Q - (count_R is None), 1)
     variance_Q = np.bincount(group_R, once_R * deviation_R**2) / freedom_Q
     return deviation_R, np.sqrt(variance_Q)[group_R]

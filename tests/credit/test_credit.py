@@ -162,6 +162,14 @@ def test_a_group_of_one_gets_exactly_zero(name: str) -> None:
     assert got[0] > 0.1
 
 
+@pytest.mark.parametrize("name", ["GDPO", "REINFORCE++-baseline"])
+def test_a_group_of_equal_rewards_teaches_nothing_in_a_whitened_batch(name: str) -> None:
+    """The batch's mean is 0 up to rounding; the group's advantages are exactly 0."""
+    got = paid(CHAINS[name], [0.1, 0.2, 0.7, 0.4, 0.4, 0.4], [0, 0, 0, 1, 1, 1])
+    assert got[3:] == [0.0] * 3
+    assert min(map(abs, got[:3])) > 0.1
+
+
 def test_rounding_of_a_weighted_sum_is_not_a_difference() -> None:
     """0.1 + 0.2 and 0.3 + 0 differ in the last bit only."""
     given = scored_of([[0.1, 0.2], [0.3, 0.0]], [0, 0])

@@ -50,15 +50,17 @@ def even_share(completions: list[str], **columns: object) -> list[float]:
     return [sum(c in "02468" for c in text) / max(len(text), 1) for text in completions]
 
 
-def make_trainer(kind: Any, directory: Path, model: Any = None, **settings: Any) -> Any:
-    """A GRPOTrainer, or a subclass of it, on the CPU."""
+def make_trainer(
+    kind: Any, directory: Path, model: Any = None, arguments: Any = None, **settings: Any
+) -> Any:
+    """A GRPOTrainer, or a subclass of it, on the CPU; with RLOOConfig as `arguments` an RLOOTrainer."""
     from datasets import Dataset
     from trl import GRPOConfig
 
     model = model or tiny_model()
     model.save_pretrained(directory / "model")  # a reference model is read from where the policy came from
     model.config._name_or_path = str(directory / "model")
-    arguments = GRPOConfig(
+    given = (arguments or GRPOConfig)(
         output_dir=str(directory),
         use_cpu=True,
         bf16=False,
@@ -74,7 +76,7 @@ def make_trainer(kind: Any, directory: Path, model: Any = None, **settings: Any)
     return kind(
         model=model,
         reward_funcs=even_share,
-        args=arguments,
+        args=given,
         train_dataset=Dataset.from_list([{"prompt": DIGITS[i:] + DIGITS[:i][:3]} for i in range(8)]),
         processing_class=tiny_tokenizer(),
     )
