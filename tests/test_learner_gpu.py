@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from test_learner import advantages, base_model, batches, learner, rollouts, textbook_loss
-from test_tree_model import FAMILIES, SHAPE, on_trees, rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -23,6 +22,7 @@ from g2rpo_fast.model import ModelConfig, tree_hidden
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
+from tree_models import FAMILIES, SHAPE, on_trees, rows
 
 ON_GPU = [
     pytest.mark.gpu,

@@ -18,13 +18,11 @@ from g2rpo_kernels import (
     policy_loss,
 )
 from g2rpo_kernels.logprob.checks import Impl
-from test_logprob import rows, weighted
-from test_policy_rows import Errors, random_case
-from test_random_cases import moved
-from test_rows import KINDS
 from torch import Tensor
 
 from budget import draws
+from logit_rows import KINDS, rows, weighted
+from random_policies import Errors, moved, random_case
 
 DTYPES = [torch.float32, torch.float16]
 OBJECTIVE = Objective(kl_coef=0.1, entropy_coef=0.05, importance_cap=1.2)

@@ -3,105 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels import Edges, Objective, policy_loss
 from g2rpo_kernels.policy_loss.triton import policy_rows
-from test_logprob import rows
-from test_policy_loss import PENALTIES, SURROGATES
-from torch import Tensor
 
-from budget import WorstErrors, draws
-
-Scaling = tuple[float, float | None]
-
-
-@dataclass(frozen=True)
-class Case:
-    logits: Tensor
-    target: Tensor
-    edges: Edges
-    scaling: Scaling = (0.9, None)
-
-    def on_policy(self) -> Case:
-        return replace(self, edges=self.edges._replace(old_logp_T=None))
-
-
-def random_case(seed: int, num_rows: int, vocab: int, scaling: Scaling = (0.9, None)) -> Case:
-    """Edges with one or two members of any sign, some of no weight, a few not sampled by the engine."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    logits = 2 * normal(num_rows, vocab)
-    target = torch.randint(vocab, (num_rows,), generator=generator)
-    logp = torch.log_softmax(logits.double() / scaling[0], -1).gather(1, target[:, None])[:, 0]
-    old, ref, rollout = ((logp + 0.4 * normal(num_rows)).float() for _ in range(3))
-    rollout[0] = torch.nan
-    counts = torch.randint(1, 3, (num_rows,), generator=generator)
-    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    num_members = int(ptr[-1])
-    weight, advantage = torch.rand(num_members, generator=generator), normal(num_members)
-    weight[ptr[1] : ptr[2]] = 0
-    edge = torch.repeat_interleave(counts)
-
-    def total(value: Tensor) -> Tensor:
-        return torch.zeros(num_rows).index_add(0, edge, value)
-
-    edges = Edges(
-        total(weight * advantage.clamp(min=0)),
-        total(weight * advantage.clamp(max=0)),
-        total(weight),
-        old,
-        ref,
-        rollout,
-        ptr,
-        torch.randint(3, (num_members,), generator=generator),
-        advantage,
-        weight,
-        3,
-    )
-    return Case(logits, target, edges, scaling)
-
-
-def run(
-    case: Case, o: Objective, impl: str, dtype: torch.dtype, overwrite: bool = False, factor: float = 3.0
-) -> tuple[PolicyLoss, Tensor]:
-    leaf = case.logits.to(dtype, copy=True).requires_grad_()
-    out = policy_loss(
-        leaf,
-        case.target,
-        case.edges,
-        o,
-        temperature=case.scaling[0],
-        softcap=case.scaling[1],
-        overwrite_logits=overwrite,
-        impl=impl,
-    )
-    (gradient,) = torch.autograd.grad(factor * out.loss, leaf)
-    return out, gradient
-
-
-class Errors(WorstErrors):
-    def compare(self, case: Case, o: Objective, overwrite: bool = False) -> None:
-        got, d_got = run(case, o, "triton", self.dtype, overwrite)
-        true, d_true = run(case, o, "reference", torch.float64)
-        # Terms of both signs add up to the loss: its error is one of its largest term.
-        offset = true.loss.detach().sign() * case.edges.weight_T.double().sum()
-
-        def values(out: PolicyLoss, gradient: Tensor) -> list[Tensor]:
-            return [gradient, out.logp_T, out.entropy_T, out.loss.detach().double() + offset]
-
-        eagers = draws(lambda: values(*run(case, o, "reference", self.dtype)))
-        names = ("gradient", "logp", "entropy", "loss")
-        self.add_all(names, values(got, d_got), eagers, values(true, d_true))
-        assert got.stats.keys() == true.stats.keys()
-        for name, (total, count) in true.stats.items():
-            assert float(got.stats[name][1]) == float(count), name
-            torch.testing.assert_close(got.stats[name][0].double(), total, rtol=1e-5, atol=1e-5)
+from logit_rows import rows
+from policy_cases import PENALTIES, SURROGATES
+from random_policies import Case, Errors, random_case, random_objective, run
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
@@ -113,26 +24,6 @@ def test_policy_loss_equals_reference(surrogate: dict, ratio: str) -> None:
         o = Objective(**surrogate, ratio=ratio, **penalty)
         errors.compare(case.on_policy() if on_policy else case, o, overwrite=on_policy)
     errors.check()
-
-
-def random_objective(generator: torch.Generator) -> Objective:
-    def pick(*values):
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
-    return Objective(
-        surrogate=pick("clip", "cispo", "sapo", "reinforce"),
-        clip_low=pick(0.2, 0.1, 1.0),
-        clip_high=pick(0.2, 0.28),
-        dual_clip=pick(None, 1.5),
-        sapo_tau_neg=pick(1.05, 2.0),
-        kl=pick("k1", "k2", "k3"),
-        kl_coef=pick(0.0, 0.05, 0.2),
-        kl_times_ratio=pick(False, True),
-        entropy_coef=pick(0.0, 0.01, 0.1),
-        importance_cap=pick(None, 1.2, 3.0),
-        importance_low=pick(0.0, 0.3),
-        importance_mask=pick(False, True),
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -23,11 +23,11 @@ from g2rpo_kernels import (
     policy_loss,
 )
 from g2rpo_kernels.policy_loss import Rewards, policy_loss_from_rewards
-from test_logprob import weighted
-from test_policy_rows import Errors, random_case, random_objective
 from torch import Tensor
 
 from budget import draws
+from logit_rows import weighted
+from random_policies import Errors, moved, random_case, random_objective
 
 NUM_CASES = 100
 DTYPES = [torch.float32, torch.float16]
@@ -58,12 +58,6 @@ class Pick:
 
 def picks() -> Iterator[Pick]:
     return map(Pick, range(NUM_CASES))
-
-
-def moved(loss: Tensor, weight_T: Tensor) -> Tensor:
-    """Terms of both signs add up to a loss: its error is one of its largest term."""
-    weight = weight_T.double().sum()
-    return loss.detach().double() + loss.detach().double().sign() * weight
 
 
 class LinearCase:

@@ -8,13 +8,12 @@ from g2rpo_kernels import LogProb, logprob
 from g2rpo_kernels.logprob.partials import RowPartials, finished
 from g2rpo_kernels.logprob.triton import row_gradient_, row_numbers, row_stats
 from g2rpo_kernels.logprob.triton_launch import TILES
-from test_logprob import SCALINGS, rows, weighted
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from logit_rows import KINDS, SCALINGS, rows, weighted
 
 BLOCK = max(tile.block_v for tile in TILES.values())
-KINDS = ["plain", "up", "down", "confident", "equal", "impossible"]
 
 
 def run(

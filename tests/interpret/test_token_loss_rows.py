@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import linear_logprob, token_loss
-from test_token_loss import ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
 from torch import Tensor
 
 from budget import WorstErrors, draws
 from products import Work
 from random_losses import Problem, outcome
+from token_losses import ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
 
 NUM_CASES = 18
 CHUNK = 6 * 4 * V * 2

@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions, grpo_loss, token_logprobs
-from test_padded import LEVELS, TEMPERATURE, Batch, V, fused_of, make_batch
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from padded_batches import LEVELS, TEMPERATURE, Batch, V, fused_of, make_batch
 
 ALL_ON = {"beta": 0.1, "use_bias_correction_kl": True, "entropy_coef": 0.03}
 VARIANTS = [({}, True), (ALL_ON, False), (ALL_ON, False), ({"beta": 0.1}, False)]

@@ -6,7 +6,6 @@ Dimension key: S packed tree positions, D width.
 import numpy as np
 import torch
 from g2rpo_kernels.tree_attention import TilePlan
-from test_tree_model import rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
@@ -14,6 +13,7 @@ from g2rpo_fast.model import tree_hidden
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import TreePlan
+from tree_models import rows
 
 
 def gemma() -> PreTrainedModel:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from g2rpo_kernels import logprob
 from g2rpo_kernels.tree_attention.reference import visible
-from test_logprob import rows
 from torch import Tensor
 
 from budget import RandomOrder, assert_within_budget, draws, error, excess
+from logit_rows import rows
 from trees import QKV, forest, qkv, worst_excess
 
 NEAR, FAR = 1.0, 2.0

@@ -9,11 +9,9 @@ import pytest
 import torch
 from g2rpo_kernels import LogProb, linear_logprob, logprob
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from budget import assert_within_budget, draws
-
-SCALINGS = [(1.0, None), (0.7, None), (1.3, 5.0)]
+from logit_rows import SCALINGS, LargestTensor, rows, weighted
 
 
 def textbook(logits: Tensor, target: Tensor, temperature: float, softcap: float | None) -> LogProb:
@@ -25,33 +23,6 @@ def textbook(logits: Tensor, target: Tensor, temperature: float, softcap: float 
     logp = z - lse[:, None]
     plogp = torch.where(logp == -torch.inf, 0.0, logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0))
     return LogProb(logp[torch.arange(len(target)), target], -plogp.sum(1), lse)
-
-
-def weighted(out: LogProb, seed: int = 0) -> Tensor:
-    """A scalar whose gradient reaches all three outputs, differently for each row."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(3, len(out.logp_T), generator=generator, dtype=torch.float64)
-    return sum(((w.to(x) * x).sum() for w, x in zip(weights, out, strict=True)), out.lse_T.new_zeros(()))
-
-
-def rows(kind: str, num_rows: int, vocab: int) -> tuple[Tensor, Tensor]:
-    """float32 logits of one awkward kind, and targets."""
-    generator = torch.Generator().manual_seed(7)
-    logits = 3 * torch.randn(num_rows, vocab, generator=generator)
-    target = torch.randint(vocab, (num_rows,), generator=generator)
-    if kind == "up":
-        logits += 50
-    if kind == "down":
-        logits -= 50
-    if kind == "confident":  # p(target) = 0.999
-        logits = torch.zeros(num_rows, vocab)
-        logits[torch.arange(num_rows), target] = math.log(999 * (vocab - 1))
-    if kind == "equal":
-        logits = torch.full((num_rows, vocab), 2.5)
-    if kind == "impossible":
-        logits[:, ::3] = -torch.inf
-        target = target // 3 * 3 + 1
-    return logits, target
 
 
 def with_gradients(
@@ -198,22 +169,6 @@ def test_linear_logprob_cpu_within_budget(dtype: torch.dtype) -> None:
     assert got[0].dtype == torch.float32
     assert got[3].dtype == dtype
     assert_within_budget(got, draws(lambda: run("reference", dtype)), run("reference", torch.float64))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest storage that any op's result has, inputs excepted."""
-
-    def __init__(self, *inputs: Tensor) -> None:
-        super().__init__()
-        self.known = {x.untyped_storage().data_ptr() for x in inputs}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in self.known:
-                self.bytes = max(self.bytes, value.untyped_storage().nbytes())
-        return out
 
 
 def test_linear_logprob_never_holds_the_logits() -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from g2rpo_kernels import GRPOOptions, grpo_loss, token_logprobs
-from test_padded import CLIPPED, NUM_ITEMS, TEMPERATURE, B, Batch, fused_loss, normal, textbook
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from padded_batches import CLIPPED, NUM_ITEMS, TEMPERATURE, B, Batch, fused_loss, normal, textbook
 
 ON_GPU = [
     pytest.mark.gpu,

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_policy_loss, policy_loss
-from test_logprob import LargestTensor
+from g2rpo_kernels import Edges, Objective, linear_policy_loss, policy_loss
 from torch import Tensor
 
 from budget import assert_within_budget, draws
-
-B, L, V, D = 6, 5, 13, 7
-EPS = {"rtol": 1e-10, "atol": 1e-12}
+from logit_rows import LargestTensor
+from policy_cases import EPS, PENALTIES, SURROGATES, B, D, L, V, normal, shared_case
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,6 @@ class Batch:
     old_BL: Tensor
     ref_BL: Tensor
     rollout_BL: Tensor
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def make_batch() -> Batch:
@@ -144,23 +138,6 @@ def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, Tensor, Tensor]:
     return loss.detach(), *torch.autograd.grad(3 * loss, (hidden, head))
 
 
-SURROGATES = [
-    {"surrogate": "clip"},
-    {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.28, "dual_clip": 1.5},
-    {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.3},
-    {"surrogate": "sapo"},
-    {"surrogate": "reinforce"},
-]
-PENALTIES = [
-    {},
-    {"kl": "k1", "kl_coef": 0.1},
-    {"kl": "k2", "kl_coef": 0.1, "entropy_coef": 0.02},
-    {"kl": "k3", "kl_coef": 0.1, "importance_cap": 1.2},
-    {"entropy_coef": 0.02, "importance_cap": 1.2, "importance_low": 0.8},
-    {"kl": "k3", "kl_coef": 0.1, "importance_cap": 1.3, "importance_low": 0.7, "importance_mask": True},
-]
-
-
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("on_policy", [True, False])
@@ -236,44 +213,6 @@ def test_clip_values_by_hand() -> None:
     assert float(logits.grad.abs().max()) == 0.0
     assert [float(x) for x in out.stats["clipped"]] == [2.0, 2.0]
     assert float(out.stats["ratio"][0]) == pytest.approx(2.0, abs=1e-14)
-
-
-def shared_case() -> tuple[Edges, Tensor, Tensor, Tensor, Edges, Tensor]:
-    """Edges with 1 to 4 members of mixed sign, and the same with each member an edge of its own."""
-    generator = torch.Generator().manual_seed(11)
-    num_edges, num_rows = 30, 7
-    counts = torch.randint(1, 5, (num_edges,), generator=generator)
-    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    edge_M = torch.repeat_interleave(counts)
-    num_members = len(edge_M)
-    row_M = torch.randint(num_rows, (num_members,), generator=generator)
-    advantage_M = normal(num_members, seed=12)
-    weight_M = torch.rand(num_members, generator=generator, dtype=torch.float64)
-    assert (
-        edge_coefficients(advantage_M, weight_M, ptr)[0] * edge_coefficients(advantage_M, weight_M, ptr)[1]
-        != 0
-    ).sum() > 5
-    old, ref, rollout = (-2 + 0.5 * normal(num_edges, seed=s) for s in (13, 14, 15))
-    target = torch.randint(V, (num_edges,), generator=generator)
-    source = torch.randint(9, (num_edges,), generator=generator)
-    members = {"member_row_M": row_M, "member_advantage_M": advantage_M, "member_weight_M": weight_M}
-    logps = {"old_logp_T": old, "ref_logp_T": ref, "rollout_logp_T": rollout}
-    shared = Edges(
-        *edge_coefficients(advantage_M, weight_M, ptr),
-        **logps,
-        member_ptr_T1=ptr,
-        **members,
-        num_rows=num_rows,
-    )
-    each = torch.arange(num_members + 1)
-    replicated = Edges(
-        *edge_coefficients(advantage_M, weight_M, each),
-        **{name: value[edge_M] for name, value in logps.items()},
-        member_ptr_T1=each,
-        **members,
-        num_rows=num_rows,
-    )
-    return shared, source, target, edge_M, replicated, normal(9, D, seed=16)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

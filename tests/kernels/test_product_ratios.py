@@ -10,7 +10,8 @@ import math
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, linear_policy_loss, policy_loss_of_logps
-from test_policy_loss import EPS, D, V, normal, shared_case
+
+from policy_cases import EPS, D, V, normal, shared_case
 
 OBJECTIVES = [
     {"surrogate": "vespo", "ratio": "product", "kl_coef": 0.1, "kl_times_ratio": True},

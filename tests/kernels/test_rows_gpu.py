@@ -14,10 +14,10 @@ from g2rpo_kernels import (
     policy_loss,
     policy_loss_from_rewards,
 )
-from test_logprob import rows
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from logit_rows import rows
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,15 +20,11 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
-    LlamaConfig,
     MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen3Config,
     Qwen3NextConfig,
 )
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -41,47 +37,14 @@ from g2rpo_fast.model import (
     head_of,
     load_model,
     load_tokenizer,
-    register_attention,
     tree_hidden,
 )
 from g2rpo_fast.model.load import check_config, select_tree_attention
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
+from tree_models import FAMILIES, GEMMA, SHAPE, DoubleNorm, on_trees, rows
 
-VOCAB = 29
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GEMMA: dict[str, Any] = {"sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}
 GEMMA |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
-    "qwen3": (Qwen3Config, {}),
-    "llama": (LlamaConfig, {}),
-    "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 0.5}),
-    "gemma3": (Gemma3TextConfig, GEMMA),
-}
-
-
-class DoubleNorm(nn.Module):
-    """RMSNorm with nothing cast to float32."""
-
-    def __init__(self, norm: Any, offset: float) -> None:
-        super().__init__()
-        self.weight, self.offset = norm.weight, offset
-        self.eps = norm.eps if offset else norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (self.weight + self.offset)
 
 
 def double_eager(
@@ -112,44 +75,6 @@ def make(family: str, *, tied: bool = True, double: bool = True) -> PreTrainedMo
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, DoubleNorm(child, 1.0 if family.startswith("gemma") else 0.0))
     return model.double().eval()
-
-
-def on_trees(model: PreTrainedModel, *, checkpointing: bool = False) -> PreTrainedModel:
-    """A copy that selects tree attention."""
-    register_attention()
-    model = copy.deepcopy(model)
-    model.set_attn_implementation(ATTENTION)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-    return model
-
-
-def rows(guidance_in_loss: bool) -> tuple[Sequences, Tensor, Tensor]:
-    """Groups of 5, 3 and 1 with guided members (shared traces of two lengths), weights and advantages."""
-    rng = np.random.default_rng(0)
-    prompts = [[3, 4, 5, 6, 7, 8, 9], [3, 9, 11], [5]]
-    traces = [[12, 13, 14, 15, 16, 17], [18, 19], []]
-    guided = [[6, 6, 3, 0, 0], [2, 0, 0], [0]]
-    ids, trained, ptr, group = [], [], [0], []
-    sampled: list[int] = []
-    for g, lengths in enumerate(guided):
-        for m, length in enumerate(lengths):
-            alike = sampled[:2] if m and m == len(lengths) - 1 else []  # siblings that begin alike
-            sampled = alike + rng.integers(20, VOCAB, 4 + 3 * m - len(alike)).tolist()
-            ids += prompts[g] + traces[g][:length] + sampled
-            trained += [False] * len(prompts[g]) + [guidance_in_loss] * length + [True] * len(sampled)
-            ptr.append(len(ids))
-            group.append(g)
-    sequences = Sequences(
-        ids_N=np.array(ids, np.int32),
-        ptr_R1=np.array(ptr, np.int64),
-        trained_N=np.array(trained),
-        group_R=np.array(group, np.int32),
-    )
-    advantage_N = torch.tensor(rng.normal(size=len(ids)))
-    weight_N = torch.tensor(rng.uniform(0.1, 1.0, size=len(ids))) * torch.tensor(trained)
-    return sequences, advantage_N, weight_N
 
 
 def terms(logits_TV: Tensor, target_T: Tensor, signed_T: Tensor, weight_T: Tensor) -> Tensor:

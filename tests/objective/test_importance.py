@@ -15,7 +15,6 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, policy_loss_of_logps
 from test_learner import TEMPERATURE, advantages, base_model, batches, rollouts
-from test_tree_model import DoubleNorm
 
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
@@ -25,6 +24,7 @@ from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import EngineTokens, compare, mismatch_metrics, weighted
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.tree import TreeConfig
+from tree_models import DoubleNorm
 
 
 def model64(factor: float = 1.0):

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pytest
 import torch
-from test_rollout_local import MODELS, VOCABULARY, engine_of, plain_model, prompts, requests, tokens
 
 from g2rpo_fast.rollout.local import static_cache
-from g2rpo_fast.types import Completion, Request, Sampling
+from g2rpo_fast.types import Request, Sampling
+from local_engines import (
+    FUNCTIONAL,
+    SAMPLING,
+    VOCABULARY,
+    assert_same,
+    engine_of,
+    plain_model,
+    requests,
+    tokens,
+    uneven,
+)
 from recorders import Eager, Tape
 
-FUNCTIONAL = [name for name, (*_, decoder) in MODELS.items() if decoder == "functional"]
 RECORDERS = {"eager": Eager, "recorded": Tape}
-SAMPLING = Sampling(temperature=0.8)
-
-
-def uneven(seed: int = 0) -> list[Request]:
-    """Every prompt, guided or not, three times; from 0 to 126 tokens, so that rows end at all times."""
-    limits = np.random.default_rng(seed).integers(0, 127, (3, len(prompts())))
-    limits[:, 0], limits[0, 1] = 126, 0
-    return [
-        Request(prompt_ids=prompt, max_tokens=int(limits[member, i]), seed=100 * i + member)
-        for member in range(3)
-        for i, prompt in enumerate(prompts())
-    ]
-
-
-def assert_same(got: Sequence[Completion], wanted: Sequence[Completion], atol: float) -> None:
-    assert tokens(got) == tokens(wanted)
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a.logp, b.logp, rtol=0, atol=atol)
-        assert a.finish_reason == b.finish_reason
 
 
 @pytest.mark.parametrize("recorder", RECORDERS)

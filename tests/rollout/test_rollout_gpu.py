@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_recorded_steps import FUNCTIONAL, SAMPLING, assert_same, uneven
-from test_rollout_local import engine_of, plain_model, reference_logp, requests, tokens
 
 from budget import draws
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.rollout.local import static_cache
 from g2rpo_fast.rollout.local.graph_decoder import CudaRecorder, Recorder
 from g2rpo_fast.types import Completion, Request, Sampling
+from local_engines import (
+    FUNCTIONAL,
+    SAMPLING,
+    assert_same,
+    engine_of,
+    plain_model,
+    reference_logp,
+    requests,
+    tokens,
+    uneven,
+)
 from recorders import Eager, Tape
 
 ON_GPU = [

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_recorded_steps import FUNCTIONAL, SAMPLING
-from test_rollout_local import engine_of, letters, plain_model, requests
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +22,7 @@ from g2rpo_fast.rollout import LocalEngine, Prefill
 from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
 from g2rpo_fast.rollout.local.families import plan_batches
 from g2rpo_fast.rollout.local.sampling import draw
+from local_engines import FUNCTIONAL, SAMPLING, engine_of, letters, plain_model, requests
 from recorders import Eager
 
 

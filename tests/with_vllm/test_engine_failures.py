@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from tiny_engines import change, plain_logp, tiny_model, trainer_of, vllm_engine
+from tiny_engines import change, gone, model_directories, plain_logp, tiny_model, trainer_of, vllm_engine
 
 from g2rpo_fast.rollout.vllm import VllmConfig
 from g2rpo_fast.rollout.vllm.liveness import LOOK_S
@@ -20,14 +18,6 @@ from runs import busy_loops
 
 LONG = [Request(prompt_ids=(5, 6, 7, i), max_tokens=500, seed=i) for i in range(40)]
 SHORT = [Request(prompt_ids=(5, 6, 7), max_tokens=8, seed=i) for i in range(4)]
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-def model_directories() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("g2rpo-vllm-*")}
 
 
 def test_a_hung_engine_is_noticed_within_half_a_minute() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_engine_failures import gone, model_directories
+from tiny_engines import gone, model_directories
 
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from test_engine_failures import gone
-from tiny_engines import change, plain_logp, requests, tiny_model, trainer_of, vllm_engine
+from tiny_engines import change, gone, plain_logp, requests, tiny_model, trainer_of, vllm_engine
 
 from g2rpo_fast.types import EngineError, Sampling
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from g2rpo_fast.embedded.model import build_model
@@ -97,3 +99,11 @@ def requests(num_each: int = 2, max_tokens: int = 24) -> list[Request]:
         for member in range(num_each)
         for i, prompt in enumerate(prompts())
     ]
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def model_directories() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("g2rpo-vllm-*")}
