@@ -32,6 +32,8 @@ from g2rpo_fast.types import Ask, Doubles, Prompt, Rewards, Rollout
 Memory = Any
 """A plain JSON value: numbers, text, lists, dicts. None = the piece keeps nothing."""
 Ties = Literal["token", "row", "group", "batch"]
+Stats = dict[str, tuple[Tensor, Tensor]]
+"""Name -> (sum, count), 0-dim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,23 +253,31 @@ class RowTokens:
     """As old_logp_N, at a second temperature."""
 
 
-class TokenCredit(Piece, ABC):
+class TokenPiece(Piece):
+    """Base of pieces that read `RowTokens`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Of old_logp, entropy and hot_logp, which cost a look at the old policy, those that are read."""
+
+    def hot_temperature(self) -> float:
+        """Of `hot_logp`, where that is needed: in units of the policy's own temperature."""
+        raise NotImplementedError(f"{self.section}.{self.use}: needs hot_logp without saying how hot")
+
+
+class TokenCredit(TokenPiece, ABC):
     """A step of the chain from rows' advantages to tokens'. It begins with each row's, repeated."""
 
     section = "token_credit"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `RowTokens` that cost a look at the old policy: old_logp, entropy, hot_logp."""
 
     @abstractmethod
     def __call__(self, a_N: Doubles, tokens: RowTokens, scored: Scored) -> Doubles:
         """[N] float64 -> [N] float64."""
 
 
-class Weight(Piece, ABC):
+class Weight(TokenPiece, ABC):
     """A factor of each trained token in everything that the loss sums."""
 
     section = "weights"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, tokens: RowTokens, scored: Scored) -> Doubles:
@@ -306,14 +316,24 @@ class Term(Piece, ABC):
     """A part of the loss: any function of the tokens' log-probabilities and entropies (nats)."""
 
     section = "terms"
-    ties: ClassVar[Ties] = "token"
-    """Over what its parts are not sums: "token" = each token's part depends on that token alone."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """old_logp, ref_logp."""
+
+    @property
+    def ties(self) -> Ties:
+        """Over what its parts are not sums: "token" = each token's part depends on that token alone."""
+        return "token"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of old_logp and ref_logp, those that are read."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
         """0-dim, to be minimised; differentiable in `logp_N` and `entropy_N`."""
+
+    def stats(self, logp_N: Tensor, tokens: Tokens) -> Stats:
+        """Metrics, with what is to be divided by what; nothing to differentiate."""
+        return {}
 
     def kernel(self) -> dict[str, Any] | None:
         """Settings of `g2rpo_kernels.Objective` that compute this term; None = no kernel knows it."""

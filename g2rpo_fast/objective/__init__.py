@@ -1,7 +1,17 @@
-"""The objective stage: rows to weights, rows and trees to the kernels' edges."""
+"""The objective stage: rows to weights, rows and trees to the kernels' edges, terms of the loss."""
 
-from g2rpo_fast.objective.config import ObjectiveConfig, kernel_objective
+from g2rpo_fast.objective.config import ObjectiveConfig
 from g2rpo_fast.objective.edges import edges_of
+from g2rpo_fast.objective.kernel import fused_objective, kernel_objective
+from g2rpo_fast.objective.terms import TERMS, terms_of
 from g2rpo_fast.objective.weights import token_weights
 
-__all__ = ["ObjectiveConfig", "edges_of", "kernel_objective", "token_weights"]
+__all__ = [
+    "TERMS",
+    "ObjectiveConfig",
+    "edges_of",
+    "fused_objective",
+    "kernel_objective",
+    "terms_of",
+    "token_weights",
+]

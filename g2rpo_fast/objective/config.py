@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from g2rpo_kernels import Objective
-
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, check_fields
 
 AggregationName = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
@@ -114,24 +112,3 @@ class ObjectiveConfig:
             low if self.importance_low is None else self.importance_low,
             cap if self.importance_cap is None else self.importance_cap,
         )
-
-
-def kernel_objective(config: ObjectiveConfig) -> Objective:
-    """The part that the kernels read: importance weights of tokens; those of sequences are in the edges."""
-    low, cap = config.importance_bounds
-    weighs_tokens = config.importance_level == "token"
-    return Objective(
-        surrogate=config.surrogate,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        sapo_tau_pos=config.sapo_tau_pos,
-        sapo_tau_neg=config.sapo_tau_neg,
-        ratio=config.ratio,
-        kl=config.kl,
-        kl_coef=config.kl_coef,
-        entropy_coef=config.entropy_coef,
-        importance_cap=cap if weighs_tokens else None,
-        importance_low=low if weighs_tokens else 0.0,
-        importance_mask=config.importance_masks,
-    )

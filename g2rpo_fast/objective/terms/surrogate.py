@@ -1,0 +1,82 @@
+"""What all surrogates share: -(w max(A, 0) plus(r) + w min(A, 0) minus(r)), summed over tokens.
+
+`plus` and `minus` are written once, in the kernels' package. A surrogate of one's own overrides `values`.
+
+Dimension key: N trained tokens of whole rows end to end.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from g2rpo_kernels import Objective
+from g2rpo_kernels.policy_loss.surrogates import KLS, SURROGATES, ratio_of
+from g2rpo_kernels.policy_loss.surrogates import Surrogate as Values
+from torch import Tensor
+
+from g2rpo_fast.objective.terms.rows import bounded, log_ratio, row_means, row_sums
+from g2rpo_fast.pieces import Stats, Term, Ties, Tokens
+
+RatioName = Literal["token", "sequence"]
+
+
+class Surrogate(Term):
+    """What advantages multiply. Rows without any have no part in it."""
+
+    ratio = "token"
+
+    @property
+    def ties(self) -> Ties:
+        return "token" if self.ratio == "token" else "row"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"old_logp"})
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Of `g2rpo_kernels.Objective`."""
+
+    def kernel(self) -> dict[str, Any] | None:
+        return self.settings()
+
+    def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
+        """[N] of the token, or of its row: `ratio` says which."""
+        log_ratio_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
+        if self.ratio == "token":
+            return log_ratio_N
+        if self.ratio == "sequence":
+            return row_means(log_ratio_N, tokens)[tokens.row_N]
+        return row_sums(bounded(log_ratio_N), tokens)[tokens.row_N]
+
+    def values(self, logp_N: Tensor, log_ratio_N: Tensor, tokens: Tokens) -> Values:
+        """[N] each: what positive and negative advantages multiply."""
+        objective = Objective(**self.settings())
+        return SURROGATES[objective.surrogate](ratio_of(log_ratio_N), logp_N, objective)
+
+    def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
+        plus_N, minus_N = signed(tokens)
+        values = self.values(logp_N, self.log_ratio(logp_N, tokens), tokens)
+        used = (plus_N != 0) | (minus_N != 0)
+        return -torch.where(used, plus_N * values.plus + minus_N * values.minus, 0.0).sum()
+
+    @torch.no_grad()
+    def stats(self, logp_N: Tensor, tokens: Tokens) -> Stats:
+        """As `g2rpo_kernels.policy_loss` has them, over tokens with an advantage."""
+        plus_N, minus_N = signed(tokens)
+        used = (plus_N != 0) | (minus_N != 0)
+        log_ratio_N = self.log_ratio(logp_N, tokens)
+        values = self.values(logp_N, log_ratio_N, tokens)
+        found = {"ratio": ratio_of(log_ratio_N), "approx_kl": KLS["k3"](-log_ratio_N)}
+        if values.clipped_plus is not None and values.clipped_minus is not None:
+            clipped = (plus_N != 0) & values.clipped_plus | (minus_N != 0) & values.clipped_minus
+            found["clipped"] = clipped.to(logp_N)
+        return {name: (torch.where(used, value, 0.0).sum(), used.sum()) for name, value in found.items()}
+
+
+def signed(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """[N] each: weight times the positive, and the negative, part of the advantage."""
+    advantage_N, weight_N = tokens.advantage_N, tokens.weight_N
+    return weight_N * advantage_N.clamp(min=0), weight_N * advantage_N.clamp(max=0)

@@ -1,0 +1,34 @@
+"""The smooth weight of VESPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from g2rpo_fast.bounds import Gt
+from g2rpo_fast.objective.terms.surrogate import Surrogate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vespo(Surrogate):
+    """-A sg(phi(r)) logp, phi(r) = r^k exp(rate (1 - r)), r the product of the row's ratios.
+
+    k and rate by the advantage's sign (VESPO, arXiv 2602.10693). Evidence: code (TRL).
+    """
+
+    use = "vespo"
+    ratio = "product"
+    k_pos: Annotated[float, Gt(0)] = 2.0
+    rate_pos: Annotated[float, Gt(0)] = 3.0
+    k_neg: Annotated[float, Gt(0)] = 3.0
+    rate_neg: Annotated[float, Gt(0)] = 2.0
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "surrogate": "vespo",
+            "ratio": "product",
+            "vespo_k_pos": self.k_pos,
+            "vespo_rate_pos": self.rate_pos,
+            "vespo_k_neg": self.k_neg,
+            "vespo_rate_neg": self.rate_neg,
+        }
