@@ -143,6 +143,9 @@ def _batch(rollouts: Rollouts) -> TrainBatch:
         weight_N=trained_N / (rows * shape.completion),
         rollout_logp_N=np.full(len(trained_N), np.nan, np.float32),
         rollout_R=np.arange(rows, dtype=np.int32),
+        source_R=np.zeros(rows, np.int64),
+        num_rollouts=rows,
+        num_groups=shape.prompts,
     )
 
 

@@ -314,6 +314,9 @@ def tree_update(steps: int, **shape: int) -> Figures:
         weight_N=(trained / (rows * update.completion)).astype(np.float32),
         rollout_logp_N=np.full(len(trained), np.nan, np.float32),
         rollout_R=np.arange(rows, dtype=np.int32),
+        source_R=np.zeros(rows, np.int64),
+        num_rollouts=rows,
+        num_groups=len(advantage),
     )
     return measure(lambda: parts.learner.update([batch], lr=1e-4) and None, steps)
 

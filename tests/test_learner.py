@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from g2rpo_fast.embedded.model import build_model
-from g2rpo_fast.learner import Learner
+from g2rpo_fast.learner import Learner, Stream
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import make_batch, split_groups
 from g2rpo_fast.optim import OptimConfig
-from g2rpo_fast.tree import TreeConfig
+from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import Prompt, Rollout
 
 TEMPERATURE = 0.8
@@ -199,12 +199,13 @@ def test_the_head_multiplies_in_the_dtype_of_the_backbone(precision, same):
     """Rounding the head's weights beforehand changes nothing where products round them anyway."""
     ours = replace(learner(), compute=ModelConfig(precision=precision))
     ours.model.lm_head.weight = torch.nn.Parameter(ours.model.lm_head.weight.detach().clone())  # untied
-    (micro,) = ours._micro_batches(batches(rollouts(), advantages(), PLAIN)[0])
-    before = ours.policy.logp(micro.stream).logp_T
+    (plan,) = plan_trees(batches(rollouts(), advantages(), PLAIN)[0].sequences)
+    stream = Stream.of(plan, ours.model.device)
+    before = ours.policy.logp(stream).logp_T
     with torch.no_grad():
         weight = ours.model.lm_head.weight
         weight.copy_(weight.bfloat16())
-    assert torch.equal(ours.policy.logp(micro.stream).logp_T, before) == same
+    assert torch.equal(ours.policy.logp(stream).logp_T, before) == same
 
 
 def test_minibatches_compare_with_the_weights_that_sampled():

@@ -50,6 +50,11 @@ class Stream:
         """Writes each edge's value to the row tokens that it stands for."""
         out_N[self.plan.member_M] = value_T.double().cpu().numpy()[self.edge_M]
 
+    def gather(self, value_N: Doubles, device: torch.device) -> Tensor:
+        """[T] of each edge, the value of a token that it stands for."""
+        first_T = self.plan.member_M[self.plan.member_ptr_T1[:-1]]
+        return torch.from_numpy(value_N[first_T]).to(device)
+
 
 @dataclass(frozen=True)
 class Policy:

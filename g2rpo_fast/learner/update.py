@@ -1,49 +1,74 @@
-"""The update: packed prefix trees through the backbone, the fused loss, and optimiser steps.
+"""The update: packed prefix trees through the backbone, the loss, and optimiser steps.
 
 Old log-probabilities cost no pass of their own when a batch gets one optimiser step per pass over it: the
-first pass runs on the weights that the update starts from, so its log-probabilities are the old ones. They
-cost one with several minibatches (`optim.minibatches`, unless `objective.old_logp` is the rollout's) and with
-importance weights of sequences, which multiply advantages before the loss.
+first pass runs on the weights that the update starts from, so its log-probabilities are the old ones. A look
+of its own, one for all, is taken where something must know them earlier: several minibatches with terms that
+have a ratio, importance weights of sequences, token credit and weights that read the old policy.
+
+Terms that the kernels know run there, summed over the members of an edge beforehand. All others see every
+member (`losses.py`). Where terms tie rows together that lie in several micro-batches, the optimiser step
+begins with a look at the present weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
-from g2rpo_kernels import Edges, linear_policy_loss
+from g2rpo_kernels import Objective
 from transformers import PreTrainedModel
 
+from g2rpo_fast.learner.look import Look, hot_temperature, look
+from g2rpo_fast.learner.losses import Loss, fused_loss, linear_loss, own_loss, strongest, tied_loss
+from g2rpo_fast.learner.micro import MicroBatch, micro_batch
 from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.learner.token_credit import credited, loud_rows
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig
-from g2rpo_fast.objective import ObjectiveConfig, edges_of, kernel_objective
+from g2rpo_fast.objective import ObjectiveConfig, fused_objective, terms_of
 from g2rpo_fast.objective.batch import TrainBatch
-from g2rpo_fast.objective.importance import (
-    Comparison,
-    EngineTokens,
-    compare,
-    engine_tokens,
-    mismatch_metrics,
-    weighted,
-)
+from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
+from g2rpo_fast.objective.terms import Surrogate
 from g2rpo_fast.optim import OptimConfig, apply_gradients
+from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
-from g2rpo_fast.types import TreePlan
+from g2rpo_fast.types import SOURCES
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One packed stream of an optimiser step."""
+class Tally:
+    """What an update leaves besides its weights."""
 
-    stream: Stream
-    edges: Edges
-    """Without old log-probabilities."""
-    tokens: EngineTokens
-    logp_T: torch.Tensor | None = None
-    """This policy's before the update, or (rollout as old policy) when first seen; None = not known yet."""
+    means: Means = field(default_factory=Means)
+    compared: list[Comparison] = field(default_factory=list)
+
+    def add(self, loss: Loss, share: float) -> None:
+        """Of a micro-batch that is `share` of its optimiser step."""
+        self.means.add("loss", loss.loss.detach(), share)
+        self.means.add_all(loss.stats, prefix="update/")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The micro-batches of one optimiser step."""
+
+    micros: list[MicroBatch]
+    fused: bool
+    """The kernels compute the loss."""
+
+    def split(self, terms: Sequence[Term]) -> bool:
+        """Whether something that `terms` tie together lies in several micro-batches."""
+        ties = strongest(terms)
+        if self.fused or len(self.micros) < 2 or ties in ("token", "row"):
+            return False
+        if ties == "batch":
+            return True
+        groups = [np.unique(micro.rows.group_R) for micro in self.micros if micro.rows is not None]
+        return len(np.unique(np.concatenate(groups))) < sum(map(len, groups))
 
 
 @dataclass(frozen=True)
@@ -62,43 +87,69 @@ class Learner:
     """Of sampling: training reads the distribution at it, the whole of it."""
     comparable: bool = True
     """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
+    terms: tuple[Term, ...] = ()
+    """Of the loss; none = those that `objective` says."""
+    token_credit: tuple[TokenCredit, ...] = ()
+    weights: tuple[Weight, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.reference is None and any("ref_logp" in term.needs for term in self.loss_terms):
+            raise ValueError("reference: wanted a policy for a term that reads ref_logp, got None")
 
     @property
     def policy(self) -> Policy:
         return Policy(self.model, self.compute, self.temperature)
 
-    def update(self, batches: Sequence[TrainBatch], *, lr: float) -> dict[str, float]:
+    @cached_property
+    def loss_terms(self) -> tuple[Term, ...]:
+        return self.terms or terms_of(self.objective)
+
+    @cached_property
+    def fused(self) -> Objective | None:
+        """What the kernels compute, where they know all terms."""
+        return fused_objective(self.loss_terms, self.objective)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether rows without advantage may have a gradient, or get an advantage."""
+        return bool(self.token_credit) or not self._only_surrogates
+
+    @property
+    def _only_surrogates(self) -> bool:
+        return all(isinstance(term, Surrogate) for term in self.loss_terms)
+
+    def update(
+        self, batches: Sequence[TrainBatch], *, lr: float, scored: Scored | None = None
+    ) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
-        Returns metrics: means over edges; the last gradient norm; the number of steps that were skipped for
-        a non-finite gradient, and of last passes in a row in which all were; the engine's mismatch
-        (`objective/importance.py`); and `loss`, the mean of the optimiser steps' own losses. Each of these is
-        normalised over its own batch and counts once, however many rows that has; steps without a row to
-        learn from are left out (0 if all are).
+        Args:
+            scored: the step's rows, which `TrainBatch.rollout_R` counts. Wanted with token credit, weights,
+                terms that no kernel knows, and rows that are not on-policy.
+
+        Returns metrics: means over edges, or over the rows' tokens where terms see these; the last gradient
+        norm; the number of steps that were skipped for a non-finite gradient, and of last passes in a row in
+        which all were; the engine's mismatch (`objective/importance.py`); and `loss`, the mean of the
+        optimiser steps' own losses. Each of these is normalised over its own batch and counts once, however
+        many rows that has; steps without a row to learn from are left out (0 if all are).
         """
-        means, norm, skipped, bad_updates = Means(), 0.0, 0, 0
-        steps = [self._micro_batches(batch) for batch in batches]
-        compared: list[Comparison] = []
-        if self._asks_first(len(steps)):
-            steps = [
-                [self._known(m, self.policy.logp(m.stream).logp_T, compared) for m in step] for step in steps
-            ]
+        tally, norm, skipped, bad_updates = Tally(), 0.0, 0, 0
+        steps = self._steps(batches, scored, tally)
+        moved = False
         for _ in range(self.optim.updates_per_batch):
             skipped_before = skipped
-            for step in steps:
-                for place, micro in enumerate(step):
-                    logp_T = self._backward(micro, means, share=1.0 / len(step))
-                    if micro.logp_T is None:
-                        step[place] = self._known(micro, logp_T, compared)
+            for place, step in enumerate(steps):
+                steps[place] = self._gradients(step, tally, moved=moved)
                 norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
                 skipped += not math.isfinite(norm)
+                moved = True
             bad_updates = bad_updates + 1 if skipped - skipped_before == len(steps) else 0
-        plans = [micro.stream.plan for step in steps for micro in step]
+        plans = [micro.stream.plan for step in steps for micro in step.micros]
         num_positions = sum(len(p.token_S) for p in plans)
         return {
             "loss": 0.0,
-            **means.values(),
-            **mismatch_metrics(compared, self.objective),
+            **tally.means.values(),
+            **mismatch_metrics(tally.compared, self.objective),
             "optim/grad_norm": norm,
             "optim/skipped": skipped,
             "optim/bad_updates": bad_updates,
@@ -109,63 +160,122 @@ class Learner:
             else math.nan,
         }
 
-    def _asks_first(self, num_steps: int) -> bool:
-        """Whether old log-probabilities take a pass of their own before the first step."""
-        by_row = self.objective.importance_level in ("sequence", "geometric")
-        return by_row or (num_steps > 1 and self.objective.old_logp == "trainer")
+    def _steps(self, batches: Sequence[TrainBatch], scored: Scored | None, tally: Tally) -> list[Step]:
+        """Looks at the old policy if it must, credits tokens, and packs what there is to learn from."""
+        pieces: tuple[TokenPiece, ...] = (*self.token_credit, *self.weights)
+        reads_old = any(piece.needs for piece in pieces)
+        looks: list[Look | None] = [None] * len(batches)
+        if pieces and not reads_old:
+            batches, looks = self._credited(batches, looks, scored)
+        streams = [self._streams(batch) for batch in batches]
+        if reads_old or self._asks_first(batches):
+            hot = hot_temperature(pieces)
+            looks = [
+                look(self.policy, of_batch, len(batch.sequences.ids_N), hot=hot)
+                for batch, of_batch in zip(batches, streams, strict=True)
+            ]
+        if reads_old:
+            batches, looks = self._credited(batches, looks, scored)
+            streams = [self._streams(batch) for batch in batches]
+        return [self._step(*given, scored, tally) for given in zip(batches, streams, looks, strict=True)]
 
-    def _looked_at(self, micro: MicroBatch, compared: list[Comparison]) -> MicroBatch:
-        return self._known(micro, self.policy.logp(micro.stream).logp_T, compared)
+    def _asks_first(self, batches: Sequence[TrainBatch]) -> bool:
+        """Whether ratios or importance weights need the old policy before the first step."""
+        level = self.objective.importance_level
+        if level in ("sequence", "geometric"):
+            return True
+        if level == "token" and not all(map(self._fuses, batches)):
+            return True
+        has_ratios = level == "token" or any("old_logp" in term.needs for term in self.loss_terms)
+        return len(batches) > 1 and self.objective.old_logp == "trainer" and has_ratios
 
-    def _known(self, micro: MicroBatch, logp_T: torch.Tensor, compared: list[Comparison]) -> MicroBatch:
-        """`micro` with its log-probabilities, and importance weights of rows if there are any."""
-        comparison = compare(logp_T, micro.tokens, self.objective)
-        if self.comparable:
-            compared.append(comparison)
-        if self.objective.importance_level in ("sequence", "geometric"):
-            micro = replace(micro, edges=weighted(micro.edges, comparison.weight_B))
-        return replace(micro, logp_T=logp_T)
+    def _credited(
+        self, batches: Sequence[TrainBatch], looks: Sequence[Look | None], scored: Scored | None
+    ) -> tuple[list[TrainBatch], list[Look | None]]:
+        """With their tokens' credit and weights; rows that are left without gradient are left out."""
+        assert scored is not None, "token credit and weights want `scored`"
+        made = credited(batches, looks, scored, self.token_credit, self.weights)
+        if not self._only_surrogates:
+            return made, list(looks)
+        rows = [loud_rows(batch) for batch in made]
+        kept = [
+            None if seen is None else seen.keep(batch.tokens_of(loud))
+            for seen, batch, loud in zip(looks, made, rows, strict=True)
+        ]
+        return [batch.keep(loud) for batch, loud in zip(made, rows, strict=True)], kept
 
-    def _old_logp(self, micro: MicroBatch) -> torch.Tensor | None:
-        """None, or NaN for an edge: on-policy there."""
-        if self.objective.old_logp == "trainer":
-            return micro.logp_T
-        rollout_logp_T = micro.edges.rollout_logp_T
-        assert rollout_logp_T is not None
-        if micro.logp_T is None:
-            return rollout_logp_T
-        return torch.where(rollout_logp_T.isnan(), micro.logp_T, rollout_logp_T)
-
-    def _micro_batches(self, batch: TrainBatch) -> list[MicroBatch]:
+    def _streams(self, batch: TrainBatch) -> list[Stream]:
         plans = plan_trees(
             batch.sequences, token_budget=self.tree.token_budget, min_saved=self.tree.min_saved
         )
-        return [self._micro_batch(batch, plan) for plan in plans]
+        return [Stream.of(plan, self.model.device) for plan in plans]
 
-    def _micro_batch(self, batch: TrainBatch, plan: TreePlan) -> MicroBatch:
-        device = self.model.device
-        edges = edges_of(
-            plan,
-            batch.sequences,
-            batch.advantage_N,
-            batch.weight_N,
-            rollout_logp_N=batch.rollout_logp_N,
-            device=device,
-        )
-        stream = Stream.of(plan, device)
-        tokens = engine_tokens(plan, edges, batch.rollout_logp_N)
-        if self.reference is not None:
+    def _fuses(self, batch: TrainBatch) -> bool:
+        on_policy = bool((batch.source_R == SOURCES.index("on_policy")).all())
+        return self.fused is not None and on_policy
+
+    def _step(
+        self,
+        batch: TrainBatch,
+        streams: Sequence[Stream],
+        seen: Look | None,
+        scored: Scored | None,
+        tally: Tally,
+    ) -> Step:
+        fused, reward_R, reference = self._fuses(batch), None, None
+        if not fused:
+            assert scored is not None, "terms that no kernel knows want `scored`"
+            reward_R = scored.rewards.total_R
+        if self.reference is not None and any("ref_logp" in term.needs for term in self.loss_terms):
             reference = replace(self.policy, model=self.reference)
-            edges = edges._replace(ref_logp_T=reference.logp(stream).logp_T)
-        return MicroBatch(stream=stream, edges=edges, tokens=tokens)
+        micros = []
+        for stream in streams:
+            micro = micro_batch(
+                self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
+            )
+            if seen is not None:
+                micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
+            micros.append(micro)
+        return Step(micros, fused)
 
-    def _backward(self, micro: MicroBatch, means: Means, *, share: float) -> torch.Tensor:
-        """Adds this micro-batch's gradient, `share` of its step; returns its log-probabilities."""
-        hidden_SD = self.policy.hidden(micro.stream.plan).hidden_SD
-        edges = micro.edges._replace(old_logp_T=self._old_logp(micro))
-        objective = kernel_objective(self.objective)
-        out = self.policy.through_head(linear_policy_loss, hidden_SD, micro.stream, edges, objective)
-        out.loss.backward()
-        means.add("loss", out.loss.detach(), share)
-        means.add_all(out.stats, prefix="update/")
-        return out.logp_T
+    def _known(self, micro: MicroBatch, logp_T: torch.Tensor, tally: Tally) -> MicroBatch:
+        micro, comparison = micro.known(logp_T, self.objective)
+        if self.comparable:
+            tally.compared.append(comparison)
+        return micro
+
+    def _gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+        """Adds an optimiser step's gradient; the step with what was seen on the way.
+
+        `moved`: the weights are no longer those that the update started from.
+        """
+        if step.micros and step.split(self.loss_terms):
+            return self._tied_gradients(step, tally, moved=moved)
+        micros = []
+        for micro in step.micros:
+            if step.fused:
+                assert self.fused is not None
+                found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
+            else:
+                found = own_loss(self.policy, micro, self.loss_terms, None if moved else micro.seen)
+            found.loss.backward()
+            tally.add(found, 1.0 / len(step.micros))
+            micros.append(self._known(micro, found.logp_T, tally) if micro.logp_T is None else micro)
+        return replace(step, micros=micros)
+
+    def _tied_gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+        """Of terms that tie several micro-batches together: a look at the present weights gives each its
+        coefficients."""
+        micros, seen = [], []
+        for micro in step.micros:
+            present = None if moved else micro.seen
+            if present is None:
+                found = self.policy.logp(micro.stream)
+                present = found.logp_T, found.entropy_T
+            seen.append(present)
+            micros.append(self._known(micro, present[0], tally) if micro.logp_T is None else micro)
+        tied = tied_loss(micros, self.loss_terms, seen)
+        for micro, coefficients in zip(micros, tied.coefficients, strict=True):
+            linear_loss(self.policy, micro, *coefficients).loss.backward()
+        tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
+        return replace(step, micros=micros)

@@ -7,12 +7,12 @@ left out here, before a single token of theirs is encoded, while the weights sti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from g2rpo_fast.objective.weights import token_weights
-from g2rpo_fast.types import Bools, Doubles, Floats, Ints, Rollout, Sequences
+from g2rpo_fast.types import SOURCES, Bools, Doubles, Floats, Ints, Longs, Rollout, Sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,42 @@ class TrainBatch:
     """The rows of one optimiser step. Per-token arrays run along `sequences.ids_N`."""
 
     sequences: Sequences
-    advantage_N: Floats
-    weight_N: Floats
+    advantage_N: Floats | Doubles
+    weight_N: Floats | Doubles
     """0 outside trained tokens. Already normalised over the whole batch: micro-batches add."""
     rollout_logp_N: Floats
     """NaN where nothing was sampled."""
     rollout_R: Ints
     """For each row, its index among the step's rollouts."""
+    source_R: Longs
+    """Index into `types.SOURCES`."""
+    num_rollouts: int
+    """Rows of the optimiser step, those left out of the update included. Likewise:"""
+    num_groups: int
+
+    def tokens_of(self, rows: Sequence[int]) -> Longs:
+        """Where the tokens of some rows lie in `sequences.ids_N`."""
+        ptr_R1 = self.sequences.ptr_R1
+        return _join([np.arange(ptr_R1[row], ptr_R1[row + 1]) for row in rows], np.int64)
+
+    def keep(self, rows: Sequence[int]) -> TrainBatch:
+        """Some of the rows, in the order given; the numbers of rollouts and groups stay those of the step."""
+        index_N, ptr_R1 = self.tokens_of(rows), self.sequences.ptr_R1
+        chosen = np.asarray(rows, np.int64)
+        return replace(
+            self,
+            sequences=Sequences(
+                ids_N=self.sequences.ids_N[index_N],
+                ptr_R1=_pointers(np.diff(ptr_R1)[chosen].tolist()),
+                trained_N=self.sequences.trained_N[index_N],
+                group_R=self.sequences.group_R[chosen],
+            ),
+            advantage_N=self.advantage_N[index_N],
+            weight_N=self.weight_N[index_N],
+            rollout_logp_N=self.rollout_logp_N[index_N],
+            rollout_R=self.rollout_R[chosen],
+            source_R=self.source_R[chosen],
+        )
 
 
 def split_groups(rollouts: Sequence[Rollout], parts: int) -> list[list[int]]:
@@ -83,6 +112,9 @@ def make_batch(
         weight_N=_join([pieces[k] for k in kept], np.float32),
         rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
         rollout_R=np.asarray([indices[k] for k in kept], np.int32),
+        source_R=np.asarray([SOURCES.index(chosen[k].source) for k in kept], np.int64),
+        num_rollouts=len(chosen),
+        num_groups=len({rollout.group for rollout in chosen}),
     )
 
 

@@ -68,8 +68,8 @@ class Comparison(NamedTuple):
     """float64: sampled tokens, |log w|, k3; then of the raw weights their number, sum and sum of squares; of
     the weights as used sum, sum of squares, and how many were out of bounds."""
     max_abs: Tensor
-    weight_B: Tensor
-    """Of each row, as used; 1 unless the level is sequence or geometric."""
+    weight_M: Tensor
+    """Of each member, or of its row, as used; 1 without importance weights."""
 
 
 def compare(old_logp_T: Tensor, tokens: EngineTokens, config: ObjectiveConfig) -> Comparison:
@@ -92,7 +92,7 @@ def compare(old_logp_T: Tensor, tokens: EngineTokens, config: ObjectiveConfig) -
     return Comparison(
         sums_Q=torch.stack([value.double().sum() for value in sums]),
         max_abs=torch.cat([log_weight_M.abs(), log_weight_M.new_zeros(1)]).amax(),
-        weight_B=used if by_row else torch.ones_like(num_B),
+        weight_M=used[tokens.row_M] if by_row else used,
     )
 
 
@@ -105,13 +105,12 @@ def _bounded(raw: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     return raw.masked_fill(outside, 0.0) if config.importance_masks else raw.clamp(low, cap), outside
 
 
-def weighted(edges: Edges, weight_B: Tensor) -> Edges:
-    """Each member's advantage times its row's weight: in the surrogate, not in KL and entropy."""
+def weighted(edges: Edges, weight_M: Tensor) -> Edges:
+    """Each member's advantage times its weight: in the surrogate, not in KL and entropy."""
     assert edges.member_ptr_T1 is not None
-    assert edges.member_row_M is not None
     assert edges.member_advantage_M is not None
     assert edges.member_weight_M is not None
-    advantage_M = edges.member_advantage_M * weight_B[edges.member_row_M]
+    advantage_M = edges.member_advantage_M * weight_M
     a_pos_T, a_neg_T, _ = edge_coefficients(advantage_M, edges.member_weight_M, edges.member_ptr_T1)
     return edges._replace(a_pos_T=a_pos_T, a_neg_T=a_neg_T, member_advantage_M=advantage_M)
 

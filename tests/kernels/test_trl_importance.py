@@ -71,7 +71,7 @@ def test_importance_weights_are_trls(mode: Any) -> None:
     tokens = EngineTokens(rollout[mask], sampled, torch.arange(num), row_M, B)
     compared = compare(old[mask], tokens, config)
     if mode.startswith("sequence"):
-        torch.testing.assert_close(compared.weight_B[:, None], theirs, rtol=1e-12, atol=0)
+        torch.testing.assert_close(compared.weight_M, theirs[:, 0][row_M], rtol=1e-12, atol=0)
         flat = theirs
     else:
         one = torch.ones(num, dtype=torch.float64)
