@@ -39,11 +39,14 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> dict[str, float]:
     chosen = settled(parts.recipe.rounds, scored, state.memory)
     advantage_R = advantages(parts.recipe.credit, chosen, state.store)
     lr = learning_rate(config.optim, state.step, config.run.steps)
-    stats = parts.learner.update(train_batches(config, chosen.rollouts, advantage_R), lr=lr)
+    batches = train_batches(config, chosen.rollouts, advantage_R, keep_all=parts.learner.keeps_all)
+    stats = parts.learner.update(batches, lr=lr, scored=chosen)
     return {"optim/lr": lr, **stats, **rollout_metrics(scored, chosen, advantage_R)}
 
 
-def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doubles) -> list[TrainBatch]:
+def train_batches(
+    config: Config, rollouts: Sequence[Rollout], advantage_R: Doubles, *, keep_all: bool
+) -> list[TrainBatch]:
     """The batch of each optimiser step of a pass."""
     objective = config.objective
     return [
@@ -53,7 +56,7 @@ def train_batches(config: Config, rollouts: Sequence[Rollout], advantage_R: Doub
             advantage_R,
             aggregation=objective.aggregation,
             constant_length=objective.constant_length or config.rollout.max_tokens,
-            keep_all=bool(objective.kl_coef or objective.entropy_coef),
+            keep_all=keep_all,
         )
         for indices in split_groups(rollouts, config.optim.minibatches)
     ]

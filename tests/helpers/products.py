@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,16 @@ CASTS = ("to", "_to_copy")
 
 
 class Work(TorchDispatchMode):
-    """Casts do not count among the tensors: CUDA does without. `bodies`: operators to look into."""
+    """Casts do not count among the tensors: CUDA does without.
 
-    def __init__(self, bodies: dict[str, Callable[..., Any]] | None = None) -> None:
+    `bodies`: operators to look into. `dimension`: count products with a factor of this size alone.
+    """
+
+    def __init__(
+        self, bodies: dict[str, Callable[..., Any]] | None = None, *, dimension: int | None = None
+    ) -> None:
         super().__init__()
+        self._dimension = dimension
         self.products = 0
         self.largest_bytes = 0
         self._bodies = BODIES if bodies is None else bodies
@@ -38,7 +45,9 @@ class Work(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in PRODUCTS:
             left, right = args[PRODUCTS[name]]
-            self.products += left.shape[0] * left.shape[1] * right.shape[1]
+            sizes = (left.shape[0], left.shape[1], right.shape[1])
+            if self._dimension is None or self._dimension in sizes:
+                self.products += math.prod(sizes)
         for value in out if isinstance(out, tuple | list) else (out,):
             if isinstance(value, Tensor) and value._base is None and name not in CASTS:
                 self.largest_bytes = max(self.largest_bytes, value.numel() * value.element_size())

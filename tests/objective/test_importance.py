@@ -298,7 +298,8 @@ def test_weights_correct_a_wrong_engine_in_expectation(mode: Any, length: int) -
         logp_T = logps(table)
         everywhere = torch.ones(num, dtype=torch.bool)
         tokens = EngineTokens(rollout_T, everywhere, torch.arange(num), row_M, num_rows)
-        edges = weighted(edges, compare(logp_T.detach(), tokens, o).weight_M)
+        if o.importance_level != "token":  # those are the kernels'
+            edges = weighted(edges, compare(logp_T.detach(), tokens, o).weight_M)
         return torch.autograd.grad(policy_loss_of_logps(logp_T, edges, kernel_objective(o)).loss, table)[0]
 
     corrected = ObjectiveConfig(importance=mode, importance_cap=1e6)
