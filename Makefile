@@ -58,7 +58,7 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark
-	$(BIN)/g2rpo-fast bench --plots benchmarks/results
+	$(BIN)/python benchmarks/show.py --plots benchmarks/results
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so \

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from attention_sides import Side, Tokens, cascade, peers_of, tokens_of, triton, unshared, varlen
-from conftest import Record
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
 from peers import usable
+from provenance import Record
 from timing import Deadline, ceilings, interleaved, peak_mib, spread_ms
 
 

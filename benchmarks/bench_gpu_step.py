@@ -19,7 +19,6 @@ from functools import partial
 import pytest
 import torch
 
-from conftest import Record
 from gpu_step_sides import (
     ON_GPU,
     QWEN3_0_6B,
@@ -33,6 +32,7 @@ from gpu_step_sides import (
     rollout_local,
 )
 from peers import Peer, unasked
+from provenance import Record
 from timing import Deadline, ceilings, interleaved
 
 SHARED = (Shape(16, 16, 512, 512), Shape(16, 16, 2048, 512))

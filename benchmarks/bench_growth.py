@@ -12,8 +12,8 @@ from __future__ import annotations
 import pytest
 
 import sides
-from conftest import Record
 from g2rpo_fast.tree import plan_trees
+from provenance import Record
 
 SWEEPS: dict[str, tuple[str, list[dict[str, int]]]] = {
     "prompt_tokens": ("prompt", [{"prompt": n} for n in (16, 64, 256, 1024)]),

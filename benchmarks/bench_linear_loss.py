@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Record
 from linear_peers import LOSSES
 from linear_problem import make_problem
 from linear_sides import SAME_LOSS, SIDES, Figures, in_own_process, step_of
 from peers import unasked, usable
+from provenance import Record
 from timing import Deadline, ceilings, interleaved, peak_mib, spread_ms
 
 

@@ -16,8 +16,8 @@ import torch
 from g2rpo_kernels import Edges, Objective, policy_loss
 from torch import Tensor
 
-from conftest import Record
 from peers import Peer, usable
+from provenance import Record
 from timing import Deadline, Run, ceilings, interleaved, peak_mib, spread_ms
 
 CLIP = Objective()

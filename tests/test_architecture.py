@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"pieces"},
     STAGES,
     {"select", "rounds"},
-    {"evaluate", "report", "learner", "step_metrics", "bench_table", "bench_plots"},
+    {"evaluate", "report", "learner", "step_metrics"},
     {"config"},
     {"run_directory", "run_state", "engine", "recipe"},
     {"assemble"},

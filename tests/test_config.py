@@ -137,24 +137,6 @@ def test_cli_reports_errors_without_a_traceback(capsys):
     assert "unknown command 'trian'" in capsys.readouterr().err
 
 
-def test_cli_shows_benchmark_records(capsys, tmp_path):
-    case = {"prompt": 64, "ours": {"median_s": 0.25}, "time_ratio": 2.0}
-    record = {
-        "name": "speed",
-        "command": "pytest x --benchmark",
-        "machine": {"cpu": "C"},
-        "versions": {"torch": "2"},
-        "commit": "abc",
-        "figures": {"sizes": [1, 2], "cases": [case, case | {"prompt": 256, "time_ratio": 4.125}]},
-    }
-    (tmp_path / "speed.json").write_text(json.dumps(record))
-    assert main(["bench", "--table", "--results", str(tmp_path)]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[-3:] == [["prompt", "time_ratio"], ["64", "2"], ["256", "4.125"]]
-    assert main(["bench", "--table", "--results", str(tmp_path / "none")]) == 2
-    assert "--results: wanted a directory with benchmark records" in capsys.readouterr().err
-
-
 def test_every_option_is_in_the_help_with_its_meaning(capsys):
     with pytest.raises(SystemExit):
         read_arguments(["--help"])

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from attention_sides import Tokens, varlen
+from on_gpu import FIRST_RUN, PARTS, Part, run_parts
+from peers import Peer, usable
+from timing import Deadline
+
 ROOT = Path(__file__).parents[2]
 LEAVES_A_CHILD = """
 import pathlib, subprocess, time
@@ -49,11 +54,7 @@ def test_benchmarks_of_the_ops_run_small():
     assert after == before
 
 
-def test_peers_that_cannot_run_are_left_out_with_the_reason(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from peers import Peer, usable
-    from timing import Deadline
-
+def test_peers_that_cannot_run_are_left_out_with_the_reason():
     peers = {
         "fine": Peer(lambda: lambda: 1),
         "absent": Peer(lambda: lambda: 1, needs="no_such_package"),
@@ -71,10 +72,7 @@ def test_peers_that_cannot_run_are_left_out_with_the_reason(monkeypatch):
     )
 
 
-def test_run_on_gpu_keeps_what_it_has(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from on_gpu import Part, run_parts
-
+def test_run_on_gpu_keeps_what_it_has(tmp_path):
     def python(code: str) -> list[str]:
         return [sys.executable, "-c", code]
 
@@ -107,10 +105,7 @@ def lives(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_parts_on_gpu_fit_nine_minutes(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from on_gpu import FIRST_RUN, PARTS
-
+def test_parts_on_gpu_fit_nine_minutes():
     assert sum(PARTS[name].limit_s for name in FIRST_RUN) < 9 * 60
     assert tuple(PARTS)[: len(FIRST_RUN)] == FIRST_RUN
     for part in PARTS.values():
@@ -118,10 +113,7 @@ def test_parts_on_gpu_fit_nine_minutes(monkeypatch):
         assert all((ROOT / file).exists() for file in files)
 
 
-def test_checks_on_gpu_take_every_gpu_test(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from on_gpu import PARTS
-
+def test_checks_on_gpu_take_every_gpu_test():
     mark = "pytest.mark." + "gpu"
     files = (ROOT / "tests").rglob("test_*.py")
     marked = {file.relative_to(ROOT).as_posix() for file in files if mark in file.read_text()}
@@ -130,11 +122,8 @@ def test_checks_on_gpu_take_every_gpu_test(monkeypatch):
     assert len(marked) >= 5
 
 
-def test_replicated_flash_is_called_as_this_torch_takes_it(monkeypatch):
+def test_replicated_flash_is_called_as_this_torch_takes_it():
     """Only the device is wrong."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from attention_sides import Tokens, varlen
-
     q_SHE, k_SKE, v_SKE = (torch.randn(3, heads, 8) for heads in (2, 1, 1))
     paths = [torch.tensor([0, 1]), torch.tensor([0, 2])]
     tokens = Tokens(q_SHE, k_SKE, v_SKE, torch.tensor([3, 2, 3]), paths, prompt=1, tree_pairs=5)

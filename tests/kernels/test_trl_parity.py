@@ -7,7 +7,6 @@ our error is held to twice TRL's plus four roundings.
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from g2rpo_kernels import token_logprobs
 
 pytest.importorskip("trl", reason="trl is not installed")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from trl import GRPOTrainer
 from trl.trainer.utils import selective_log_softmax

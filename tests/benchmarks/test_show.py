@@ -1,4 +1,4 @@
-"""Benchmark records as plots: both files are drawn from records alone, and say how the cost grew."""
+"""Benchmark records as tables and plots, drawn from the records alone; the plots say how the cost grew."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from g2rpo_fast.bench_plots import slope
-from g2rpo_fast.cli import main
+from record_plots import slope
+from show import main
 
 COMMON = {
     "command": "pytest x --benchmark",
@@ -47,7 +47,7 @@ def test_plots_are_drawn_from_the_records(tmp_path, capsys):
     results, plots = tmp_path / "results", tmp_path / "plots"
     results.mkdir()
     write_records(results)
-    assert main(["bench", "--plots", str(plots), "--results", str(results)]) == 0
+    assert main(["--plots", str(plots), "--results", str(results)]) == 0
     assert capsys.readouterr().out.split() == [str(plots / "growth.svg"), str(plots / "speedup.svg")]
     growth, speedup = ((plots / name).read_text() for name in ("growth.svg", "speedup.svg"))
     for label in ("prefix tree: slope 0.50", "padded rows: slope 1.00", "group size G", "peak memory, MiB"):
@@ -56,15 +56,16 @@ def test_plots_are_drawn_from_the_records(tmp_path, capsys):
         assert label in speedup
     assert "unshared," not in speedup
     before = (plots / "growth.svg").read_bytes()
-    assert main(["bench", "--plots", str(plots), "--results", str(results)]) == 0
+    assert main(["--plots", str(plots), "--results", str(results)]) == 0
     assert (plots / "growth.svg").read_bytes() == before
 
 
 def test_plots_want_records_of_growth(tmp_path, capsys):
-    assert main(["bench", "--plots", str(tmp_path / "plots"), "--results", str(tmp_path)]) == 2
+    assert main(["--plots", str(tmp_path / "plots"), "--results", str(tmp_path)]) == 2
     assert "wanted records of benchmarks/bench_growth.py, got none" in capsys.readouterr().err
     assert not (tmp_path / "plots").exists()
-    assert main(["bench"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([])
     assert "wanted --table or --plots DIR" in capsys.readouterr().err
 
 
@@ -75,6 +76,24 @@ def test_slope_is_the_exponent():
 
 def test_table_shows_what_the_rows_share_above_them(tmp_path, capsys):
     write_records(tmp_path)
-    assert main(["bench", "--table", "--results", str(tmp_path)]) == 0
+    assert main(["--table", "--results", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-4:] == [["token_ratio", "=", "4"], ["side", "speedup"], ["cascade", "2"], ["unshared", "1"]]
+
+
+def test_table_has_a_row_for_each_case(capsys, tmp_path):
+    case = {"prompt": 64, "ours": {"median_s": 0.25}, "time_ratio": 2.0}
+    record = {
+        "name": "speed",
+        "command": "pytest x --benchmark",
+        "machine": {"cpu": "C"},
+        "versions": {"torch": "2"},
+        "commit": "abc",
+        "figures": {"sizes": [1, 2], "cases": [case, case | {"prompt": 256, "time_ratio": 4.125}]},
+    }
+    (tmp_path / "speed.json").write_text(json.dumps(record))
+    assert main(["--table", "--results", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-3:] == [["prompt", "time_ratio"], ["64", "2"], ["256", "4.125"]]
+    assert main(["--table", "--results", str(tmp_path / "none")]) == 2
+    assert "--results: wanted a directory with benchmark records" in capsys.readouterr().err
