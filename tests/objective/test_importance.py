@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from g2rpo_kernels import Edges, policy_loss_of_logps
-from test_learner import TEMPERATURE, advantages, base_model, batches, rollouts
 
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
@@ -24,20 +23,7 @@ from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import EngineTokens, compare, mismatch_metrics, weighted
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.tree import TreeConfig
-from tree_models import DoubleNorm
-
-
-def model64(factor: float = 1.0):
-    """The tests' model, all of it in float64, its weights times `factor`."""
-    model = base_model().double()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(parent, name, DoubleNorm(child, 0.0))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(factor)
-    return model
+from updates import TEMPERATURE, advantages, assert_moved_alike, batches, model64, rollouts
 
 
 def row_logits(model, ids: np.ndarray) -> torch.Tensor:
@@ -137,15 +123,6 @@ def textbook_update(batch: TrainBatch, o: ObjectiveConfig, passes: int):
                 p.sub_(p.grad)
                 p.grad = None
     return model
-
-
-def assert_moved_alike(got, wanted) -> None:
-    for (name, a), b, start in zip(
-        got.named_parameters(), wanted.parameters(), model64().parameters(), strict=True
-    ):
-        moved = float((b - start).detach().abs().max())
-        assert moved > 1e-6, name
-        assert float((a - b).detach().abs().max()) < 1e-9 * moved, name
 
 
 MODES = {

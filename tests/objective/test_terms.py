@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from g2rpo_kernels import policy_loss_of_logps
-from test_learner import advantages, rollouts
 
 from g2rpo_fast.objective import ObjectiveConfig, edges_of, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch, make_batch
@@ -33,6 +32,7 @@ from g2rpo_fast.objective.tokens import rows_of, with_old
 from g2rpo_fast.pieces import Term, Tokens
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import SOURCES, TreePlan
+from updates import advantages, rollouts
 
 F64 = torch.float64
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_learner import TEMPERATURE, advantages, assert_same_weights, base_model, padded, rollouts
 
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
@@ -28,6 +27,7 @@ from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import Doubles, Rollout
 from products import Work
 from scored import CLOCK, rewards_of
+from updates import TEMPERATURE, advantages, assert_same_weights, base_model, padded, rollouts
 
 VOCAB = 34
 REWARD_R = np.array([1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0], np.float64)
@@ -123,19 +123,19 @@ def scored() -> Scored:
 
 OPEN = ObjectiveConfig(clip_low=1.0, clip_high=math.inf)
 """Nothing is clipped: rows without a gradient would be left out of products."""
-PLAIN: dict[str, Any] = {"objective": OPEN}
+OPEN_CLIP: dict[str, Any] = {"objective": OPEN}
 COUNTS: dict[str, tuple[dict[str, Any], int, tuple[int, int, int]]] = {
     # settings, minibatches, (forwards of the policy a stream, of the reference, head products a stream)
-    "plain": (PLAIN, 1, (1, 0, 3)),
-    "plain, three passes": (PLAIN | {"passes": 3}, 1, (3, 0, 9)),
-    "minibatches": (PLAIN, 2, (2, 0, 4)),
+    "plain": (OPEN_CLIP, 1, (1, 0, 3)),
+    "plain, three passes": (OPEN_CLIP | {"passes": 3}, 1, (3, 0, 9)),
+    "minibatches": (OPEN_CLIP, 2, (2, 0, 4)),
     "minibatches without ratios": ({"objective": ObjectiveConfig(surrogate="reinforce")}, 2, (1, 0, 3)),
     "the engine as old policy": ({"objective": replace(OPEN, old_logp="rollout")}, 2, (1, 0, 3)),
     "kl": ({"objective": ObjectiveConfig(kl_coef=0.1)}, 1, (1, 1, 4)),
     "importance of tokens": ({"objective": ObjectiveConfig(importance="token_mask")}, 1, (1, 0, 3)),
     "importance of rows": ({"objective": ObjectiveConfig(importance="sequence_mask")}, 1, (2, 0, 4)),
     "credit without a look": ({"token_credit": (Twice(),)}, 1, (1, 0, 3)),
-    "credit by entropy": (PLAIN | {"token_credit": (Sure(),), "passes": 3}, 1, (4, 0, 10)),
+    "credit by entropy": (OPEN_CLIP | {"token_credit": (Sure(),), "passes": 3}, 1, (4, 0, 10)),
     "credit by entropy, minibatches": ({"token_credit": (Sure(), Twice())}, 2, (2, 0, 4)),
     "two temperatures": ({"weights": (Hot(),)}, 1, (2, 0, 5)),
     "own terms": ({"terms": (Clip(), Reinforce()), "passes": 2}, 1, (2, 0, 6)),

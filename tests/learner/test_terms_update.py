@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_importance import assert_moved_alike, model64
-from test_learner import TEMPERATURE, padded
 from torch import Tensor
 
 from g2rpo_fast.learner import Learner
@@ -30,6 +28,7 @@ from g2rpo_fast.pieces import Scored, Term, Ties, Tokens
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import SOURCES, Prompt, Rollout, Source
 from scored import CLOCK, rewards_of
+from updates import TEMPERATURE, assert_moved_alike, model64, padded
 
 PASSES = 3
 WHOLE, ONE_EACH, SPLIT = 8192, 26, 22

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_learner import advantages, base_model, batches, learner, rollouts, textbook_loss
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from budget import draws
 from g2rpo_fast.model import ModelConfig, tree_hidden
 from g2rpo_fast.objective import ObjectiveConfig
+from g2rpo_fast.objective.terms import Clip, Entropy, Kl
+from g2rpo_fast.pieces import Scored, Term
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
+from scored import CLOCK, rewards_of
 from tree_models import FAMILIES, SHAPE, on_trees, rows
+from updates import advantages, base_model, batches, learner, rollouts, textbook_loss
 
 ON_GPU = [
     pytest.mark.gpu,
@@ -69,11 +72,24 @@ def gradients_of(loss: Tensor, model: Any) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def updated(device: str, attention: str, budget: int) -> tuple[list[Tensor], dict[str, float]]:
+class OwnClip(Clip):
+    """No kernel knows it: its loss and those beside it run as they are written."""
+
+    def kernel(self) -> None:
+        return None
+
+
+OWN: tuple[Term, ...] = (OwnClip(), Kl(coef=0.1), Entropy(coef=0.05))
+
+
+def updated(
+    device: str, attention: str, budget: int, terms: tuple[Term, ...]
+) -> tuple[list[Tensor], dict[str, float]]:
     """(loss, norm of the gradient, every gradient) of one update in bfloat16, and its metrics."""
     compute = ModelConfig(precision="bfloat16", attention=attention)  # pyright: ignore[reportArgumentType]
-    ours = learner(OBJECTIVE, budget=budget, compute=compute, device=device)
-    stats = ours.update(batches(rollouts(), advantages(), OBJECTIVE), lr=1.0)
+    ours = learner(OBJECTIVE, budget=budget, compute=compute, device=device, terms=terms)
+    scored = Scored(rollouts=tuple(rollouts()), rewards=rewards_of(np.ones((12, 1))), clock=CLOCK)
+    stats = ours.update(batches(rollouts(), advantages(), OBJECTIVE), lr=1.0, scored=scored)
     start = base_model().to(device)
     pairs = zip(start.parameters(), ours.model.parameters(), strict=True)
     grads = [(a - b).detach() for a, b in pairs]  # the rate is 1
@@ -94,16 +110,19 @@ def textbook(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [loss.detach(), torch.stack([g.double().square().sum() for g in grads]).sum().sqrt(), *grads]
 
 
+@pytest.mark.parametrize("terms", [(), OWN], ids=["kernels", "own"])
 @pytest.mark.parametrize("budget", [8192, 40])
 @pytest.mark.parametrize(("device", "attention"), UPDATES)
-def test_update_in_bfloat16_keeps_the_budget(device: str, attention: str, budget: int) -> None:
-    got, stats = updated(device, attention, budget)
+def test_update_in_bfloat16_keeps_the_budget(
+    device: str, attention: str, budget: int, terms: tuple[Term, ...]
+) -> None:
+    got, stats = updated(device, attention, budget, terms)
     truth = textbook(device, torch.float64)
     eagers = draws(lambda: textbook(device, torch.bfloat16))
     assert stats["update/micro_batches"] == (1 if budget == 8192 else 3)
     assert worst_excess(got, eagers, truth) <= 1.0
     assert float(truth[0]) == pytest.approx(TEXTBOOK_LOSS, rel=1e-5)
-    again, _ = updated(device, attention, budget)
+    again, _ = updated(device, attention, budget, terms)
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
