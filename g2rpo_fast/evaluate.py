@@ -52,14 +52,15 @@ class Judge:
     sampling: Sampling
     max_tokens: int
     decode: Decode
-    score: Callable[[Sequence[Rollout]], Rewards]
+    score: Callable[[Sequence[Rollout], Rewards | None], Rewards]
+    """Of rollouts, the first of which may have rewards already."""
     seed: int
 
     def run(self, asks: Sequence[Ask], step: int) -> tuple[list[Rollout], Rewards]:
         rollouts = sample_asks(
             self.engine, asks, sampling=self.sampling, seed=self.seed, step=step, decode=self.decode
         )
-        return rollouts, self.score(rollouts)
+        return rollouts, self.score(rollouts, None)
 
 
 def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:

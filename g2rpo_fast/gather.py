@@ -112,11 +112,9 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     rollouts = rollouts_of(
         batch.asks, batch.completions, sampling=parts.judge.sampling, decode=parts.judge.decode
     )
-    rewards, done = batch.rewards, 0 if batch.rewards is None else len(batch.rewards.total_R)
-    if done < len(rollouts):
-        new = parts.judge.score(rollouts[done:])
-        rewards = new if rewards is None else rewards.plus(new)
-    assert rewards is not None
+    rewards = batch.rewards
+    if rewards is None or len(rewards.total_R) < len(rollouts):
+        rewards = parts.judge.score(rollouts, rewards)
     return Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock)
 
 

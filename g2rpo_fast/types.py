@@ -243,15 +243,6 @@ class Rewards:
     """1 where the rollout succeeded by the channel that counts as accuracy, else 0 (evaluation, profile,
     guidance controller); NaN where that channel does not apply."""
 
-    def plus(self, others: Rewards) -> Rewards:
-        """These rows, then others of the same channels."""
-        return replace(
-            self,
-            reward_RK=np.concatenate([self.reward_RK, others.reward_RK]),
-            total_R=np.concatenate([self.total_R, others.total_R]),
-            accuracy_R=np.concatenate([self.accuracy_R, others.accuracy_R]),
-        )
-
     def keep(self, rows: npt.NDArray[np.int64]) -> Rewards:
         """Some of the rows, in the order given."""
         return replace(

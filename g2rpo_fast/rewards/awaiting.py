@@ -7,9 +7,9 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from g2rpo_fast.rewards.calls import Call
 from g2rpo_fast.rewards.error import RewardError
 from g2rpo_fast.rewards.time_limit import Overrun, Watchdog
-from g2rpo_fast.types import Rollout
 
 BEAT_S = 0.5
 
@@ -22,8 +22,8 @@ class Awaiter:
         self.concurrency = concurrency
         self._runner: asyncio.Runner | None = None
 
-    def results(self, calls: Sequence[tuple[Rollout, str, Awaitable[Any]]], watchdog: Watchdog) -> list[Any]:
-        """What each (rollout, channel, awaitable) gives, in order.
+    def results(self, calls: Sequence[tuple[Call, Awaitable[Any]]], watchdog: Watchdog) -> list[Any]:
+        """What each call's awaitable gives, in order.
 
         Raises RewardError at the first that fails or takes longer than the watchdog's limit; the others are
         cancelled. Where the caller is itself inside an event loop (a notebook), another thread awaits.
@@ -52,7 +52,7 @@ class Awaiter:
 
 
 async def _gathered(
-    calls: Sequence[tuple[Rollout, str, Awaitable[Any]]], concurrency: int, watchdog: Watchdog
+    calls: Sequence[tuple[Call, Awaitable[Any]]], concurrency: int, watchdog: Watchdog
 ) -> list[Any]:
     slots = asyncio.Semaphore(concurrency)
     beat = asyncio.create_task(_beats(watchdog))
@@ -74,10 +74,8 @@ async def _beats(watchdog: Watchdog) -> None:
         await asyncio.sleep(BEAT_S)
 
 
-async def _result(
-    call: tuple[Rollout, str, Awaitable[Any]], slots: asyncio.Semaphore, limit_s: float | None
-) -> Any:
-    rollout, channel, awaitable = call
+async def _result(made: tuple[Call, Awaitable[Any]], slots: asyncio.Semaphore, limit_s: float | None) -> Any:
+    call, awaitable = made
     async with slots:
         limit = asyncio.timeout(limit_s)
         try:
@@ -87,7 +85,7 @@ async def _result(
             raise
         except BaseException as error:  # the user's function may raise anything
             late = limit.expired() or isinstance(error, Overrun)
-            raise RewardError(rollout, channel, _problem(error, limit_s if late else None)) from error
+            raise call.error(_problem(error, limit_s if late else None)) from error
 
 
 def _problem(error: BaseException, limit_s: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from g2rpo_fast.rewards.awaiting import Awaiter
 from g2rpo_fast.rewards.config import RewardConfig
-from g2rpo_fast.rewards.function import RewardFunction
+from g2rpo_fast.rewards.function import ARGUMENTS, RewardFunction, Scope
 from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.rewards.text import ExactMatch, format_match
 
@@ -30,6 +30,8 @@ class RewardSet:
     channels: tuple[str, ...]
     """Names as in the configuration."""
     functions: tuple[RewardFunction, ...]
+    scopes: tuple[Scope, ...]
+    """What each is called about: one rollout, a group, or all."""
     weights: tuple[float, ...]
     accuracy_index: int
     """Of the channel that counts as accuracy."""
@@ -62,9 +64,11 @@ def load_rewards(config: RewardConfig) -> RewardSet:
     For a function of one's own the current directory is importable, after everything else.
     """
     accuracy = config.functions[0] if config.accuracy is None else config.accuracy
+    functions = tuple(find_function(name, config) for name in config.functions)
     return RewardSet(
         channels=config.functions,
-        functions=tuple(find_function(name, config) for name in config.functions),
+        functions=functions,
+        scopes=tuple(scope_of(function) for function in functions),
         weights=tuple(config.weights.get(name, 1.0) for name in config.functions),
         accuracy_index=config.functions.index(accuracy),
         success=config.success,
@@ -100,19 +104,29 @@ def find_function(name: str, config: RewardConfig) -> RewardFunction:
     return cast(RewardFunction, function)
 
 
+def scope_of(function: Callable[..., Any]) -> Scope:
+    """What the function says that it is called about; "rollout" where it says nothing."""
+    return cast(Scope, getattr(function, "scope", "rollout"))
+
+
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
     """Refuses what cannot be called as we call it, before anything is spent."""
+    scope = scope_of(function)
+    if scope not in ARGUMENTS:
+        raise ValueError(
+            f"reward.functions: wanted a scope from {list(ARGUMENTS)} on {name!r}, got {scope!r}"
+        )
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C tell nothing
         return
     try:
         signature.bind("response", "answer", "rollout")
-        batched = {"prompts", "completions"} & set(signature.parameters)
+        fits = scope != "rollout" or not {"prompts", "completions"} & set(signature.parameters)
     except TypeError:
-        batched = {"arguments"}
-    if batched or isinstance(function, type):
+        fits = False
+    if not fits or isinstance(function, type):
         raise ValueError(
-            f"reward.functions: wanted a function that takes (response, answer, rollout) of one rollout, got "
+            f"reward.functions: wanted a function that takes {ARGUMENTS[scope]}, got "
             f"{name!r} with {signature}"
         )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from g2rpo_fast.rewards.awaiting import over
+from g2rpo_fast.rewards.calls import Call, calls_of
 from g2rpo_fast.rewards.error import RewardError
 from g2rpo_fast.rewards.isolation import process_state_kept, read_only
 from g2rpo_fast.rewards.loading import RewardSet
@@ -26,12 +27,17 @@ from g2rpo_fast.rewards.time_limit import Overrun, Watchdog
 from g2rpo_fast.types import Doubles, Rewards, Rollout
 
 
-def score(rewards: RewardSet, rollouts: Sequence[Rollout]) -> Rewards:
-    """Float64 rewards of R rollouts. Raises RewardError at the first failure."""
-    reward_RK = channels_of(rewards, rollouts)
+def score(rewards: RewardSet, rollouts: Sequence[Rollout], known: Rewards | None = None) -> Rewards:
+    """Float64 rewards of R rollouts. Raises RewardError at the first failure.
+
+    `known`: of the first rollouts, from an earlier round. Functions are called for those again only where
+    they see them beside later ones: in a group that grew, or all together.
+    """
+    reward_RK = channels_of(rewards, rollouts, known)
     weight_K = np.asarray(rewards.weights, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        total_R = np.where(np.isnan(reward_RK), 0.0, reward_RK) @ weight_K
+        # Not a matrix product: those add in an order of the processor's.
+        total_R = (np.where(np.isnan(reward_RK), 0.0, reward_RK) * weight_K).sum(1)
     for rollout, total in zip(rollouts, total_R, strict=True):
         if not math.isfinite(total):
             raise RewardError(rollout, " + ".join(rewards.channels), f"wanted a finite sum, got {total}")
@@ -45,61 +51,77 @@ def score(rewards: RewardSet, rollouts: Sequence[Rollout]) -> Rewards:
     )
 
 
-def channels_of(rewards: RewardSet, rollouts: Sequence[Rollout]) -> Doubles:
-    """[R, K]: calls every function on every rollout, then awaits what async functions returned, together."""
+def channels_of(rewards: RewardSet, rollouts: Sequence[Rollout], known: Rewards | None = None) -> Doubles:
+    """[R, K]: makes every call, then awaits what async functions returned, together."""
     reward_RK = np.full((len(rollouts), len(rewards.channels)), np.nan)
-    pending: list[tuple[int, int, Awaitable[Any]]] = []
+    num_known = 0
+    if known is not None:
+        num_known = len(known.reward_RK)
+        reward_RK[:num_known] = known.reward_RK
+    shown = [read_only(rollout) for rollout in rollouts] if rewards.any_own else rollouts
+    pending: list[tuple[Call, Awaitable[Any]]] = []
     with Watchdog(rewards.timeout_s if rewards.any_own else None) as watchdog:
         try:
-            for r, rollout in enumerate(rollouts):
-                shown = read_only(rollout) if rewards.any_own else rollout
-                for k, channel in enumerate(rewards.channels):
-                    value = call(rewards, k, rollout, shown, watchdog)
-                    if inspect.isawaitable(value):
-                        pending.append((r, k, value))
-                    else:
-                        reward_RK[r, k] = number_of(value, rollout, channel)
-            for (r, k, _), value in zip(pending, awaited(rewards, rollouts, pending, watchdog), strict=True):
-                reward_RK[r, k] = number_of(value, rollouts[r], rewards.channels[k])
+            for call in calls_of(rewards.channels, rewards.scopes, rollouts, num_known):
+                value = returned(rewards, call, shown, watchdog)
+                if inspect.isawaitable(value):
+                    pending.append((call, value))
+                else:
+                    reward_RK[call.rows, call.k] = numbers_of(value, call)
+            for (call, _), value in zip(pending, awaited(rewards, pending, watchdog), strict=True):
+                reward_RK[call.rows, call.k] = numbers_of(value, call)
         finally:
-            for _, _, value in pending:
+            for _, value in pending:
                 if inspect.iscoroutine(value):
                     value.close()
     return reward_RK
 
 
-def call(rewards: RewardSet, k: int, rollout: Rollout, shown: Rollout, watchdog: Watchdog) -> object:
-    """What channel k's function returns for `shown`, the rollout as it may see it."""
-    channel, function, own = rewards.channels[k], rewards.functions[k], rewards.own[k]
+def returned(rewards: RewardSet, call: Call, shown: Sequence[Rollout], watchdog: Watchdog) -> object:
+    """What the call returns; `shown`: all rollouts, as functions may see them."""
+    function, own = rewards.functions[call.k], rewards.own[call.k]
+    arguments = call.arguments(shown)
     try:
         with process_state_kept() if own else nullcontext():
             if not own:
-                return function(rollout.text, rollout.prompt.answer, rollout)
-            name = f"reward {channel!r} of prompt {rollout.prompt.id}"
-            return watchdog.call(name, lambda: function(shown.text, shown.prompt.answer, shown))
+                return function(*arguments)
+            name = f"reward {call.channel!r} of prompt {call.rollouts[0].prompt.id}"
+            return watchdog.call(name, lambda: function(*arguments))
     except Overrun as error:
-        raise RewardError(rollout, channel, over(watchdog.limit_s)) from error
+        raise call.error(over(watchdog.limit_s)) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's function may raise anything, SystemExit too
-        raise RewardError(rollout, channel, f"{type(error).__name__}: {error}") from error
+        raise call.error(f"{type(error).__name__}: {error}") from error
 
 
 def awaited(
-    rewards: RewardSet,
-    rollouts: Sequence[Rollout],
-    pending: Sequence[tuple[int, int, Awaitable[Any]]],
-    watchdog: Watchdog,
+    rewards: RewardSet, pending: Sequence[tuple[Call, Awaitable[Any]]], watchdog: Watchdog
 ) -> list[Any]:
     """The results of async functions, in order."""
     if not pending:
         return []
-    calls = [(rollouts[r], rewards.channels[k], value) for r, k, value in pending]
     try:
         with process_state_kept():
-            return rewards.awaiter.results(calls, watchdog)
+            return rewards.awaiter.results(pending, watchdog)
     except Overrun as error:
-        raise RewardError(*calls[0][:2], over(watchdog.limit_s)) from error
+        raise pending[0][0].error(over(watchdog.limit_s)) from error
+
+
+def numbers_of(value: Any, call: Call) -> list[float]:
+    """One number for each of the call's rollouts. Raises RewardError for anything else."""
+    if call.scope == "rollout":
+        return [number_of(value, call.rollouts[0], call.channel)]
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not listed and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 1):
+        raise call.error(f"wanted a number for each, got {type(value).__name__}")
+    values = list(value)
+    if len(values) != len(call.rows):
+        raise call.error(f"wanted {len(call.rows)} numbers, one for each, got {len(values)}")
+    return [
+        number_of(number, rollout, call.channel)
+        for number, rollout in zip(values, call.rollouts, strict=True)
+    ]
 
 
 def number_of(value: object, rollout: Rollout, channel: str) -> float:
