@@ -74,22 +74,22 @@ def step_of(loss_of: Loss, problem: Problem) -> Callable[[], Tensor]:
     return step
 
 
-def measure(side: str, steps: int, **shape: int) -> Figures:
+def measure(make: Callable[[], Loss], steps: int, **shape: int) -> Figures:
     """On the CPU, in this process."""
     torch.set_num_threads(1)
-    makers = SIDES | {name: peer.make for name, peer in LOSSES.items()}
-    step = step_of(makers[side](), make_problem(**shape))
+    step = step_of(make(), make_problem(**shape))
     loss, peak = float(step()), peak_mib(step)
-    seconds = interleaved({side: step}, steps, warm=True)[side]
+    (seconds,) = interleaved({"step": step}, steps, warm=True).values()
     return {"cpu_seconds": seconds, "peak_mib": peak, "loss": loss}
 
 
-def in_own_process(side: str, arguments: dict[str, int]) -> Figures:
-    """
+def in_own_process(side: str, arguments: dict[str, int], script: str = __file__) -> Figures:
+    """What `script` prints of a side.
+
     Raises:
         RuntimeError: the process failed; with the end of what it said.
     """
-    command = [sys.executable, __file__, side, json.dumps(arguments)]
+    command = [sys.executable, script, side, json.dumps(arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -98,4 +98,5 @@ def in_own_process(side: str, arguments: dict[str, int]) -> Figures:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], **json.loads(sys.argv[2]))))
+    makers = SIDES | {name: peer.make for name, peer in LOSSES.items()}
+    print(json.dumps(measure(makers[sys.argv[1]], **json.loads(sys.argv[2]))))

@@ -27,6 +27,7 @@ time.sleep(60)
 SMOKE = [
     "attention",
     "linear_loss",
+    "token_loss",
     "policy_loss",
     "tile_lists",
     "tree_mask",

@@ -1,4 +1,4 @@
-"""The examples run, and do what they say. (TRL's is in test_trl_parity.py.)"""
+"""The examples run, and do what they say. (TRL's are in test_own_loss_trl.py and test_trl_parity.py.)"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import own_loss_loop
 import plain_loop
 import verl_policy_loss
 
@@ -19,6 +20,14 @@ def test_plain_loop_learns_and_is_short() -> None:
     assert 0.4 < rewards[0] < 0.6
     assert rewards[-1] > 0.9
     assert len(Path(plain_loop.__file__).read_text().splitlines()) <= 40
+
+
+def test_loop_with_a_loss_of_its_own_learns_and_is_short() -> None:
+    rewards, power = own_loss_loop.train(steps=25)
+    assert 0.4 < rewards[0] < 0.6
+    assert rewards[-1] > 0.9
+    assert abs(power - 1) > 1e-3
+    assert len(Path(own_loss_loop.__file__).read_text().splitlines()) <= 50
 
 
 class ActorConfig(dict[str, Any]):
