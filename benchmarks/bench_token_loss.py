@@ -1,7 +1,7 @@
 """A loss of one's own from hidden states and LM head: fused, on materialised logits, and by its name.
 
 One step is loss, d hidden and d head. Sides run in turn, on a CPU in processes of their own; times are CPU
-times of one thread. Tied by the batch, rows do not fit a chunk at V = 151,936: four products, unless a look at
+times of one thread. What the batch ties does not fit a chunk at V = 151,936: four products, unless a look at
 the log-probabilities was taken before. With few tokens in the vocabulary, the last case, logits are small and
 little is gained.
 """

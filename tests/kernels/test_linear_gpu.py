@@ -5,11 +5,12 @@ Error budget: see `budget`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss, policy_loss
+from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss, policy_loss, token_loss
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -98,3 +99,62 @@ def test_gpu_memory_is_bounded() -> None:
     gradients = (rows + vocab) * width * (4 + 2)
     small = 40 * 8 * rows + (64 << 20)  # vectors, and the library's workspace
     assert torch.cuda.max_memory_allocated() - base <= 1.5e9 + gradients + small
+
+
+def own_loss(ties: str, entropy: float, edges: Edges) -> Callable[[Tensor, Tensor], Tensor]:
+    """Ratios to old log-probabilities, weighted by token, as means of rows of ten, or by a softmax of all."""
+    old_T, weight_T = edges.old_logp_T, edges.a_pos_T + edges.a_neg_T
+    assert old_T is not None
+
+    def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
+        log_ratio_T, weights_T = logp_T - old_T.to(logp_T), weight_T.to(logp_T)
+        value = {
+            "token": lambda: (log_ratio_T.exp() * weights_T).sum(),
+            "row": lambda: (log_ratio_T.view(-1, 10).mean(1).exp() * weights_T[::10]).sum(),
+            "batch": lambda: (torch.softmax(log_ratio_T, 0) * weights_T).sum(),
+        }[ties]()
+        return value - entropy * entropy_T.mean() if entropy else value
+
+    return loss
+
+
+def token_run(dtype: torch.dtype, ties: str, entropy: float, **options: Any) -> tuple[Tensor, ...]:
+    (hidden, head, bias), target, source, edges = problem(dtype)
+    options |= {"row_cuts": range(10, T + 1, 10)} if ties == "row" else {}
+    out = token_loss(
+        hidden,
+        head,
+        target,
+        own_loss(ties, entropy, edges),
+        ties=ties,
+        source_T=source,
+        bias_V=bias,
+        **options,
+    )
+    return out.loss.detach(), *torch.autograd.grad(3 * out.loss, (hidden, head, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("ties", ["token", "row", "batch"])
+@pytest.mark.parametrize("entropy", [0.0, 0.03])
+def test_gpu_token_loss_keeps_the_budget(ties: str, entropy: float, dtype: torch.dtype) -> None:
+    eagers = draws(lambda: token_run(dtype, ties, entropy, impl="reference"))
+    truth = token_run(torch.float64, ties, entropy)
+    for chunk_bytes in (None, 200 * 6 * V):
+        got = token_run(dtype, ties, entropy, chunk_bytes=chunk_bytes)
+        assert_within_budget(got, eagers, truth, terms=0.5, dtype=dtype)
+
+
+def test_gpu_token_loss_does_not_wait_and_is_nan_where_ties_are_too_narrow() -> None:
+    (hidden, head, bias), target, source, edges = problem(torch.bfloat16)
+    edges = edges.cast(torch.float32, torch.device("cuda"))
+    for ties, kind in (("token", "token"), ("batch", "batch"), ("token", "batch")):
+        own, given = own_loss(kind, 0.03, edges), {"source_T": source, "bias_V": bias, "ties": ties}
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = token_loss(hidden, head, target, own, chunk_bytes=200 * 6 * V, **given).loss
+            (gradient,) = torch.autograd.grad(loss, head)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert bool(loss.isfinite()) == bool(gradient.isfinite().all()) == (ties == kind)

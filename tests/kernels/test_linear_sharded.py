@@ -6,12 +6,20 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_logprob, linear_policy_loss
+from g2rpo_kernels import (
+    Edges,
+    Objective,
+    edge_coefficients,
+    linear_logprob,
+    linear_policy_loss,
+    token_loss,
+)
 from g2rpo_kernels.linear_logprob import VocabShard
 from torch import Tensor
 
@@ -112,6 +120,33 @@ def check_interpreted(rank: int, group: dist.ProcessGroup) -> None:
     assert (got_worst <= 2 * eager_worst + torch.finfo(torch.float32).eps).all(), (got_worst, eager_worst)
 
 
+def check_token_loss(rank: int, group: dist.ProcessGroup) -> None:
+    """A loss of one's own, tied by rows of four, that learns a number: the same on every rank."""
+    columns = columns_of(rank, group.size())
+    shard = VocabShard(group=group, start=columns.start, size=V)
+    source = torch.randint(S, (T,), generator=torch.Generator().manual_seed(8))
+
+    def run(dtype: torch.dtype, columns: slice, **options: Any) -> Results:
+        hidden, head = normal(S, D, seed=0), normal(V, D, seed=1)[columns]
+        leaves = [x.to(dtype).requires_grad_() for x in (hidden, head, torch.tensor(1.5))]
+
+        def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
+            mean_B = (leaves[2] * logp_T + entropy_T).view(-1, 4).mean(1)
+            return (mean_B.tanh() * normal(T // 4, seed=3).to(dtype)).sum()
+
+        given = {"source_T": source, "ties": "row", "row_cuts": range(4, T + 1, 4), **options}
+        out = token_loss(*leaves[:2], torch.arange(T), loss, **given)
+        return out.loss.detach(), *torch.autograd.grad(3 * out.loss, leaves)
+
+    whole = run(torch.float64, slice(None), impl="reference")
+    for impl, dtype, eps in (("cpu", torch.float64, 1e-10), ("triton", torch.float32, 1e-5)):
+        for chunk_bytes in (None, 4000):
+            got = run(dtype, columns, impl=impl, shard=shard, chunk_bytes=chunk_bytes)
+            for value, true in zip(got, (*whole[:2], whole[2][columns], whole[3]), strict=True):
+                assert true.abs().max() > 1e-3
+                torch.testing.assert_close(value.double(), true, rtol=eps, atol=eps)
+
+
 def check_ranks_without_possible_tokens(rank: int, group: dist.ProcessGroup) -> None:
     """Padding: all of the last rank's logits are -inf."""
     columns = columns_of(rank, group.size())
@@ -177,6 +212,7 @@ def test_sharded_vocabulary_equals_one_rank(
     checks = [
         check_float64,
         check_interpreted,
+        check_token_loss,
         check_ranks_without_possible_tokens,
         check_same_bits_on_every_rank,
         check_compiles,

@@ -10,13 +10,12 @@ Dimension key: S positions, D width, V vocabulary, T edges, C rows of a chunk.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
 from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
 from g2rpo_kernels.linear_policy_loss.cpu import attach_op
-from g2rpo_kernels.logprob.rows import RowGradients, RowStats, empty_stats
+from g2rpo_kernels.logprob.rows import RowGradients, empty_stats
 from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, OwnLoss, Ties, TokenLoss
 
 
@@ -49,22 +48,24 @@ class _Pass:
             value_T.fill_(placeholder)
         uses_entropy = own.probe(self.stats.logp_C).e_C is not None
         self.coefficients = EdgeCoefficients(own, self.stats.logp_C, self.stats.entropy_C)
-        keep_exp = given.softcap is None and not uses_entropy
-        self.buffer = ChunkBuffer(self.linear, chunk_bytes, keep_exp)
+        self.keep_exp = given.softcap is None and not uses_entropy and given.shard is None
+        self.buffer = ChunkBuffer(self.linear, chunk_bytes, self.keep_exp)
         self.sums = GradientSums(self.linear, *needs)
 
     def run(self) -> None:
         """Fills `stats` and `sums`."""
         for run in self._runs():
             chunks = even_chunks(run, self.buffer.most_rows)
-            known = self.own.look is not None
-            if len(chunks) > 1 and not known:
+            seen = len(chunks) > 1 and self.own.look is None
+            # Where the statistics are known beforehand, no sweep of their own leaves exp of the logits.
+            self.buffer.keep_exp = self.keep_exp and not seen
+            if seen:
                 for chunk in chunks:
-                    self._forward(chunk)
+                    z_CV = self.buffer.logits(chunk, self.linear.rows(chunk))
+                    self.buffer.write_stats(z_CV, chunk, self.stats.rows(chunk))
                 self.coefficients.evaluate()
-                known = True
             for chunk in chunks:
-                self._chunk(chunk, known)
+                self._chunk(chunk, seen)
 
     def _runs(self) -> list[slice]:
         most = self.buffer.most_rows
@@ -72,20 +73,17 @@ class _Pass:
             return even_chunks(slice(0, self.linear.num_rows), most)
         return whole_row_runs(self.own.cuts, most)
 
-    def _chunk(self, chunk: slice, known: bool) -> None:
-        x_CD, z_CV, row = self._forward(chunk)
-        if not known:
-            self.coefficients.evaluate()
+    def _chunk(self, chunk: slice, seen: bool) -> None:
+        """The gradients of a chunk, whose statistics and coefficients are known if `seen`."""
+        x_CD = self.linear.rows(chunk)
+        z_CV = self.buffer.logits(chunk, x_CD)
+        if not seen:
+            self.buffer.write_stats(z_CV, chunk, self.stats.rows(chunk))
+            if self.own.look is None:
+                self.coefficients.evaluate()
         c_C, e_C = self.coefficients.rows(chunk)
         if e_C is not None and self.buffer.keep_exp:
             # The loss uses the entropy at these values, though not at the placeholders.
-            self.buffer.keep_exp = False
+            self.buffer.keep_exp = self.keep_exp = False
             z_CV = self.buffer.logits(chunk, x_CD)
-        self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(c_C, e_C))
-
-    def _forward(self, chunk: slice) -> tuple[Tensor, Tensor, RowStats]:
-        """(hidden states, logits, statistics) of a chunk."""
-        x_CD, row = self.linear.rows(chunk), self.stats.rows(chunk)
-        z_CV = self.buffer.logits(chunk, x_CD)
-        self.buffer.write_stats(z_CV, chunk, row)
-        return x_CD, z_CV, row
+        self.sums.add(self.buffer, chunk, x_CD, z_CV, self.stats.rows(chunk), RowGradients(c_C, e_C))

@@ -54,6 +54,10 @@ def token_loss_triton(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int 
     return TokenLoss(loss, logp_T, entropy_T)
 
 
+def rows_of(numbers: RowNumbers, rows: slice) -> RowNumbers:
+    return RowNumbers(*(value_T[rows] for value_T in numbers))
+
+
 class _Pass:
     """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
 
@@ -81,15 +85,16 @@ class _Pass:
         by_part = self.device_rows.one_part or (self.own.cuts is None and not half)
         for run in self._runs(half):
             chunks = self.device_rows.chunks(run)
-            at_once = self.own.look is None and len(chunks) == 1 and (self.late or by_part)
-            if self.own.look is None and not at_once:
+            at_once = len(chunks) == 1 and (self.late or by_part)
+            seen = not at_once and self.own.look is None
+            if seen:
                 self.statistics(run)
                 self.coefficients.evaluate()
             for chunk in chunks:
                 if at_once and self.late:
                     self._late_chunk(chunk)
                 else:
-                    self._chunk(chunk, at_once)
+                    self._chunk(chunk, seen)
 
     def _runs(self, half: bool) -> list[slice]:
         everything = slice(0, self.linear.num_rows)
@@ -99,12 +104,12 @@ class _Pass:
             return self.device_rows.chunks(everything)
         return whole_row_runs(self.own.cuts, self.device_rows.most_rows)
 
-    def _chunk(self, chunk: slice, at_once: bool) -> None:
-        """A chunk whose coefficients are known, or will be `at_once` after each part."""
+    def _chunk(self, chunk: slice, seen: bool) -> None:
+        """A chunk whose numbers and coefficients are known if `seen`, else found part by part."""
         x_CD = self.linear.rows(chunk)
         for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self._numbers(part, z_ZV)
-            if at_once:
+            row = rows_of(self.numbers, part) if seen else self._numbers(part, z_ZV)
+            if not seen and self.own.look is None:
                 self.coefficients.evaluate()
             self._gradient(part, z_ZV, dz_ZV, row, self._scaled(part))
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
@@ -118,7 +123,7 @@ class _Pass:
             self._gradient(part, z_ZV, dz_ZV, row, Coefficients(one_T[part], None))
         if self.coefficients.evaluate().e_C is not None:
             # The loss uses the entropy at these values, though not at the placeholders.
-            self._chunk(chunk, at_once=False)
+            self._chunk(chunk, seen=True)
         else:
             self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), self._scaled(chunk).c_C)
 
