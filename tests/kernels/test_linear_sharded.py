@@ -132,7 +132,7 @@ def check_token_loss(rank: int, group: dist.ProcessGroup) -> None:
 
         def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
             mean_B = (leaves[2] * logp_T + entropy_T).view(-1, 4).mean(1)
-            return (mean_B.tanh() * normal(T // 4, seed=3).to(dtype)).sum()
+            return ((mean_B / 9).tanh() * normal(T // 4, seed=3).to(dtype)).sum()
 
         given = {"source_T": source, "ties": "row", "row_cuts": range(4, T + 1, 4), **options}
         out = token_loss(*leaves[:2], torch.arange(T), loss, **given)
