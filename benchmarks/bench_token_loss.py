@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Record
 from linear_problem import make_problem
 from linear_sides import Figures, in_own_process, step_of
+from provenance import Record
 from timing import interleaved, peak_mib, spread_ms
 from token_sides import SIDES, TIES
 from token_sides import __file__ as script
