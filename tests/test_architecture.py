@@ -8,36 +8,59 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 STAGES = {
     "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
     "credit",
 }  # fmt: skip
-LAYERS: list[set[str]] = [
-    {"types", "files", "methods"},
-    {"metrics", "interrupts", "distributed", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
-    {"pieces"},
-    STAGES,
-    {"select", "rounds"},
-    {"evaluate", "report", "learner", "step_metrics"},
-    {"config"},
-    {"run_directory", "run_state", "engine", "recipe"},
-    {"assemble"},
-    {"console", "safekeeping", "gather"},
-    {"steps"},
-    {"overlap"},
-    {"train"},
-    {"cli"},
-]
-"""Lowest first. A module imports only from layers below its own, so stages never see each other."""
+LAYERS: dict[str, list[set[str]]] = {
+    "g2rpo_fast": [
+        {"types", "files", "methods"},
+        {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
+        {"pieces"},
+        STAGES,
+        {"select", "rounds"},
+        {"evaluate", "learner", "step_metrics"},
+        {"config"},
+        {"run_directory", "run_state", "engine", "recipe"},
+        {"assemble"},
+        {"console", "safekeeping", "gather"},
+        {"steps"},
+        {"overlap"},
+        {"train"},
+        {"cli"},
+    ],
+    "g2rpo_fast.rollout": [
+        {"config", "requests", "sampled", "stop_ids", "text_decoder"},
+        {"stop_text", "sync"},
+        {"groups", "local", "vllm"},
+    ],
+    "g2rpo_kernels": [
+        {"extension", "transfer"},
+        {"logprob", "tree_attention"},
+        {"group_advantage", "linear_logprob"},
+        {"policy_loss"},
+        {"linear_policy_loss"},
+        {"token_loss", "padded"},
+    ],
+    "g2rpo_kernels.tree_attention": [
+        {"reference", "tiles"},
+        {"cascade", "choice", "tile_lists"},
+        {"triton"},
+    ],
+}
+"""Of each package, lowest first: a module or folder imports only from layers below its own. So no stage sees
+another, nor an engine another. A package's own `__init__.py` shows what it likes."""
 
 MAX_FILE_LINES = dict.fromkeys(("g2rpo_fast", "kernels", "csrc", "benchmarks", "examples"), 400) | {
     "tests": 500
 }
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120
-READS_ENVIRONMENT = {"g2rpo_fast/cli.py", "g2rpo_fast/distributed.py"}
+READS_ENVIRONMENT = {"g2rpo_fast/cli.py"}
 
 
 def parsed(*folders: str) -> dict[str, ast.Module]:
@@ -57,40 +80,99 @@ def imports_of(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def layer_of(unit: str) -> int:
-    found = [level for level, units in enumerate(LAYERS) if unit in units]
-    assert found, f"g2rpo_fast.{unit} has no layer: give it one in LAYERS"
+def folder_of(package: str) -> str:
+    path = package.replace(".", "/")
+    return f"kernels/{path}" if path.startswith("g2rpo_kernels") else path
+
+
+def layer_of(package: str, unit: str) -> int:
+    found = [level for level, units in enumerate(LAYERS[package]) if unit in units]
+    assert found, f"{package}.{unit} has no layer: give it one in LAYERS"
     return found[0]
 
 
-def layer_violations(path: str, tree: ast.Module) -> Iterator[str]:
-    """Imports, anywhere in a file of the trainer, of a unit (module or stage package) not below its own."""
-    unit = path.split("/")[1].removesuffix(".py")
+def layer_violations(package: str, path: str, tree: ast.Module) -> Iterator[str]:
+    """Imports, anywhere in a file of the package, of a unit of it (module or folder) not below its own."""
+    unit = path.removeprefix(f"{folder_of(package)}/").split("/")[0].removesuffix(".py")
+    if unit == "__init__":
+        return
     for line, name in imports_of(ast.walk(tree)):
-        package, imported, *_ = [*name.split("."), ""]
-        if package != "g2rpo_fast" or imported in {unit, "_C"}:
+        imported = name.removeprefix(f"{package}.").split(".")[0]
+        if not name.startswith(f"{package}.") or imported in {unit, "_C"}:
             continue
-        if layer_of(imported) >= layer_of(unit):
+        if layer_of(package, imported) >= layer_of(package, unit):
             yield f"{path}:{line} imports {name}"
 
 
-def test_trainer_imports_only_lower_layers():
-    files = parsed("g2rpo_fast")
-    files.pop("g2rpo_fast/__init__.py", None)  # the public names, from any layer
-    assert [wrong for path, tree in files.items() for wrong in layer_violations(path, tree)] == []
+@pytest.mark.parametrize("package", LAYERS)
+def test_modules_import_only_lower_layers(package: str) -> None:
+    files = parsed(folder_of(package))
+    assert [wrong for path, tree in files.items() for wrong in layer_violations(package, path, tree)] == []
 
 
-def test_layer_check_sees_a_stage_that_imports_another():
-    source = """
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_layer_is_of_what_there_is(package: str) -> None:
+    named = [unit for units in LAYERS[package] for unit in units]
+    folder = ROOT / folder_of(package)
+    there = {
+        path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert sorted(named) == sorted(there - {"__init__"})
+
+
+@pytest.mark.parametrize(
+    ("package", "path", "source", "wrong"),
+    [
+        (
+            "g2rpo_fast",
+            "g2rpo_fast/tree/bad.py",
+            """
 from g2rpo_fast import types, rollout
 import g2rpo_fast.tree.twin
 def f():
     from g2rpo_fast.model.tree import hidden
-"""
-    assert list(layer_violations("g2rpo_fast/tree/bad.py", ast.parse(source))) == [
-        "g2rpo_fast/tree/bad.py:2 imports g2rpo_fast.rollout",
-        "g2rpo_fast/tree/bad.py:5 imports g2rpo_fast.model.tree.hidden",
-    ]
+""",
+            ["2 imports g2rpo_fast.rollout", "5 imports g2rpo_fast.model.tree.hidden"],
+        ),
+        (
+            "g2rpo_fast.rollout",
+            "g2rpo_fast/rollout/local/bad.py",
+            """
+from g2rpo_fast.rollout.vllm.config import VllmConfig
+from g2rpo_fast.rollout.stop_text import StopText
+from g2rpo_fast.types import Request
+from g2rpo_fast.rollout.local.cache import Cache
+""",
+            ["2 imports g2rpo_fast.rollout.vllm.config.VllmConfig"],
+        ),
+        (
+            "g2rpo_kernels",
+            "kernels/g2rpo_kernels/logprob/bad.py",
+            """
+from g2rpo_kernels import policy_loss
+from g2rpo_kernels.transfer import to_device
+""",
+            ["2 imports g2rpo_kernels.policy_loss"],
+        ),
+        (
+            "g2rpo_kernels.tree_attention",
+            "kernels/g2rpo_kernels/tree_attention/cascade/bad.py",
+            """
+def f():
+    from g2rpo_kernels.tree_attention.triton.launch import tree_attention_triton
+""",
+            ["3 imports g2rpo_kernels.tree_attention.triton.launch.tree_attention_triton"],
+        ),
+    ],
+)
+def test_layer_check_sees_what_is_not_below(package: str, path: str, source: str, wrong: list[str]) -> None:
+    assert list(layer_violations(package, path, ast.parse(source))) == [f"{path}:{line}" for line in wrong]
+
+
+def test_layer_check_wants_a_layer_for_what_is_new() -> None:
+    tree = ast.parse("import g2rpo_fast.rollout.config")
+    with pytest.raises(AssertionError, match=r"g2rpo_fast\.rollout\.other has no layer"):
+        list(layer_violations("g2rpo_fast.rollout", "g2rpo_fast/rollout/other.py", tree))
 
 
 def test_kernels_know_nothing_of_the_trainer_and_import_triton_only_in_its_own_files():
@@ -159,7 +241,7 @@ def test_functions_stay_short():
 
 
 def habits(path: str, tree: ast.Module) -> Iterator[str]:
-    """Broad `except` that does not raise, `hasattr`, `global`, the environment read outside its two files."""
+    """Broad `except` that does not raise, `hasattr`, `global`, the environment read outside its file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "BaseException"
@@ -209,3 +291,14 @@ def test_tests_use_no_mocks():
         for line, name in imports_of(ast.walk(tree))
         if "mock" in name.split(".")
     ] == []
+
+
+def imports_of_tests(tree: ast.Module) -> list[str]:
+    """What is taken from test modules: shared pieces belong in tests/helpers."""
+    return [name for _, name in imports_of(ast.walk(tree)) if name.startswith("test_")]
+
+
+def test_tests_do_not_import_one_another():
+    taken = {path: imports_of_tests(tree) for path, tree in parsed("tests").items()}
+    assert {path: names for path, names in taken.items() if names} == {}
+    assert imports_of_tests(ast.parse("from test_learner import rollouts")) == ["test_learner.rollouts"]
