@@ -302,3 +302,33 @@ def test_tests_do_not_import_one_another():
     taken = {path: imports_of_tests(tree) for path, tree in parsed("tests").items()}
     assert {path: names for path, names in taken.items() if names} == {}
     assert imports_of_tests(ast.parse("from test_learner import rollouts")) == ["test_learner.rollouts"]
+
+
+def paths_of_readme(text: str) -> set[str]:
+    """The first word of each line of its file tree; what is indented is inside what stands above."""
+    tree = text.split("## Files\n\n```\n")[1].split("```\n")[0]
+    paths, folder = set(), ""
+    for line in tree.splitlines():
+        word = line.split()[0]
+        folder = folder if line.startswith("  ") else word
+        paths.add(folder + word if line.startswith("  ") else word)
+    return paths
+
+
+def test_readme_s_file_tree_is_what_there_is():
+    """Every package, folders of C++ and tests, and the modules beside the folders of a package's top."""
+    named = paths_of_readme((ROOT / "README.md").read_text())
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    tops = [ROOT / folder_of(package) for package in ("g2rpo_fast", "g2rpo_kernels")]
+    folders = [file.parent for top in tops for file in top.rglob("__init__.py")]
+    folders += [file.parent for file in (ROOT / "csrc").rglob("*.cpp")]
+    wanted = {f"{path.relative_to(ROOT).as_posix()}/" for path in folders}
+    modules = [file for top in tops for file in top.glob("*.py") if file.name != "__init__.py"]
+    wanted |= {file.relative_to(ROOT).as_posix() for file in modules}
+    assert len(wanted) > 60
+    assert wanted - named == set()
+
+
+def test_readme_s_paths_are_read_with_their_folders():
+    text = "## Files\n\n```\na/    first\n  b.py second\n  c/d/ third\ne/    fourth\n```\n"
+    assert paths_of_readme(text) == {"a/", "a/b.py", "a/c/d/", "e/"}
