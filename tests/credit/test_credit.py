@@ -115,7 +115,7 @@ def kernels(reward_RK: np.ndarray, groups: np.ndarray, **settings: object) -> np
 def test_chains_equal_the_kernels_group_advantage(scale: str, seed: int, gaps: bool) -> None:
     reward_RK, groups = random_rewards(seed, 3)
     if gaps:
-        reward_RK[np.random.default_rng(seed).random(reward_RK.shape) < 0.3] = np.nan
+        reward_RK[:, 1:][np.random.default_rng(seed).random(reward_RK[:, 1:].shape) < 0.4] = np.nan
     weights = [1.0, 0.5, -0.25]
     got = advantages(
         chain_of(scale=scale, aggregation="sum_then_normalize", eps=1e-4),
@@ -134,7 +134,7 @@ def test_channels_and_whitening_equal_the_kernels_group_advantage(seed: int, gap
     reward_RK, groups = random_rewards(seed, 3)
     weights = [1.0, 0.5, -0.25]
     if gaps:  # the op takes no gaps: channel by channel, over the rows that have one
-        reward_RK[np.random.default_rng(seed).random(reward_RK.shape) < 0.3] = np.nan
+        reward_RK[:, 1:][np.random.default_rng(seed).random(reward_RK[:, 1:].shape) < 0.4] = np.nan
         sum_R = np.zeros(len(groups))
         for reward_R, weight in zip(reward_RK.T, weights, strict=True):
             has_R = ~np.isnan(reward_R)
@@ -160,6 +160,20 @@ def test_a_group_of_one_gets_exactly_zero(name: str) -> None:
     got = paid(CHAINS[name], [1.0, 0.0, 5.0, 0.3], [0, 0, 1, 0])
     assert got[2] == 0.0
     assert got[0] > 0.1
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_row_that_no_channel_applies_to_is_not_there(name: str) -> None:
+    none = math.nan
+    rewards, groups = [[1, 0.3], [0, none], [none, none], [2, 0.5], [none, none], [1, 0]], [0, 0, 0, 1, 1, 1]
+    got = advantages(CHAINS[name], scored_of(rewards, groups), NO_STORE)
+    rows = [0, 1, 3, 5]
+    alone = scored_of([rewards[row] for row in rows], [groups[row] for row in rows])
+    assert got[rows].tolist() == advantages(CHAINS[name], alone, NO_STORE).tolist()
+    assert got[[2, 4]].tolist() == [0.0, 0.0]
+    assert np.abs(got[rows]).min() > 1e-3
+    nobody = scored_of([[none, none]] * 2, [0, 0])
+    assert advantages(CHAINS[name], nobody, NO_STORE).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["GDPO", "REINFORCE++-baseline"])

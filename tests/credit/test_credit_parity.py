@@ -38,10 +38,11 @@ WEIGHTS = [1.0, 0.5]
 NONE = float("nan")
 REWARDS = [
     [1.0, 0.2], [0.0, 0.9], [0.0, NONE], [1.0, 0.4],
-    [0.0, 0.0], [0.0, 1.0], [2.0, 0.3], [NONE, 0.6],
+    [0.0, 0.0], [NONE, NONE], [0.0, 1.0], [2.0, 0.3],
     [1.0, 0.5], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5],
 ]  # fmt: skip
-"""Of three groups; a channel that does not apply to some rows, and a group that teaches GRPO nothing."""
+"""Of three groups; a channel that does not apply to some rows, a row that none applies to, and a group
+that teaches GRPO nothing."""
 PROMPTS = [(1, 2), (3, 1, 5), (2, 2)]
 RESPONSES = [
     [4, 5, 6, 7, 8, 9], [4, 5, 7], [4, 8], [9],
@@ -124,12 +125,12 @@ CASES = {
 }
 
 
-def rows() -> Scored:
+def rows(rewards: Sequence[Sequence[float]] | np.ndarray = REWARDS) -> Scored:
     rollouts = [
         row_of(i // GROUP, i % GROUP, response, PROMPTS[i // GROUP]) for i, response in enumerate(RESPONSES)
     ]
     rollouts[5].loss_mask[1] = False  # a token that something else wrote
-    return Scored(rollouts=tuple(rollouts), rewards=rewards_of(REWARDS, WEIGHTS), clock=CLOCK)
+    return Scored(rollouts=tuple(rollouts), rewards=rewards_of(rewards, WEIGHTS), clock=CLOCK)
 
 
 def hidden_after(ids: Sequence[int]) -> torch.Tensor:
@@ -314,7 +315,7 @@ def authors_whitening(a_B: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_reinforce_plus_plus_is_its_authors(baseline: bool) -> None:
-    scored = rows()
+    scored = rows(np.nan_to_num(REWARDS))
     total_B = torch.tensor(scored.rewards.total_R)
     if baseline:
         total_B = (total_B.view(-1, GROUP) - total_B.view(-1, GROUP).mean(1, keepdim=True)).flatten()
