@@ -143,7 +143,8 @@ class Learner:
                 norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
                 skipped += not math.isfinite(norm)
                 moved = True
-            bad_updates = bad_updates + 1 if skipped - skipped_before == len(steps) else 0
+            all_bad = bool(steps) and skipped - skipped_before == len(steps)
+            bad_updates = bad_updates + 1 if all_bad else 0
         plans = [micro.stream.plan for step in steps for micro in step.micros]
         num_positions = sum(len(p.token_S) for p in plans)
         return {

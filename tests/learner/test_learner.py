@@ -152,6 +152,12 @@ def test_a_batch_without_any_advantage_leaves_the_weights():
         assert torch.equal(got, wanted)
 
 
+def test_an_update_without_rows_is_no_bad_one():
+    """Rounds may settle on no row at all."""
+    stats = learner().update(batches([], np.zeros(0), PLAIN), lr=1.0)
+    assert (stats["loss"], stats["optim/skipped"], stats["optim/bad_updates"]) == (0.0, 0, 0)
+
+
 def test_masked_guidance_carries_no_loss():
     made = [replace(r, loss_mask=np.arange(len(r.response_ids)) >= r.guidance_len) for r in rollouts()]
     batch = batches(made, advantages(), PLAIN)[0]
