@@ -265,7 +265,7 @@ def test_hints_stand_in_the_prompt_and_never_in_evaluation(tmp_path: Path) -> No
         hint_columns=("tip", "answer"), hint_template="{hint}, so {prompt}", template="<{prompt}>"
     )
     prompts = load_prompts(path, config, tokenizer, split="train").prompts
-    shown = [[tokenizer.decode(ids) for ids in prompt.hinted_ids] for prompt in prompts]
+    shown = [[tokenizer.decode(list(ids)) for ids in prompt.hinted_ids] for prompt in prompts]
     assert shown == [["<two, so 1+1=>", "<2, so 1+1=>"], ["", "<2, so 1+1=>"], ["", "<2, so 1+1=>"]]
     assert {prompt.text for prompt in prompts} == {"<1+1=>"}
     assert prompts[0].most_tokens == len("<two, so 1+1=>")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,7 +106,7 @@ def _exact_gemma_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, module.weight.shape, 1 + module.weight, module.eps)
 
 
-def letters(ids: Sequence[int]) -> str:
+def letters(ids: Iterable[int]) -> str:
     return "".join(chr(48 + i) for i in ids)
 
 

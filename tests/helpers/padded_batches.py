@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions
@@ -115,8 +116,8 @@ def textbook(
     return loss - o.entropy_coef * (entropy * mask).sum() / mask.sum()
 
 
-def fused_of(o: GRPOOptions, **how: object) -> FusedLinearGRPOLoss:
-    settings = {name: getattr(o, name) for name in o.__dataclass_fields__}
+def fused_of(o: GRPOOptions, **how: Any) -> FusedLinearGRPOLoss:
+    settings: dict[str, Any] = {name: getattr(o, name) for name in o.__dataclass_fields__}
     return FusedLinearGRPOLoss(use_ref_model=o.beta != 0, temperature=TEMPERATURE, **settings, **how)
 
 

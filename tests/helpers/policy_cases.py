@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from g2rpo_kernels import Edges, edge_coefficients
 from torch import Tensor
@@ -49,8 +51,12 @@ def shared_case() -> tuple[Edges, Tensor, Tensor, Tensor, Edges, Tensor]:
     old, ref, rollout = (-2 + 0.5 * normal(num_edges, seed=s) for s in (13, 14, 15))
     target = torch.randint(V, (num_edges,), generator=generator)
     source = torch.randint(9, (num_edges,), generator=generator)
-    members = {"member_row_M": row_M, "member_advantage_M": advantage_M, "member_weight_M": weight_M}
-    logps = {"old_logp_T": old, "ref_logp_T": ref, "rollout_logp_T": rollout}
+    members: dict[str, Any] = {
+        "member_row_M": row_M,
+        "member_advantage_M": advantage_M,
+        "member_weight_M": weight_M,
+    }
+    logps: dict[str, Any] = {"old_logp_T": old, "ref_logp_T": ref, "rollout_logp_T": rollout}
     shared = Edges(
         *edge_coefficients(advantage_M, weight_M, ptr),
         **logps,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 
 from budget import WorstErrors, draws
@@ -63,7 +64,7 @@ def random_case(seed: int, num_rows: int, vocab: int, scaling: Scaling = (0.9, N
 
 
 def run(
-    case: Case, o: Objective, impl: str, dtype: torch.dtype, overwrite: bool = False, factor: float = 3.0
+    case: Case, o: Objective, impl: Impl, dtype: torch.dtype, overwrite: bool = False, factor: float = 3.0
 ) -> tuple[PolicyLoss, Tensor]:
     leaf = case.logits.to(dtype, copy=True).requires_grad_()
     out = policy_loss(

@@ -39,7 +39,7 @@ def tiny_model() -> Qwen3ForCausalLM:
         eos_token_id=1,
         bos_token_id=None,
     )
-    model = Qwen3ForCausalLM(config)
+    model: Any = Qwen3ForCausalLM(config)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(8)  # logits of about a nat
     return model
@@ -55,7 +55,7 @@ def make_trainer(
 ) -> Any:
     """A GRPOTrainer, or a subclass of it, on the CPU; with RLOOConfig as `arguments` an RLOOTrainer."""
     from datasets import Dataset
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
     model = model or tiny_model()
     model.save_pretrained(directory / "model")  # a reference model is read from where the policy came from

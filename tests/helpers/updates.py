@@ -5,6 +5,8 @@ Dimension key: R rows, L padded length.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -54,8 +56,8 @@ def advantages(count: int = 12) -> np.ndarray:
     return np.random.default_rng(5).standard_normal(count)
 
 
-def base_model():
-    model = build_model(vocab_size=34, seed=3)
+def base_model() -> Any:
+    model: Any = build_model(vocab_size=34, seed=3)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5)

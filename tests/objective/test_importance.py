@@ -120,6 +120,7 @@ def textbook_update(batch: TrainBatch, o: ObjectiveConfig, passes: int):
         loss.backward()
         with torch.no_grad():
             for p in model.parameters():
+                assert p.grad is not None
                 p.sub_(p.grad)
                 p.grad = None
     return model
