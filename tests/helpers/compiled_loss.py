@@ -11,6 +11,8 @@ from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from drawn import normal
+
 D, V = 6, 37
 EPS: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 TOKEN = [
@@ -21,10 +23,6 @@ SEQUENCE = [
     Objective(ratio="sequence", kl_coef=0.1),
     Objective(ratio="product", surrogate="vespo"),
 ]
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def edges_of(num_edges: int) -> Edges:

@@ -10,15 +10,13 @@ import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions
 from torch import Tensor
 
+from drawn import normal
+
 B, L, D, V = 6, 5, 7, 13
 TEMPERATURE, NUM_ITEMS = 0.7, 31.0
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 LEVELS = [("token", name) for name in LOSS_TYPES] + [("sequence", name) for name in CLIPPED]
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

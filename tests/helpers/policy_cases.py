@@ -8,12 +8,10 @@ import torch
 from g2rpo_kernels import Edges, edge_coefficients
 from torch import Tensor
 
+from drawn import normal
+
 B, L, V, D = 6, 5, 13, 7
 EPS = {"rtol": 1e-10, "atol": 1e-12}
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 SURROGATES = [

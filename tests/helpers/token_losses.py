@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drawn import normal
+
 T, V, D = 24, 13, 5
 ROW_T = torch.arange(T) // 6
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 ADVANTAGE_T, OLD_T, SCORE_B = normal(T, seed=3), normal(T, seed=4) - 2.5, normal(4, seed=5)

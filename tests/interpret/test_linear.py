@@ -20,15 +20,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from budget import assert_within_budget, draws
+from drawn import normal
 from products import Work
 
 S, D, V, T, NUM_ROWS = 9, 8, 101, 26, 6
 FEW_ROWS = 6 * 4 * V * 2
 """chunk_bytes: float16 in parts of 2 rows and chunks of 20; float32 in chunks of 12."""
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 BODIES = {

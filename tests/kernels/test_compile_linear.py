@@ -23,7 +23,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from compiled_loss import EPS, SEQUENCE, TOKEN, D, V, check_one_graph, edges_of, normal
+from compiled_loss import EPS, SEQUENCE, TOKEN, D, V, check_one_graph, edges_of
+from drawn import normal
 
 
 @pytest.mark.parametrize(

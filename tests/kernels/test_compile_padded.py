@@ -24,7 +24,7 @@ from g2rpo_kernels.group_advantage.reference import reference_op
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from compiled_loss import normal
+from drawn import normal
 
 D, V = 6, 37
 EPS: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}

@@ -17,6 +17,8 @@ import torch
 from g2rpo_kernels import FusedLinearGRPOLoss
 from torch import Tensor
 
+from drawn import normal
+
 liger = pytest.importorskip("liger_kernel.chunked_loss.grpo_loss", reason="liger-kernel is not installed")
 
 B, L, D, V = 6, 5, 7, 13
@@ -44,10 +46,6 @@ class Batch:
     advantages: Tensor
     old: Tensor
     ref: Tensor
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def make_batch(seed: int = 0) -> Batch:

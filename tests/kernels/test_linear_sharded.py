@@ -24,14 +24,11 @@ from g2rpo_kernels.linear_logprob import VocabShard
 from torch import Tensor
 
 from budget import draws, error
+from drawn import normal
 
 S, D, V, T = 7, 6, 101, 24
 EPS = {"rtol": 1e-10, "atol": 1e-12}
 Results = tuple[Tensor, ...]
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def columns_of(rank: int, ranks: int) -> slice:

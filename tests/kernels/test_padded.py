@@ -12,6 +12,7 @@ import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions, grpo_loss, grpo_loss_of_logps, token_logprobs
 from torch import Tensor
 
+from drawn import normal
 from padded_batches import (
     LEVELS,
     NUM_ITEMS,
@@ -24,7 +25,6 @@ from padded_batches import (
     fused_loss,
     fused_of,
     make_batch,
-    normal,
     textbook,
 )
 

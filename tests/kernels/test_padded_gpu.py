@@ -13,7 +13,8 @@ from g2rpo_kernels import GRPOOptions, grpo_loss, token_logprobs
 from torch import Tensor
 
 from budget import assert_within_budget, draws
-from padded_batches import CLIPPED, NUM_ITEMS, TEMPERATURE, B, Batch, fused_loss, normal, textbook
+from drawn import normal
+from padded_batches import CLIPPED, NUM_ITEMS, TEMPERATURE, B, Batch, fused_loss, textbook
 
 ON_GPU = [
     pytest.mark.gpu,

@@ -15,8 +15,9 @@ from g2rpo_kernels import Edges, Objective, linear_policy_loss, policy_loss
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from drawn import normal
 from logit_rows import LargestTensor
-from policy_cases import EPS, PENALTIES, SURROGATES, B, D, L, V, normal, shared_case
+from policy_cases import EPS, PENALTIES, SURROGATES, B, D, L, V, shared_case
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, linear_policy_loss, policy_loss_of_logps
 
-from policy_cases import EPS, D, V, normal, shared_case
+from drawn import normal
+from policy_cases import EPS, D, V, shared_case
 
 OBJECTIVES = [
     {"surrogate": "vespo", "ratio": "product", "kl_coef": 0.1, "kl_times_ratio": True},

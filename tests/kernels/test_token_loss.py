@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from budget import WorstErrors, draws
+from drawn import normal
 from logit_rows import LargestTensor
 from products import Work
 from random_losses import NAMES, Draw, Problem, outcome
-from token_losses import ROW_T, ROWS, D, T, V, example, normal, of_batch, of_rows, of_tokens, with_entropy
+from token_losses import ROW_T, ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
 
 NUM_CASES = 204
 EPS = {"rtol": 1e-9, "atol": 1e-11}
