@@ -26,8 +26,9 @@ class GuidanceConfig:
     members: Literal["first", "stratified"] = "first"
     """"first": the first k members of every group. "stratified": alpha is met over the whole batch; groups
     whose alpha * G is not whole take turns with the extra member from step to step."""
-    unit: Unit = "tokens"
-    """Of l and its bounds: tokens, or a fraction of each prompt's trace."""
+    unit: Unit | None = None
+    """Of l and its bounds: tokens, or a fraction of each prompt's trace. None = a fraction, unless a length
+    above 1 is given or the controller is "official": those are tokens."""
     controller: Literal["paper", "official", "windowed", "fixed", "linear", "cosine", "step", "concave"] = (
         "paper"
     )
@@ -35,7 +36,7 @@ class GuidanceConfig:
     code's three-step cycle. "windowed": window mean over window mean, smoothed and bounded: the sturdy form.
     The others are schedules from length_init to length_final."""
     length_init: Annotated[float, Gt(0)] | None = None
-    """l of the first step. None: length_max in tokens (published: 3072), 0.8 length_max as a fraction."""
+    """l of the first step. None: 0.8 length_max as a fraction, length_max in tokens (published: 3072)."""
     length_min: Annotated[float, Gt(0)] | None = None
     """Adaptive controllers never go below. None: 1 token, or 0.05 of the trace."""
     length_max: Annotated[float, Gt(0)] | None = None
@@ -62,25 +63,34 @@ class GuidanceConfig:
     """Response tokens always left to the model, however long the guidance."""
 
     @property
+    def counts(self) -> Unit:
+        """What lengths count: `unit`, or what it stands for where it is none."""
+        if self.unit is not None:
+            return self.unit
+        given = (self.length_init, self.length_min, self.length_max, self.length_final)
+        tokens = self.controller == "official" or any(length and length > 1 for length in given)
+        return "tokens" if tokens else "fraction"
+
+    @property
     def upper(self) -> float:
         """Largest l, in `unit`."""
         if self.length_max is not None:
             return self.length_max
-        return float(PUBLISHED_MAX_TOKENS) if self.unit == "tokens" else 1.0
+        return float(PUBLISHED_MAX_TOKENS) if self.counts == "tokens" else 1.0
 
     @property
     def lower(self) -> float:
         """Smallest l of an adaptive controller, in `unit`."""
         if self.length_min is not None:
             return self.length_min
-        return 1.0 if self.unit == "tokens" else 0.05
+        return 1.0 if self.counts == "tokens" else 0.05
 
     @property
     def first(self) -> float:
         """l of the first step, in `unit`."""
         if self.length_init is not None:
             return self.length_init
-        return self.upper if self.unit == "tokens" else 0.8 * self.upper
+        return self.upper if self.counts == "tokens" else 0.8 * self.upper
 
     def __post_init__(self) -> None:
         check_fields(self, "guidance")
@@ -88,8 +98,9 @@ class GuidanceConfig:
         self._check_combinations()
 
     def _check_lengths(self) -> None:
-        tokens = self.unit == "tokens"
-        _check("length_max", "at most 1, the whole trace", self.upper, tokens or self.upper <= 1)
+        tokens = self.counts == "tokens"
+        whole = 'at most 1, the whole trace (tokens: unit = "tokens")'
+        _check("length_max", whole, self.upper, tokens or self.upper <= 1)
         _check("length_min", "at least 1 token", self.lower, not tokens or self.lower >= 1)
         _check("length_min", f"at most length_max ({self.upper:g})", self.lower, self.lower <= self.upper)
         _check(
@@ -110,7 +121,7 @@ class GuidanceConfig:
             "unit",
             '"tokens" (controller="official" counts whole tokens)',
             self.unit,
-            self.controller != "official" or self.unit == "tokens",
+            self.controller != "official" or self.counts == "tokens",
         )
         _check(
             "share",

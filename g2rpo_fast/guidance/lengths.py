@@ -36,7 +36,7 @@ def guided_lengths(
     lengths = []
     for trace, size, num_guided in zip(trace_lens, group_sizes, counts):
         tokens = guidance_tokens(
-            state.length, config.unit, trace_len=trace, max_tokens=max_tokens, reserve=config.reserve
+            state.length, config.counts, trace_len=trace, max_tokens=max_tokens, reserve=config.reserve
         )
         lengths.append([tokens] * num_guided + [0] * (size - num_guided))
     return lengths

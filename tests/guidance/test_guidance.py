@@ -21,12 +21,12 @@ from g2rpo_fast.guidance import (
 
 
 def test_guided_lengths_worked_example():
-    config = GuidanceConfig(share=1 / 3, reserve=4)
+    config = GuidanceConfig(unit="tokens", share=1 / 3, reserve=4)
     state = GuidanceState(length=10.9)
     got = guided_lengths(config, state, trace_lens=[30, 0, 6], group_sizes=[6, 6, 4], max_tokens=20)
     assert got == [[10, 10, 0, 0, 0, 0], [0] * 6, [6, 0, 0, 0]]
     # the response cap binds: 20 - 12 tokens; then nothing is left to give
-    short = GuidanceConfig(share=1 / 3, reserve=12)
+    short = GuidanceConfig(unit="tokens", share=1 / 3, reserve=12)
     assert guided_lengths(short, state, trace_lens=[30], group_sizes=[3], max_tokens=20) == [[8, 0, 0]]
     assert guided_lengths(short, state, trace_lens=[30], group_sizes=[3], max_tokens=9) == [[0, 0, 0]]
     off = GuidanceConfig(enabled=False)
@@ -53,7 +53,7 @@ def test_fractional_length_follows_each_trace():
 )
 def test_rounding_of_the_share(share: float, size: int, counts: tuple[int, int, int]):
     for rounding, count in zip(("round", "floor", "ceil"), counts):
-        config = GuidanceConfig(share=share, rounding=rounding)
+        config = GuidanceConfig(unit="tokens", share=share, rounding=rounding)
         got = guided_lengths(
             config, GuidanceState(length=3), trace_lens=[9], group_sizes=[size], max_tokens=99
         )
@@ -67,7 +67,7 @@ groups = st.lists(st.tuples(st.sampled_from([0, 5, 40]), st.integers(1, 9)), min
     groups, st.floats(0, 1), st.sampled_from(["first", "stratified"]), st.integers(0, 50), st.integers(0, 60)
 )
 def test_guided_members_come_first_and_leave_the_reserve(shape, share, members, step, max_tokens):
-    config = GuidanceConfig(share=share, members=members)
+    config = GuidanceConfig(unit="tokens", share=share, members=members)
     trace_lens, group_sizes = [list(column) for column in zip(*shape)]
     got = guided_lengths(
         config,
@@ -84,7 +84,7 @@ def test_guided_members_come_first_and_leave_the_reserve(shape, share, members, 
 
 @given(groups, st.floats(0, 1), st.integers(0, 100))
 def test_stratified_meets_alpha_at_every_step_and_in_every_group_on_average(shape, share, start):
-    config = GuidanceConfig(share=share, members="stratified")
+    config = GuidanceConfig(unit="tokens", share=share, members="stratified")
     trace_lens, group_sizes = [list(column) for column in zip(*shape)]
     sizes = np.array([size if trace else 0 for trace, size in shape])
     num_groups, budget = len(shape), math.floor(share * sizes.sum() + 0.5 + 1e-9)
@@ -112,7 +112,7 @@ def test_stratified_meets_alpha_at_every_step_and_in_every_group_on_average(shap
 
 def test_stratified_takes_turns():
     """alpha * G = 1.5 in four groups: 6 of 16 in all, each group 1, 2, 1, 2, ... over the steps."""
-    config = GuidanceConfig(share=0.375, members="stratified")
+    config = GuidanceConfig(unit="tokens", share=0.375, members="stratified")
     counts = [
         [
             np.count_nonzero(row)
@@ -142,7 +142,7 @@ def test_stratified_takes_turns():
         ({"step_every": 0}, "step_every"),
         ({"step_factor": 0.0}, "step_factor"),
         ({"concave_power": 2.0}, "concave_power"),
-        ({"length_min": 0.5}, "length_min"),
+        ({"unit": "tokens", "length_min": 0.5}, "length_min"),
         ({"length_min": 50, "length_max": 40}, "length_min"),
         ({"length_init": 50, "length_max": 40}, "length_init"),
         ({"length_final": 50, "length_max": 40}, "length_final"),
@@ -156,15 +156,34 @@ def test_config_names_the_key_what_was_wanted_and_what_came(values: dict, key: s
         GuidanceConfig(**values)
 
 
-def test_config_defaults_are_the_published_ones():
+def test_config_defaults_are_the_published_ones_but_for_the_unit():
     config = GuidanceConfig()
-    assert (config.first, config.lower, config.upper) == (3072, 1, 3072)
+    assert (config.counts, config.first, config.lower, config.upper) == ("fraction", 0.8, 0.05, 1.0)
+    published = GuidanceConfig(unit="tokens")
+    assert (published.first, published.lower, published.upper) == (3072, 1, 3072)
     assert (config.window, config.controller, config.in_loss, config.controller_input) == (
         2,
         "paper",
         True,
         "all",
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ({}, "fraction"),
+        ({"length_init": 1}, "fraction"),
+        ({"length_init": 40}, "tokens"),
+        ({"length_max": 40}, "tokens"),
+        ({"length_final": 3.5}, "tokens"),
+        ({"controller": "official"}, "tokens"),
+        ({"unit": "fraction", "length_init": 0.5}, "fraction"),
+        ({"unit": "tokens", "length_init": 1}, "tokens"),
+    ],
+)
+def test_lengths_count_shares_of_the_trace_unless_they_cannot(values: dict, counts: str):
+    assert GuidanceConfig(**values).counts == counts
 
 
 def profile(*successes: float, num: int = 100) -> list[ProfilePoint]:

@@ -165,7 +165,7 @@ def test_paper_leaves_length_one_by_small_growth():
     rewards = [1.0]
     for _ in range(8):
         rewards.append(rewards[-1] / 1.2)
-    config = GuidanceConfig(window=1)
+    config = GuidanceConfig(window=1, unit="tokens")
     assert lengths_of(config, rewards, start=1.0)[-1] == pytest.approx(1.2**8, rel=1e-12)
     assert guidance_tokens(1.2**8, "tokens", trace_len=99, max_tokens=99, reserve=1) == 4
 
@@ -215,7 +215,7 @@ def test_step_schedule_cuts_and_stops_at_its_floor():
 
 
 def test_linear_schedule_is_the_released_decay():
-    config = GuidanceConfig(controller="linear")
+    config = GuidanceConfig(controller="linear", unit="tokens")
     lengths = lengths_of(config, [0.0] * 99, total_steps=100)
     tokens = [guidance_tokens(n, "tokens", trace_len=4000, max_tokens=8192, reserve=16) for n in lengths]
     # exact integers: at whole numbers the released floating-point expression can be one token short
