@@ -27,6 +27,7 @@ from g2rpo_fast.model.liger_ops import use_liger_ops
 from g2rpo_fast.model.load import fuse_ops, select_tree_attention
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
+from g2rpo_fast.objective.terms import Clip
 from g2rpo_fast.optim import OptimConfig, make_optimizer
 from g2rpo_fast.rollout import LocalEngine
 from g2rpo_fast.tree import TreeConfig
@@ -121,6 +122,7 @@ def ours(config: dict[str, int], rollouts: Rollouts, *, attention: str, budget: 
         optimizer=make_optimizer(model, OptimConfig(lr=LR)),
         reference=None,
         objective=ObjectiveConfig(),
+        terms=(Clip(),),
         optim=OptimConfig(lr=LR),
         tree=TreeConfig(token_budget=budget),
         compute=ModelConfig(attention=attention),  # pyright: ignore[reportArgumentType]

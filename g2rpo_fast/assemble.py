@@ -120,10 +120,10 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
     model = _policy(config, paths[0], device, tokenizer, both, show)
     sampling = sampling_of(config, tokenizer, model)
-    reference = load_model(paths[0], config.model, device) if config.objective.kl_coef else None
+    recipe = recipe_of(config)
+    reference = load_model(paths[0], config.model, device) if recipe.needs_reference else None
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
-    recipe = recipe_of(config)
     state, sampled = _first_state(recipe, prompts), None
     if checkpoint is not None:
         state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
@@ -149,7 +149,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         eval_prompts=eval_prompts,
         rewards=rewards,
         engine=engine,
-        learner=_learner(config, model, optimizer, reference),
+        learner=_learner(config, recipe, model, optimizer, reference),
         judge=Judge(
             engine=engine,
             sampling=sampling,
@@ -210,6 +210,7 @@ def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prom
 
 def _learner(
     config: Config,
+    recipe: Recipe,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     reference: PreTrainedModel | None,
@@ -224,6 +225,9 @@ def _learner(
         compute=config.model,
         temperature=config.rollout.temperature,
         comparable=not config.rollout.truncated,
+        terms=recipe.terms,
+        token_credit=recipe.token_credit,
+        weights=recipe.weights,
     )
 
 
@@ -247,6 +251,11 @@ def _continued(
 
 def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:
     """Model directory, training file, evaluation file."""
+    if config.data.path is None and (config.model.path == UNTRAINED or config.data.format != "columns"):
+        raise ValueError(
+            f"data.path: wanted a file of JSON lines in the format {config.data.format!r}, got none "
+            "(the embedded task's rows are for its own model and format)"
+        )
     if config.model.path is not None and config.data.path is not None:
         model_dir = config.model.path
         if model_dir == UNTRAINED:

@@ -1,4 +1,4 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--section.key value ...]`, `methods [NAME]`.
+"""The command line: `g2rpo-fast train [CONFIG] [--method NAME] [--section.key value ...]`, `methods [NAME]`.
 
 PyTorch and transformers take seconds to import. So each command imports what it needs when it runs: usage and
 mistyped commands are answered at once, and Ctrl-C while a run loads ends it like at any other moment.
@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from g2rpo_fast.interrupts import Terminated
-from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line, with_values
+from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
 
 if TYPE_CHECKING:
     from g2rpo_fast.config import Config
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 NOT_CUT = 10_000
 """Columns of what is no terminal, a pipe or a file, unless COLUMNS says how many."""
 
-_USAGE = f"""usage: g2rpo-fast train [CONFIG] [--section.key value ...]
+_USAGE = f"""usage: g2rpo-fast train [CONFIG] [--method NAME] [--section.key value ...]
        g2rpo-fast methods [NAME] [--json]
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
@@ -97,44 +96,11 @@ def run_train(words: Sequence[str]) -> int:
 
 
 def read_arguments(words: Sequence[str]) -> Config:
-    """`[CONFIG] [--section.key value ...]` as a Config. Exits with typed help on --help or a bad option."""
-    from g2rpo_fast.config import EMBEDDED, Config, load_config
+    """`[CONFIG] [--method NAME] [--section.key value ...]` as a Config. Exits with typed help on --help or a
+    bad option."""
+    from g2rpo_fast.config.arguments import read_arguments
 
-    source, options = EMBEDDED, list(words)
-    if options and not options[0].startswith("-"):
-        source = options.pop(0)
-    default, options = load_config(source), with_values(options)
-    with refused_in_one_line():
-        return tyro.cli(
-            Config,
-            args=options,
-            default=default,
-            prog="g2rpo-fast train [CONFIG]",
-            description=f"Train; values start from {source}.",
-            registry=_registry(),
-        )
-
-
-def _registry() -> ConstructorRegistry:
-    """Reads `none` where a key may be None, as the help writes it."""
-    from g2rpo_fast.config import NONE_WORDS
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def none(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
-        if kind.type is not type(None):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="none",
-            instance_from_str=lambda words: None,
-            is_instance=lambda value: value is None,
-            str_from_instance=lambda value: ["none"],
-            choices=NONE_WORDS,
-        )
-
-    return registry
+    return read_arguments(words)
 
 
 def run_methods(words: Sequence[str]) -> int:

@@ -73,10 +73,11 @@ class Console:
         left = elapsed / (step - self._first) * (total - step)
         seconds = m["time/step_s"]
         evaluated = f"{m['eval/accuracy']:6.3f}" if "eval/accuracy" in m else " " * 6
+        length = f"{m['guidance/length']:5.1f}" if "guidance/length" in m else f"{'-':>5}"
         self._show(
             f"{step:4d}/{total:<4d}{evaluated} | {m['rollout/accuracy']:8.3f} "
             f"{m['rollout/guided/accuracy']:7.3f} {m['rollout/unguided/accuracy']:5.3f} |"
-            f"{m['guidance/length']:5.1f} {m['rollout/length']:5.1f} | "
+            f"{length} {m['rollout/length']:5.1f} | "
             f"{m['rollout/zero_signal']:8.0%} {m['update/token_ratio']:6.2f} | "
             f"{self._rate(m)} {seconds:7.2f}  "
             f"({m['time/rollout_s'] / seconds:3.0%} {m['time/update_s'] / seconds:3.0%})  {left:5.0f}s"

@@ -200,6 +200,8 @@ class Round(Piece):
     section = "rounds"
     repeats: ClassVar[bool] = False
     """Whether it may ask again: a round's rows are then scored before the next is asked for."""
+    hints: ClassVar[bool] = False
+    """Whether it samples from prompts with hints."""
 
     def memory(self) -> Memory:
         """Before the first step."""

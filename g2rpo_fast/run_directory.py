@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from g2rpo_fast.config import Config
+from g2rpo_fast.config import Config, plain, renamed
 from g2rpo_fast.cpu import free_threads
 from g2rpo_fast.files import write_text
 from g2rpo_fast.fingerprint import Fingerprint, changes
@@ -89,7 +89,8 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         chat = stored.get("data", {}).get("chat", False)
         resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, chat=chat))
     if stored is not None:
-        _refuse_other_settings(stored, dataclasses.asdict(resolved), path, show)
+        stored = renamed(stored)
+        _refuse_other_settings(stored, plain(resolved), path, show)
     return RunDirectory(path, resolved, created, lock)
 
 
@@ -107,7 +108,7 @@ def removed_on_error(run: RunDirectory) -> Iterator[None]:
 
 def store_config(run: RunDirectory) -> None:
     """From now on the directory holds this run. Raises WriteError."""
-    write_text(run.path / "config.json", json.dumps(dataclasses.asdict(run.config), indent=1))
+    write_text(run.path / "config.json", json.dumps(plain(run.config), indent=1))
 
 
 def check_content(run: RunDirectory, found: Fingerprint, *, step: int, show: Callable[[str], None]) -> None:
@@ -214,7 +215,7 @@ def _refuse_other_settings(
     stored: Mapping[str, Any], asked: Mapping[str, Any], directory: Path, show: Callable[[str], None]
 ) -> None:
     """A key that the run's version did not have yet counts as its default; one that is gone is told."""
-    now, defaults = _flat(asked), _flat(dataclasses.asdict(Config()))
+    now, defaults = _flat(asked), _flat(plain(Config()))
     then = defaults | _flat(stored)
     gone = sorted(then.keys() - now.keys())
     if gone:
@@ -232,6 +233,7 @@ def _refuse_other_settings(
 
 
 def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """section.key -> its value, as JSON has it."""
-    plain = json.loads(json.dumps(sections))
-    return {f"{name}.{key}": value for name, section in plain.items() for key, value in section.items()}
+    """section.key -> its value; a chain of pieces is one."""
+    tables = {name: value for name, value in sections.items() if isinstance(value, dict)}
+    whole = {name: value for name, value in sections.items() if name not in tables}
+    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()} | whole

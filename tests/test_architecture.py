@@ -19,7 +19,7 @@ STAGES = {
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
         {"types", "files", "methods"},
-        {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory"},
+        {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"pieces"},
         STAGES,
         {"select", "rounds"},

@@ -8,9 +8,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from g2rpo_fast import Config
 from g2rpo_fast.cli import main, read_arguments
-from g2rpo_fast.config import config_from_dict, load_config, preset_names
+from g2rpo_fast.config import config_from_dict, load_config, preset_names, section_types
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.run_directory import open_directory, store_config
 
@@ -70,9 +69,9 @@ def test_config_refuses_and_names_the_key(values, message):
 def optional_keys() -> list[tuple[str, str]]:
     """(section, key) of every key that may be None."""
     return [
-        (section.name, name)
-        for section in dataclasses.fields(Config)
-        for name, hint in get_type_hints(type(getattr(Config(), section.name))).items()
+        (section, name)
+        for section, cls in section_types().items()
+        for name, hint in get_type_hints(cls).items()
         if type(None) in get_args(hint)
     ]
 
@@ -141,15 +140,14 @@ def test_every_option_is_in_the_help_with_its_meaning(capsys):
     with pytest.raises(SystemExit):
         read_arguments(["--help"])
     text = "".join(capsys.readouterr().out.split())
-    for section in dataclasses.fields(Config):
-        cls = type(getattr(Config(), section.name))
+    for section, cls in section_types().items():
         body = ast.parse(inspect.getsource(cls)).body[0].body
         options = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
         assert len(options) == len(dataclasses.fields(cls))
         for i in options:
             name = body[i].target.id.replace("_", "-")
-            assert f"--{section.name}.{name}" in text
-            assert isinstance(body[i + 1], ast.Expr), f"{section.name}.{name} has no help"
+            assert f"--{section}.{name}" in text
+            assert isinstance(body[i + 1], ast.Expr), f"{section}.{name} has no help"
             assert isinstance(body[i + 1].value.value, str)
 
 

@@ -10,20 +10,23 @@ REINFORCE++                                          whiten over tokens; with a 
 
 from g2rpo_fast.credit.batch_std import BatchStd
 from g2rpo_fast.credit.center import Center
-from g2rpo_fast.credit.chain import advantages, chain_of
+from g2rpo_fast.credit.chain import advantages
 from g2rpo_fast.credit.channels import Channels
+from g2rpo_fast.credit.own import Own
 from g2rpo_fast.credit.rloo import Rloo
 from g2rpo_fast.credit.std import Std
 from g2rpo_fast.credit.whiten import Whiten
-from g2rpo_fast.pieces import Credit
+from g2rpo_fast.pieces import Credit, TokenCredit
 
 CREDITS: dict[str, type[Credit]] = {
-    piece.use: piece for piece in (Center, Std, BatchStd, Channels, Whiten, Rloo)
+    piece.use: piece for piece in (Center, Std, BatchStd, Channels, Whiten, Rloo, Own)
 }
 """By the name in `use`."""
+TOKEN_CREDITS: dict[str, type[TokenCredit]] = {}
 
 __all__ = [
     "CREDITS",
+    "TOKEN_CREDITS",
     "BatchStd",
     "Center",
     "Channels",
@@ -31,5 +34,4 @@ __all__ = [
     "Std",
     "Whiten",
     "advantages",
-    "chain_of",
 ]

@@ -6,11 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from g2rpo_fast.credit.batch_std import BatchStd
-from g2rpo_fast.credit.center import Center
-from g2rpo_fast.credit.channels import Channels
-from g2rpo_fast.credit.std import Std
-from g2rpo_fast.credit.whiten import Whiten
 from g2rpo_fast.pieces import Credit, PromptStore, Scored
 from g2rpo_fast.types import Doubles
 
@@ -42,15 +37,3 @@ def _checked(a_R: Doubles, name: str, num_rows: int) -> Doubles:
     if len(bad):
         raise ValueError(f"{name}: wanted finite numbers, got {a_R[bad[0]]} at row {bad[0]}")
     return a_R
-
-
-def chain_of(*, scale: str, aggregation: str, eps: float) -> tuple[Credit, ...]:
-    """The chain that the configuration's `objective.advantage_*` say."""
-    if aggregation == "normalize_then_sum":
-        return Channels(eps=eps), Whiten(eps=eps)
-    scales: dict[str, tuple[Credit, ...]] = {
-        "group": (Std(eps=eps),),
-        "batch": (BatchStd(eps=eps),),
-        "none": (),
-    }
-    return Center(), *scales[scale]

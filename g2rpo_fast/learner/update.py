@@ -29,7 +29,7 @@ from g2rpo_fast.learner.policy import Policy, Stream
 from g2rpo_fast.learner.token_credit import credited, loud_rows
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig
-from g2rpo_fast.objective import ObjectiveConfig, fused_objective, terms_of
+from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.objective.terms import Surrogate
@@ -85,15 +85,15 @@ class Learner:
     compute: ModelConfig
     temperature: float
     """Of sampling: training reads the distribution at it, the whole of it."""
+    terms: tuple[Term, ...]
+    """Of the loss."""
     comparable: bool = True
     """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
-    terms: tuple[Term, ...] = ()
-    """Of the loss; none = those that `objective` says."""
     token_credit: tuple[TokenCredit, ...] = ()
     weights: tuple[Weight, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.reference is None and any("ref_logp" in term.needs for term in self.loss_terms):
+        if self.reference is None and any("ref_logp" in term.needs for term in self.terms):
             raise ValueError("reference: wanted a policy for a term that reads ref_logp, got None")
 
     @property
@@ -101,13 +101,9 @@ class Learner:
         return Policy(self.model, self.compute, self.temperature)
 
     @cached_property
-    def loss_terms(self) -> tuple[Term, ...]:
-        return self.terms or terms_of(self.objective)
-
-    @cached_property
     def fused(self) -> Objective | None:
         """What the kernels compute, where they know all terms."""
-        return fused_objective(self.loss_terms, self.objective)
+        return fused_objective(self.terms, self.objective)
 
     @property
     def keeps_all(self) -> bool:
@@ -116,7 +112,7 @@ class Learner:
 
     @property
     def _only_surrogates(self) -> bool:
-        return all(isinstance(term, Surrogate) for term in self.loss_terms)
+        return all(isinstance(term, Surrogate) for term in self.terms)
 
     def update(
         self, batches: Sequence[TrainBatch], *, lr: float, scored: Scored | None = None
@@ -187,7 +183,7 @@ class Learner:
             return True
         if level == "token" and not all(map(self._fuses, batches)):
             return True
-        has_ratios = level == "token" or any("old_logp" in term.needs for term in self.loss_terms)
+        has_ratios = level == "token" or any("old_logp" in term.needs for term in self.terms)
         return len(batches) > 1 and self.objective.old_logp == "trainer" and has_ratios
 
     def _credited(
@@ -227,7 +223,7 @@ class Learner:
         if not fused:
             assert scored is not None, "terms that no kernel knows want `scored`"
             reward_R = scored.rewards.total_R
-        if self.reference is not None and any("ref_logp" in term.needs for term in self.loss_terms):
+        if self.reference is not None and any("ref_logp" in term.needs for term in self.terms):
             reference = replace(self.policy, model=self.reference)
         micros = []
         for stream in streams:
@@ -250,7 +246,7 @@ class Learner:
 
         `moved`: the weights are no longer those that the update started from.
         """
-        if step.micros and step.split(self.loss_terms):
+        if step.micros and step.split(self.terms):
             return self._tied_gradients(step, tally, moved=moved)
         micros = []
         for micro in step.micros:
@@ -258,7 +254,7 @@ class Learner:
                 assert self.fused is not None
                 found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
             else:
-                found = own_loss(self.policy, micro, self.loss_terms, None if moved else micro.seen)
+                found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
             found.loss.backward()
             tally.add(found, 1.0 / len(step.micros))
             micros.append(self._known(micro, found.logp_T, tally) if micro.logp_T is None else micro)
@@ -275,7 +271,7 @@ class Learner:
                 present = found.logp_T, found.entropy_T
             seen.append(present)
             micros.append(self._known(micro, present[0], tally) if micro.logp_T is None else micro)
-        tied = tied_loss(micros, self.loss_terms, seen)
+        tied = tied_loss(micros, self.terms, seen)
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
             linear_loss(self.policy, micro, *coefficients).loss.backward()
         tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)

@@ -4,7 +4,7 @@ A file opens with its metadata (`Method`); every table after them is configurati
 """
 
 from g2rpo_fast.methods.catalogue import find, load_method, load_methods
-from g2rpo_fast.methods.record import EVIDENCE, STATUS, Method, method_from_toml
+from g2rpo_fast.methods.record import EVIDENCE, STATUS, Method, method_from_toml, own_method
 from g2rpo_fast.methods.show import as_json, explain, table
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "load_method",
     "load_methods",
     "method_from_toml",
+    "own_method",
     "table",
 ]

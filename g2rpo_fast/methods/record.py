@@ -101,12 +101,41 @@ MANDATORY = (
 )  # fmt: skip
 
 
+UNTOLD: dict[str, Any] = {
+    "arxiv": "", "source": "a file of one's own", "evidence": "code", "status": "runs",
+    "summary": "a method of one's own", "equation": "not told", "differs": ("not told",),
+    "needs": (), "cost": "not told", "refuses": (),
+}  # fmt: skip
+"""What stands for metadata that a user's own file leaves out."""
+
+
 def method_from_toml(key: str, text: str) -> Method:
     """The method of the file `key`.toml with this text.
 
     Raises:
         ValueError: naming the file: not valid TOML, an unknown, missing or mistyped key, a bad label.
     """
+    metadata, settings = _parsed(key, text)
+    missing = [name for name in MANDATORY if name not in metadata]
+    if missing:
+        raise ValueError(f"{key}.toml: wanted the keys {', '.join(MANDATORY)}, got no {', '.join(missing)}")
+    return Method(key=key, settings=settings, **metadata)
+
+
+def own_method(key: str, text: str) -> Method:
+    """A user's own: tables, and as much metadata as they care to give.
+
+    Raises:
+        ValueError: as `method_from_toml`, but for missing metadata; a file without a table.
+    """
+    metadata, settings = _parsed(key, text)
+    if not settings:
+        raise ValueError(f"{key}.toml: wanted tables such as terms or credit, got none")
+    return Method(key=key, settings=settings, **{"name": key, **UNTOLD, **metadata})
+
+
+def _parsed(key: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metadata, tables) of a file."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -119,10 +148,7 @@ def method_from_toml(key: str, text: str) -> Method:
             hint = f"the nearest is {near[0]}" if near else f"known: {', '.join(METADATA)}"
             raise ValueError(f"{key}.toml: unknown key {name}; {hint}")
         metadata[name] = _texts(key, name, value) if METADATA[name] else _text(key, name, value)
-    missing = [name for name in MANDATORY if name not in metadata]
-    if missing:
-        raise ValueError(f"{key}.toml: wanted the keys {', '.join(MANDATORY)}, got no {', '.join(missing)}")
-    return Method(key=key, settings=settings, **metadata)
+    return metadata, settings
 
 
 def _is_table(value: object) -> bool:

@@ -1,14 +1,11 @@
-"""The command line's section `objective`: which loss, from which advantages, normalised how.
-
-loss = sum over trained tokens of weight * [-surrogate(ratio, advantage) + kl_coef kl - entropy_coef H]
-"""
+"""The section `objective`: what all terms of the loss share. Which terms there are is `terms`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, check_fields
+from g2rpo_fast.bounds import Ge, InfinityToo, Le, check_fields
 
 AggregationName = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
 ImportanceName = Literal[
@@ -26,29 +23,8 @@ IMPORTANCE_BOUNDS = {"token": (0.0, 2.0), "sequence": (0.0, 2.0), "geometric": (
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Defaults: GRPO with token ratios, clipped symmetrically, without KL or entropy term."""
+    """The old policy, the engine's mismatch, and what a token weighs. Defaults: GRPO."""
 
-    surrogate: Literal["clip", "cispo", "sapo", "reinforce"] = "clip"
-    """What is maximised: clip (PPO, GRPO), cispo (clipped factor times log-probability), sapo (soft gate),
-    reinforce (log-probability)."""
-    clip_low: Annotated[float, Ge(0), InfinityToo] = 0.2
-    """Ratios are clipped from below at 1 - clip_low (clip, cispo); 1 or more = never."""
-    clip_high: Annotated[float, Gt(-1), InfinityToo] = 0.2
-    """Ratios are clipped from above at 1 + clip_high (clip, cispo); inf = never. Below 0: only for cispo."""
-    dual_clip: Annotated[float, Gt(1), InfinityToo] | None = None
-    """Most that a ratio counts where the advantage is negative (clip); above 1."""
-    sapo_tau_pos: Annotated[float, Gt(0)] = 1.0
-    """Temperature of sapo's gate for positive advantages."""
-    sapo_tau_neg: Annotated[float, Gt(0)] = 1.05
-    """Temperature of sapo's gate for negative advantages."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Ratio per token, or one per sequence: exp of the mean log-ratio (GSPO)."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the divergence from the reference policy."""
-    kl_coef: Annotated[float, Ge(0)] = 0.0
-    """Weight of that divergence; 0 = no reference policy."""
-    entropy_coef: Annotated[float, Ge(0)] = 0.0
-    """Weight of the entropy bonus."""
     old_logp: Literal["trainer", "rollout"] = "trainer"
     """The policy that ratios are taken to: trainer = the weights that the update starts from; rollout = what
     the engine reported when it sampled (no importance weights then). On-policy where it sampled nothing."""
@@ -65,34 +41,13 @@ class ObjectiveConfig:
     mean of all (LUSPO); that by a constant (Dr. GRPO)."""
     constant_length: Annotated[int, Ge(1)] | None = None
     """Tokens per sequence that `constant` divides by; unset = the rollout's maximum."""
-    advantage_scale: Literal["group", "none", "batch"] = "group"
-    """Divide advantages by the standard deviation of the group, of the batch, or not (Dr. GRPO)."""
-    advantage_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Sum the reward channels, then normalise; or normalise each, then sum (GDPO)."""
-    advantage_eps: Annotated[float, Gt(0)] = 1e-4
-    """Added to that standard deviation."""
 
     def __post_init__(self) -> None:
         check_fields(self, "objective")
-        if self.surrogate != "cispo" and self.clip_high < 0:
-            raise ValueError(
-                f"objective.clip_high: wanted at least 0 with surrogate={self.surrogate!r}, "
-                f"got {self.clip_high}"
-            )
-        if self.advantage_aggregation == "normalize_then_sum" and self.advantage_scale != "group":
-            raise ValueError(
-                "objective.advantage_scale: wanted 'group' with advantage_aggregation='normalize_then_sum',"
-                f" got {self.advantage_scale!r}"
-            )
         if self.old_logp == "rollout" and self.importance != "none":
             raise ValueError(
                 "objective.importance: wanted 'none' with old_logp='rollout' (its ratios are taken to the "
                 f"engine already), got {self.importance!r}"
-            )
-        if self.old_logp == "rollout" and self.surrogate == "reinforce":
-            raise ValueError(
-                "objective.old_logp: wanted 'trainer' with surrogate='reinforce' (it has no ratio), "
-                "got 'rollout'"
             )
 
     @property

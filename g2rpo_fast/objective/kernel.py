@@ -8,7 +8,6 @@ from typing import Any
 from g2rpo_kernels import Objective
 
 from g2rpo_fast.objective.config import ObjectiveConfig
-from g2rpo_fast.objective.terms import terms_of
 from g2rpo_fast.pieces import Term
 
 ONCE = ("surrogate", "kl_coef", "entropy_coef")
@@ -29,13 +28,6 @@ def fused_objective(terms: Sequence[Term], config: ObjectiveConfig) -> Objective
             return None
         settings |= own
     return None if "surrogate" not in settings else Objective(**settings, **_token_importance(config))
-
-
-def kernel_objective(config: ObjectiveConfig) -> Objective:
-    """The same of the terms that the configuration says."""
-    objective = fused_objective(terms_of(config), config)
-    assert objective is not None
-    return objective
 
 
 def _token_importance(config: ObjectiveConfig) -> dict[str, Any]:

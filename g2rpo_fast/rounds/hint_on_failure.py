@@ -23,6 +23,7 @@ class HintOnFailure(Round):
 
     use = "hint_on_failure"
     repeats = True
+    hints = True
     failed: Annotated[float, Ge(0), Le(0.5)] = 0.001
 
     def again(self, scored: Scored, memory: Memory, more: More) -> list[Ask]:

@@ -34,6 +34,11 @@ def wobble(response: str, answer: str, rollout: Rollout) -> float:
     return len(response) % 3 / 2
 
 
+def rare(response: str, answer: str, rollout: Rollout) -> float:
+    """Paid to one response in seven: many a group has none."""
+    return float(len(response) % 7 == 0)
+
+
 def brevity(response: str, answer: str, rollout: Rollout) -> float | None:
     """A second channel; it does not apply to a response without a character."""
     return 1 / len(response) if response else None

@@ -14,16 +14,16 @@ from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import make_batch, split_groups
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.pieces import Term
 from g2rpo_fast.tree import TreeConfig
 from g2rpo_fast.types import Prompt, Rollout
+from objectives import Loss
 from tree_models import DoubleNorm
 
 TEMPERATURE = 0.8
-PLAIN = ObjectiveConfig()
+PLAIN = Loss()
 COMPUTE = ModelConfig()
 
 
@@ -65,7 +65,7 @@ def base_model() -> Any:
 
 
 def learner(
-    objective: ObjectiveConfig = PLAIN,
+    objective: Loss = PLAIN,
     *,
     optim: OptimConfig | None = None,
     budget: int = 8192,
@@ -83,16 +83,16 @@ def learner(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         reference=reference.requires_grad_(False) if objective.kl_coef else None,
-        objective=objective,
+        objective=objective.config,
         optim=optim or OptimConfig(max_grad_norm=1e9),
         tree=TreeConfig(token_budget=budget),
         compute=compute,
         temperature=TEMPERATURE,
-        terms=terms,
+        terms=terms or objective.terms,
     )
 
 
-def batches(made: list[Rollout], advantage_R: np.ndarray, objective: ObjectiveConfig, minibatches: int = 1):
+def batches(made: list[Rollout], advantage_R: np.ndarray, objective: Loss, minibatches: int = 1):
     return [
         make_batch(
             made, indices, advantage_R, aggregation=objective.aggregation, constant_length=20,
@@ -122,7 +122,7 @@ def padded(model, made: list[Rollout]):
     return every.gather(-1, ids[:, 1:, None])[..., 0], entropy, mask[:, 1:], engine[:, 1:]
 
 
-def textbook_loss(model, made, advantage, old, reference, objective: ObjectiveConfig) -> torch.Tensor:
+def textbook_loss(model, made, advantage, old, reference, objective: Loss) -> torch.Tensor:
     """On the padded batch. `old` None: this policy."""
     logp, entropy, mask, _ = padded(model, made)
     ratio = torch.exp(logp - (logp.detach() if old is None else old))
@@ -138,7 +138,7 @@ def textbook_loss(model, made, advantage, old, reference, objective: ObjectiveCo
     return (per_token * mask).sum() / mask.sum()
 
 
-def textbook_step(model, made, advantage, old, reference, objective: ObjectiveConfig) -> float:
+def textbook_step(model, made, advantage, old, reference, objective: Loss) -> float:
     """One SGD step on the padded batch; returns the loss."""
     loss = textbook_loss(model, made, advantage, old, reference, objective)
     loss.backward()

@@ -19,8 +19,8 @@ from g2rpo_kernels import Edges, policy_loss_of_logps
 pytest.importorskip("trl", reason="trl is not installed")
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from g2rpo_fast.objective import ObjectiveConfig, kernel_objective
 from g2rpo_fast.objective.importance import EngineTokens, compare
+from objectives import Loss
 
 B, L = 5, 7
 LENGTHS = torch.tensor([7, 1, 4, 6, 7])
@@ -63,13 +63,13 @@ def test_importance_weights_are_trls(mode: Any) -> None:
     }  # fmt: skip
     exec(compile(trls_lines(), "trl", "exec"), names)
     theirs = names["vllm_importance_sampling_ratio"]
-    config = ObjectiveConfig(importance=mode, importance_low=low, importance_cap=cap, surrogate="reinforce")
+    loss = Loss(importance=mode, importance_low=low, importance_cap=cap, surrogate="reinforce")
 
     num = int(mask.sum())
     row_M = torch.arange(B)[:, None].expand(B, L)[mask]
     sampled = ~rollout[mask].isnan()
     tokens = EngineTokens(rollout[mask], sampled, torch.arange(num), row_M, B)
-    compared = compare(old[mask], tokens, config)
+    compared = compare(old[mask], tokens, loss.config)
     if mode.startswith("sequence"):
         torch.testing.assert_close(compared.weight_M, theirs[:, 0][row_M], rtol=1e-12, atol=0)
         flat = theirs
@@ -77,8 +77,8 @@ def test_importance_weights_are_trls(mode: Any) -> None:
         one = torch.ones(num, dtype=torch.float64)
         edges = Edges(one, 0 * one, one, old_logp_T=old[mask], rollout_logp_T=rollout[mask])
         logp = old[mask].clone().requires_grad_()
-        loss = policy_loss_of_logps(logp, edges, kernel_objective(config)).loss
-        (gradient,) = torch.autograd.grad(-loss, logp)  # of weight * logp: the weights
+        value = policy_loss_of_logps(logp, edges, loss.kernel).loss
+        (gradient,) = torch.autograd.grad(-value, logp)  # of weight * logp: the weights
         torch.testing.assert_close(gradient, theirs[mask], rtol=1e-12, atol=0)
         flat = theirs[mask][sampled]
     used, used_squares = float(compared.sums_Q[6]), float(compared.sums_Q[7])

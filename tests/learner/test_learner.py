@@ -12,10 +12,10 @@ import torch
 
 from g2rpo_fast.learner import Stream
 from g2rpo_fast.model import ModelConfig
-from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import make_batch, split_groups
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.tree import plan_trees
+from objectives import Loss
 from updates import (
     PLAIN,
     advantages,
@@ -33,8 +33,8 @@ from updates import (
     "objective",
     [
         PLAIN,
-        ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
-        ObjectiveConfig(kl_coef=0.1, entropy_coef=0.05),
+        Loss(aggregation="token_mean", clip_high=0.28),
+        Loss(kl_coef=0.1, entropy_coef=0.05),
     ],
     ids=["grpo", "dapo", "kl-entropy"],
 )

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from budget import draws
 from g2rpo_fast.model import ModelConfig, tree_hidden
-from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.terms import Clip, Entropy, Kl
 from g2rpo_fast.pieces import Scored, Term
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
+from objectives import Loss
 from scored import CLOCK, rewards_of
 from tree_models import FAMILIES, SHAPE, on_trees, rows
 from updates import advantages, base_model, batches, learner, rollouts, textbook_loss
@@ -44,7 +44,7 @@ FORWARDS = [
     pytest.param("cuda", "triton", "gemma2", marks=ON_GPU),
     pytest.param("cuda", "triton", "gemma3", marks=ON_GPU),
 ]
-OBJECTIVE = ObjectiveConfig(kl_coef=0.1, entropy_coef=0.05)
+OBJECTIVE = Loss(kl_coef=0.1, entropy_coef=0.05)
 TEXTBOOK_LOSS = -0.1109798
 
 

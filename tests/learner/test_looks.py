@@ -18,13 +18,13 @@ import torch
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.objective.terms import Clip, Disco, Kl, Reinforce
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.pieces import RowTokens, Scored, TokenCredit, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import Doubles, Rollout
+from objectives import Loss
 from products import Work
 from scored import CLOCK, rewards_of
 from updates import TEMPERATURE, advantages, assert_same_weights, base_model, padded, rollouts
@@ -100,7 +100,7 @@ def counted(learner: Learner) -> Iterator[dict[str, int]]:
 
 
 def learner(*, budget: int = 8192, passes: int = 1, kl: bool = False, **given: Any) -> Learner:
-    objective = given.pop("objective", ObjectiveConfig())
+    objective = given.pop("objective", Loss())
     model, reference = base_model(), base_model()
     for m in (model, reference):
         select_tree_attention(m)
@@ -108,12 +108,11 @@ def learner(*, budget: int = 8192, passes: int = 1, kl: bool = False, **given: A
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         reference=reference.requires_grad_(False) if kl or objective.kl_coef else None,
-        objective=objective,
+        **(objective.learnt | given),
         optim=OptimConfig(max_grad_norm=1e9, updates_per_batch=passes),
         tree=TreeConfig(token_budget=budget),
         compute=ModelConfig(),
         temperature=TEMPERATURE,
-        **given,
     )
 
 
@@ -121,7 +120,7 @@ def scored() -> Scored:
     return Scored(rollouts=tuple(rollouts()), rewards=rewards_of(REWARD_R[:, None]), clock=CLOCK)
 
 
-OPEN = ObjectiveConfig(clip_low=1.0, clip_high=math.inf)
+OPEN = Loss(clip_low=1.0, clip_high=math.inf)
 """Nothing is clipped: rows without a gradient would be left out of products."""
 OPEN_CLIP: dict[str, Any] = {"objective": OPEN}
 COUNTS: dict[str, tuple[dict[str, Any], int, tuple[int, int, int]]] = {
@@ -129,11 +128,11 @@ COUNTS: dict[str, tuple[dict[str, Any], int, tuple[int, int, int]]] = {
     "plain": (OPEN_CLIP, 1, (1, 0, 3)),
     "plain, three passes": (OPEN_CLIP | {"passes": 3}, 1, (3, 0, 9)),
     "minibatches": (OPEN_CLIP, 2, (2, 0, 4)),
-    "minibatches without ratios": ({"objective": ObjectiveConfig(surrogate="reinforce")}, 2, (1, 0, 3)),
+    "minibatches without ratios": ({"objective": Loss(surrogate="reinforce")}, 2, (1, 0, 3)),
     "the engine as old policy": ({"objective": replace(OPEN, old_logp="rollout")}, 2, (1, 0, 3)),
-    "kl": ({"objective": ObjectiveConfig(kl_coef=0.1)}, 1, (1, 1, 4)),
-    "importance of tokens": ({"objective": ObjectiveConfig(importance="token_mask")}, 1, (1, 0, 3)),
-    "importance of rows": ({"objective": ObjectiveConfig(importance="sequence_mask")}, 1, (2, 0, 4)),
+    "kl": ({"objective": Loss(kl_coef=0.1)}, 1, (1, 1, 4)),
+    "importance of tokens": ({"objective": Loss(importance="token_mask")}, 1, (1, 0, 3)),
+    "importance of rows": ({"objective": Loss(importance="sequence_mask")}, 1, (2, 0, 4)),
     "credit without a look": ({"token_credit": (Twice(),)}, 1, (1, 0, 3)),
     "credit by entropy": (OPEN_CLIP | {"token_credit": (Sure(),), "passes": 3}, 1, (4, 0, 10)),
     "credit by entropy, minibatches": ({"token_credit": (Sure(), Twice())}, 2, (2, 0, 4)),

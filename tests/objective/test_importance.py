@@ -18,11 +18,11 @@ from g2rpo_kernels import Edges, policy_loss_of_logps
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.objective import ObjectiveConfig, kernel_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import EngineTokens, compare, mismatch_metrics, weighted
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.tree import TreeConfig
+from objectives import Loss
 from updates import TEMPERATURE, advantages, assert_moved_alike, batches, model64, rollouts
 
 
@@ -52,7 +52,7 @@ def make_rollouts(engine):
     return made
 
 
-def learner64(objective: ObjectiveConfig, *, passes: int = 1, budget: int = 8192) -> Learner:
+def learner64(objective: Loss, *, passes: int = 1, budget: int = 8192) -> Learner:
     model, reference = model64(), model64(0.95)
     for m in (model, reference):
         select_tree_attention(m)
@@ -60,7 +60,7 @@ def learner64(objective: ObjectiveConfig, *, passes: int = 1, budget: int = 8192
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         reference=reference.requires_grad_(False) if objective.kl_coef else None,
-        objective=objective,
+        **objective.learnt,
         optim=OptimConfig(max_grad_norm=1e9, updates_per_batch=passes),
         tree=TreeConfig(token_budget=budget),
         compute=ModelConfig(),
@@ -75,7 +75,7 @@ def rows_of(batch: TrainBatch):
         yield batch.sequences.ids_N[start:stop], slice(start + 1, stop)
 
 
-def weights_by_formula(log_w: torch.Tensor, sampled: torch.Tensor, o: ObjectiveConfig) -> torch.Tensor:
+def weights_by_formula(log_w: torch.Tensor, sampled: torch.Tensor, o: Loss) -> torch.Tensor:
     """One per token, or one for all."""
     low, cap = o.importance_bounds
     if o.importance == "none":
@@ -91,7 +91,7 @@ def weights_by_formula(log_w: torch.Tensor, sampled: torch.Tensor, o: ObjectiveC
     return torch.where(sampled, used, 1.0) if o.importance_level == "token" else used
 
 
-def textbook_update(batch: TrainBatch, o: ObjectiveConfig, passes: int):
+def textbook_update(batch: TrainBatch, o: Loss, passes: int):
     """SGD steps on the plain sum over rows; returns the model."""
     model, reference = model64(), model64(0.95)
     old: dict[int, torch.Tensor] = {}
@@ -141,7 +141,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_update_with_importance_weights_equals_the_textbook(mode: Any, ratio: Any) -> None:
-    o = ObjectiveConfig(importance=mode, ratio=ratio, kl_coef=0.1, entropy_coef=0.05, **MODES[mode])
+    o = Loss(importance=mode, ratio=ratio, kl_coef=0.1, entropy_coef=0.05, **MODES[mode])
     made, advantage = make_rollouts(model64(1.03)), 0.3 * advantages()
     (batch,) = batches(made, advantage, o)
     ours = learner64(o, passes=2, budget=60)
@@ -157,7 +157,7 @@ def test_update_with_importance_weights_equals_the_textbook(mode: Any, ratio: An
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_rollout_as_old_policy_equals_the_textbook(ratio: Any) -> None:
     """Injected tokens are on-policy in the first pass, and compared with it in the second."""
-    o = ObjectiveConfig(old_logp="rollout", ratio=ratio)
+    o = Loss(old_logp="rollout", ratio=ratio)
     made, advantage = make_rollouts(model64(1.03)), 0.3 * advantages()
     (batch,) = batches(made, advantage, o)
     ours = learner64(o, passes=2, budget=60)
@@ -172,7 +172,7 @@ def test_injected_tokens_alone_are_on_policy_under_the_rollouts_log_probabilitie
     made = make_rollouts(model64(1.03))
     made = [replace(r, loss_mask=np.arange(len(r.response_ids)) < r.guidance_len) for r in made]
     weights = []
-    for o in (ObjectiveConfig(), ObjectiveConfig(old_logp="rollout")):
+    for o in (Loss(), Loss(old_logp="rollout")):
         ours = learner64(o, passes=2)
         stats = ours.update(batches(made, 0.3 * advantages(), o), lr=1.0)
         assert math.isnan(stats["mismatch/mean_abs"])
@@ -185,7 +185,7 @@ def test_injected_tokens_alone_are_on_policy_under_the_rollouts_log_probabilitie
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("budget", [8192, 60])
 def test_mismatch_metrics_equal_their_formulas(mode: Any, budget: int) -> None:
-    o = ObjectiveConfig(importance=mode, **MODES[mode])
+    o = Loss(importance=mode, **MODES[mode])
     made, advantage = make_rollouts(model64(1.03)), advantages()
     advantage[1] = 0.0
     (batch,) = batches(made, advantage, o)
@@ -220,7 +220,7 @@ def test_mismatch_metrics_equal_their_formulas(mode: Any, budget: int) -> None:
 
 
 def test_an_engine_that_agrees_has_no_mismatch() -> None:
-    o = ObjectiveConfig(importance="sequence_mask")
+    o = Loss(importance="sequence_mask")
     stats = learner64(o).update(batches(make_rollouts(model64()), advantages(), o), lr=0.0)
     assert 0 < stats["mismatch/max_abs"] < 1e-6  # the records keep float32
     assert stats["mismatch/k3"] < 1e-12
@@ -229,7 +229,7 @@ def test_an_engine_that_agrees_has_no_mismatch() -> None:
 
 
 def test_nothing_to_compare_is_nan_and_all_masked_is_no_sample() -> None:
-    o = ObjectiveConfig(importance="token_mask", importance_cap=1.0, importance_low=1.0)
+    o = Loss(importance="token_mask", importance_cap=1.0, importance_low=1.0)
     assert all(math.isnan(v) for v in mismatch_metrics([], o).values())
     stats = learner64(o).update(batches(make_rollouts(model64(1.03)), advantages(), o), lr=0.0)
     assert (stats["mismatch/ess"], stats["mismatch/outside"]) == (0.0, 1.0)
@@ -262,7 +262,7 @@ def test_weights_correct_a_wrong_engine_in_expectation(mode: Any, length: int) -
     def logps(logits: torch.Tensor) -> torch.Tensor:
         return logits.log_softmax(-1)[context, ids].reshape(-1)
 
-    def gradient(sampler: torch.Tensor, o: ObjectiveConfig) -> torch.Tensor:
+    def gradient(sampler: torch.Tensor, o: Loss) -> torch.Tensor:
         """Of the loss in which each row weighs what `sampler` gives it, tokens and all."""
         rollout_T = logps(sampler).detach()
         weight_M = rollout_T.reshape(num_rows, length).sum(1).exp().repeat_interleave(length)
@@ -278,10 +278,10 @@ def test_weights_correct_a_wrong_engine_in_expectation(mode: Any, length: int) -
         tokens = EngineTokens(rollout_T, everywhere, torch.arange(num), row_M, num_rows)
         if o.importance_level != "token":  # those are the kernels'
             edges = weighted(edges, compare(logp_T.detach(), tokens, o).weight_M)
-        return torch.autograd.grad(policy_loss_of_logps(logp_T, edges, kernel_objective(o)).loss, table)[0]
+        return torch.autograd.grad(policy_loss_of_logps(logp_T, edges, o.kernel).loss, table)[0]
 
-    corrected = ObjectiveConfig(importance=mode, importance_cap=1e6)
-    true = gradient(table.detach(), ObjectiveConfig())
+    corrected = Loss(importance=mode, importance_cap=1e6)
+    true = gradient(table.detach(), Loss())
     torch.testing.assert_close(gradient(off, corrected), true, rtol=1e-10, atol=1e-12)
-    wrong = gradient(off, ObjectiveConfig())
+    wrong = gradient(off, Loss())
     assert float((wrong - true).abs().max()) > 0.1 * float(true.abs().max()) > 1e-3

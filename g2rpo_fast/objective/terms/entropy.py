@@ -16,8 +16,8 @@ class Entropy(Term):
     """-coef w H, H the entropy (nats) of the token's distribution (A3C, arXiv 1602.01783). Evidence: code."""
 
     use = "entropy"
-    coef: float
-    """Above 0 a bonus, below a penalty."""
+    coef: float = 0.01
+    """Its weight (A3C: 0.01); above 0 a bonus, below a penalty."""
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
         return -self.coef * (tokens.weight_N * safe(entropy_N, tokens)).sum()

@@ -24,7 +24,8 @@ class Kl(Term):
     """
 
     use = "kl"
-    coef: Annotated[float, Gt(0)]
+    coef: Annotated[float, Gt(0)] = 0.04
+    """Its weight (GRPO's paper: 0.04)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     times: Literal["one", "token", "sequence"] = "one"
     """What multiplies the estimate: nothing, the unclipped ratio of the token, or that of the sequence."""

@@ -1,0 +1,125 @@
+"""What sections and pieces must be to each other. Each check raises ValueError, one line, naming the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from g2rpo_fast.embedded import UNTRAINED
+from g2rpo_fast.guidance import num_guided_of
+from g2rpo_fast.rollout.vllm.engine import COLDEST
+
+if TYPE_CHECKING:
+    from g2rpo_fast.config.sections import Config
+
+
+def _paths(config: Config) -> None:
+    """A preset may name the untrained model and leave the data to the user: `assemble` wants them."""
+    if config.model.path == UNTRAINED and config.data.path is None:
+        return
+    if (config.model.path is None) != (config.data.path is None):
+        given, missing = ("model", "data") if config.data.path is None else ("data", "model")
+        raise ValueError(
+            f"{missing}.path: wanted a path because {given}.path is given, got None "
+            f"(the embedded default makes both its model and its data; leave out both or neither)"
+        )
+
+
+def _temperatures(config: Config) -> None:
+    if config.rollout.temperature == 0:
+        raise ValueError("rollout.temperature: wanted above 0 (greedy groups teach nothing), got 0")
+    for name in ("rollout", "evaluate") if config.rollout.engine == "vllm" else ():
+        temperature = getattr(config, name).temperature
+        if 0 < temperature < COLDEST:
+            raise ValueError(
+                f"{name}.temperature: wanted at least {COLDEST} with rollout.engine = vllm (which takes "
+                f"less for it), got {temperature}"
+            )
+
+
+def _guidance(config: Config) -> None:
+    guidance, rollout = config.guidance, config.rollout
+    if not guidance.enabled:
+        return
+    if rollout.max_tokens <= guidance.reserve:
+        raise ValueError(
+            f"rollout.max_tokens: wanted more than guidance.reserve = {guidance.reserve}, "
+            f"got {rollout.max_tokens}"
+        )
+    if guidance.controller_input == "unguided" and guidance.members == "first":
+        num_guided = num_guided_of(guidance, rollout.group_size)
+        if num_guided >= rollout.group_size:
+            raise ValueError(
+                f'guidance.share: wanted unguided members left (controller_input = "unguided"), got '
+                f"{num_guided} guided of rollout.group_size = {rollout.group_size}"
+            )
+
+
+def _truncation(config: Config) -> None:
+    """The engine's log-probabilities are of the tokens that truncation keeps, the trainer's of all."""
+    objective = config.objective
+    if objective.old_logp == "rollout":
+        compares = 'objective.old_logp = "rollout"'
+    elif objective.importance != "none":
+        compares = f'objective.importance = "{objective.importance}"'
+    elif config.run.ahead:
+        compares = "run.ahead = 1"
+    else:
+        return
+    for name, off in (("top_p", 1), ("top_k", 0)):
+        got = getattr(config.rollout, name)
+        if got != off:
+            raise ValueError(
+                f"rollout.{name}: wanted {off} (off) with {compares}, which compares the engine's "
+                f"log-probabilities with the trainer's: those of kept tokens with those of all, got {got}"
+            )
+
+
+def _ahead(config: Config) -> None:
+    if config.run.ahead and config.objective.importance == "none" and config.objective.old_logp == "trainer":
+        raise ValueError(
+            "objective.importance: wanted weights, such as token_truncate, or objective.old_logp = "
+            "\"rollout\" with run.ahead = 1 (its rollouts come from older weights), got 'none'"
+        )
+    if config.run.ahead and config.rollout.engine == "vllm" and config.vllm.sleep != "off":
+        raise ValueError(
+            "vllm.sleep: wanted off with run.ahead = 1 (vLLM samples during the update), got "
+            f"{config.vllm.sleep}"
+        )
+
+
+def _steps(config: Config) -> None:
+    if config.optim.minibatches > config.run.prompts_per_step:
+        raise ValueError(
+            f"optim.minibatches: wanted at most run.prompts_per_step = {config.run.prompts_per_step} "
+            f"(groups are not split), got {config.optim.minibatches}"
+        )
+    if config.optim.warmup_steps > config.run.steps > 0:
+        raise ValueError(
+            f"optim.warmup_steps: wanted at most run.steps = {config.run.steps} (or a share below 1), "
+            f"got {config.optim.warmup_steps:g}"
+        )
+
+
+def _terms(config: Config) -> None:
+    if not config.terms:
+        raise ValueError("terms: wanted at least one, got none")
+    takes_ratios = any("old_logp" in term.needs for term in config.terms)
+    if config.objective.old_logp == "rollout" and not takes_ratios:
+        used = ", ".join(term.use for term in config.terms)
+        raise ValueError(
+            f"objective.old_logp: wanted 'trainer' with terms = {used} (none takes a ratio), got 'rollout'"
+        )
+
+
+def _hints(config: Config) -> None:
+    wanting = [piece.use for piece in config.rounds if piece.hints]
+    if wanting and not config.data.hint_columns:
+        raise ValueError(
+            f"data.hint_columns: wanted columns with hints for rounds = {', '.join(wanting)}, got none"
+        )
+
+
+CHECKS: tuple[Callable[[Config], None], ...] = (
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints,
+)  # fmt: skip

@@ -1,0 +1,43 @@
+"""Functions of one's own: given as they are from Python, or as "module:function" in a configuration."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def function_of(given: Callable[..., Any] | str, key: str) -> Callable[..., Any]:
+    """The function. For a name the current directory is importable, after everything else.
+
+    Raises:
+        ValueError: one line naming `key`: no such module or function, or something that cannot be called.
+    """
+    if not isinstance(given, str):
+        if not callable(given):
+            raise ValueError(f"{key}: wanted a function or module:function, got {given!r}")
+        return given
+    module_name, colon, attribute = given.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"{key}: wanted module:function, got {given!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ValueError(
+            f"{key}: importing {module_name!r} for {given!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        found = "no such name" if function is None else type(function).__name__
+        raise ValueError(f"{key}: wanted a function {attribute!r} in {module.__file__}, got {found}")
+    return function
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What stands for a function in a record of the run."""
+    return f"{function.__module__}:{function.__qualname__}"

@@ -1,0 +1,136 @@
+"""Whole runs by methods that each use another joint of the frame: a store, a second round, tied losses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from g2rpo_fast.assemble import assemble
+from g2rpo_fast.config import Config, config_from_dict, plain
+from g2rpo_fast.config.read import read_values, with_method
+from g2rpo_fast.gather import sample, score
+from g2rpo_fast.methods import load_method, load_methods
+from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.rounds import settled
+from g2rpo_fast.train import train
+from runs import tiny_config, without_times
+
+HINTS = {"data": {"eval_rows": 8, "hint_columns": ["trace"], "hint_template": "{hint}#{prompt}"}}
+RARE = {"reward": {"functions": ["runs:rare"]}}
+AHEAD = {"run": {"ahead": 1}, "objective": {"importance": "token_truncate"}}
+RUNNABLE = [key for key, method in load_methods().items() if method.runnable and method.settings]
+
+
+def config_of(directory: Path, method: str | None, *layers: dict[str, dict[str, Any]]) -> Config:
+    """The tiny embedded run by a method, with layers of sections over it."""
+    values = plain(tiny_config(directory, evaluate={"every": 0, "profile_prompts": 0}))
+    if method is not None:
+        values, _ = with_method(values, load_method(method))
+    for layer in layers:
+        for name, section in layer.items():
+            values[name] = {**values[name], **section}
+    return config_from_dict(values)
+
+
+def run(config: Config) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    result = train(config, show=lambda line: None)
+    return without_times(read_metrics(result.metrics_path)), load_file(result.model_dir / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", RUNNABLE)
+def test_a_method_runs(method: str, tmp_path: Path) -> None:
+    layers = [HINTS, RARE] if method == "guide_grpo" else []
+    records, weights = run(config_of(tmp_path, method, {"run": {"steps": 2}}, *layers))
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert max(record["optim/grad_norm"] for record in records[1:]) > 0
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    guided = records[1]["rollout/guidance_tokens"] > 0
+    assert guided == ("guidance" in load_method(method).settings)
+
+
+CONTINUED = {
+    "store": ("vade", [RARE]),
+    "store, ahead": ("vade", [RARE, AHEAD]),
+    "rounds": ("guide_grpo", [HINTS, RARE]),
+    "rounds, ahead": ("guide_grpo", [HINTS, RARE, AHEAD]),
+    "memory": ("g2rpo_a_official", [RARE]),
+    "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_continued_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    """From the checkpoint in the middle: metrics and weights bit for bit."""
+    method, layers = CONTINUED[name]
+    kept = {"checkpoint": {"every": 2, "keep": 9}}
+    whole, weights = run(config_of(tmp_path / "whole", method, *layers, kept))
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "model")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_00000004")
+    again, after = run(config_of(tmp_path / "again", method, *layers, kept))
+    assert again == whole
+    assert len(again) == 5
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+
+
+def test_vade_keeps_what_it_learns_and_chooses_by_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "vade", RARE)
+    run(config)
+    parts = assemble(config, lambda line: None)
+    alpha, beta = parts.state.store.columns["alpha"], parts.state.store.columns["beta"]
+    seen = alpha + beta > 1
+    assert 4 <= seen.sum() <= 16  # four prompts in each of four steps
+    assert alpha.max() > 0.5
+    groups = dict.fromkeys(ask.prompt.id for ask in sample(parts, parts.state).asks)
+    assert len(groups) == 4
+    parts.close()
+
+
+def test_failed_groups_get_rows_from_a_hint_and_train_without_it(tmp_path: Path) -> None:
+    parts = assemble(config_of(tmp_path, "guide_grpo", HINTS, RARE), lambda line: None)
+    batch = sample(parts, parts.state)
+    scored, _ = score(parts, parts.state, batch)
+    first = [r for r in scored.rollouts if r.round == 0]
+    second = [r for r in scored.rollouts if r.round == 1]
+    assert len(first) == 24
+    failed = {
+        r.prompt.id for r in first if not any(
+            a for a, other in zip(scored.rewards.accuracy_R, scored.rollouts) if other.group == r.group
+        )
+    }  # fmt: skip
+    assert failed
+    assert {r.prompt.id for r in second} == failed
+    assert len(second) == 6 * len(failed)
+    for r in second:
+        assert r.source == "off_policy"
+        assert r.sampling_prompt_ids == r.prompt.hinted_ids[0]
+        assert r.training_prompt_ids == r.prompt.token_ids
+    assert {r.source for r in first} == {"on_policy"}
+    kept = settled(parts.recipe.rounds, scored, parts.state.memory)
+    assert 0 < len(kept.rollouts) < len(scored.rollouts)
+    assert batch.rewards is not None  # nothing is scored twice
+    parts.close()
+
+
+def test_a_step_that_settles_on_nothing_leaves_the_weights(tmp_path: Path) -> None:
+    never = {"reward": {"functions": ["exact_match"]}}
+    begun, before = run(config_of(tmp_path / "none", "guide_grpo", HINTS, never, {"run": {"steps": 0}}))
+    records, after = run(config_of(tmp_path / "some", "guide_grpo", HINTS, never, {"run": {"steps": 3}}))
+    assert len(begun) == 1
+    trained = [record["rollout/trained_rows"] for record in records[1:]]
+    assert trained == [0.0, 0.0, 0.0]
+    assert [record["rollout/rows"] for record in records[1:]] == [48.0] * 3
+    assert [record["optim/bad_updates"] for record in records[1:]] == [0, 0, 0]
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_hints_that_are_not_there_are_wanted_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.hint_columns: wanted columns with hints .*hint_on_failure"):
+        config_of(tmp_path, "guide_grpo")
+    values, _ = read_values("embedded", method="grpo")
+    assert values["guidance"]["enabled"] is False
