@@ -139,6 +139,27 @@ def test_frozen_parts_cost_no_product(moving: tuple[int, ...], number: int) -> N
         torch.testing.assert_close(gradient, want[n], **EPS)
 
 
+@pytest.mark.parametrize("ties", ["token", "batch"])
+def test_what_the_loss_closes_over_may_have_a_graph_of_its_own(ties: str) -> None:
+    """A critic on the same hidden states: its gradient adds to that of the log-probabilities."""
+    hidden, head, target = example()
+    critic = normal(D, seed=8).requires_grad_()
+    leaves = [hidden, head, critic]
+
+    def run(**options: Any) -> tuple[Tensor, ...]:
+        value_T = torch.tanh(hidden @ critic)
+
+        def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
+            return of_tokens(logp_T + value_T.square(), entropy_T) + (value_T * logp_T).mean()
+
+        return outcome(token_loss(hidden, head, target, loss, ties=ties, **options).loss, leaves)
+
+    want = run(impl="reference")
+    for got, true in zip(run(impl="cpu", chunk_bytes=5 * V * 8), want, strict=True):
+        assert true.abs().max() > 1e-3
+        torch.testing.assert_close(got, true, **EPS)
+
+
 def test_no_grad_computes_no_gradient() -> None:
     hidden, head, target = example()
     with torch.no_grad(), Work() as work:
