@@ -159,8 +159,8 @@ def ours_step(prompt: int, steps: int) -> Figures:
             "guidance": {"enabled": False},
         }
     )
-    forced = dataclasses.replace(parts.judge.sampling, stop_token_ids=())
-    parts = dataclasses.replace(parts, judge=dataclasses.replace(parts.judge, sampling=forced))
+    forced = dataclasses.replace(parts.sampler.sampling, stop_token_ids=())
+    parts = dataclasses.replace(parts, judge=dataclasses.replace(parts.sampler, sampling=forced))
     return _our_loop(parts, steps)
 
 

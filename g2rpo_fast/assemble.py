@@ -26,7 +26,7 @@ from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data import PromptSet, ReferenceCheck, load_prompts, read_texts, with_chat_settled
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
-from g2rpo_fast.evaluate import Judge
+from g2rpo_fast.evaluate import Sampler
 from g2rpo_fast.fingerprint import fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
@@ -72,7 +72,7 @@ class Parts:
     rewards: RewardSet
     engine: Engine
     learner: Learner
-    judge: Judge
+    sampler: Sampler
     log: MetricsLog
     state: TrainState
     """Where it begins."""
@@ -150,12 +150,12 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         rewards=rewards,
         engine=engine,
         learner=_learner(config, recipe, model, optimizer, reference),
-        judge=Judge(
+        sampler=Sampler(
             engine=engine,
             sampling=sampling,
             max_tokens=config.rollout.max_tokens,
             decode=text_decoder(tokenizer),
-            score=partial(score, rewards),
+            rewards=partial(score, rewards),
             seed=config.run.seed,
         ),
         log=MetricsLog(directory / "metrics.jsonl", last_step=logged),

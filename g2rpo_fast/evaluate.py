@@ -15,9 +15,18 @@ import numpy as np
 from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.metrics import applicable_mean
-from g2rpo_fast.rollout.groups import plain_asks, sample_asks
+from g2rpo_fast.rollout.groups import plain_asks, requests_of, rollouts_of
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Ask, Engine, Prompt, Rewards, Rollout, Sampling
+from g2rpo_fast.types import (
+    Ask,
+    Completion,
+    Engine,
+    Prompt,
+    Request,
+    Rewards,
+    Rollout,
+    Sampling,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +54,36 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Samples and scores prompts with the present weights: what evaluation and the profile share."""
+class Sampler:
+    """Asks to rollouts to rewards, with the present weights: for training, evaluation and the profile."""
 
     engine: Engine
     sampling: Sampling
     max_tokens: int
     decode: Decode
-    score: Callable[[Sequence[Rollout], Rewards | None], Rewards]
+    rewards: Callable[[Sequence[Rollout], Rewards | None], Rewards]
     """Of rollouts, the first of which may have rewards already."""
     seed: int
 
+    def requests(self, asks: Sequence[Ask], step: int) -> list[Request]:
+        return requests_of(asks, seed=self.seed, step=step)
+
+    def complete(self, asks: Sequence[Ask], step: int) -> list[Completion]:
+        return self.engine.generate(self.requests(asks, step), self.sampling)
+
+    def rollouts(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> list[Rollout]:
+        return rollouts_of(asks, completions, sampling=self.sampling, decode=self.decode)
+
     def run(self, asks: Sequence[Ask], step: int) -> tuple[list[Rollout], Rewards]:
-        rollouts = sample_asks(
-            self.engine, asks, sampling=self.sampling, seed=self.seed, step=step, decode=self.decode
-        )
-        return rollouts, self.score(rollouts, None)
+        rollouts = self.rollouts(asks, self.complete(asks, step))
+        return rollouts, self.rewards(rollouts, None)
 
 
-def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:
+def evaluate(sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:
     """Unguided accuracy, reward, length and share of finished answers on `prompts`."""
-    sampling = replace(judge.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
-    asks = plain_asks(prompts, [config.samples] * len(prompts), max_tokens=judge.max_tokens)
-    rollouts, rewards = replace(judge, sampling=sampling).run(asks, step=0)
+    sampling = replace(sampler.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
+    asks = plain_asks(prompts, [config.samples] * len(prompts), max_tokens=sampler.max_tokens)
+    rollouts, rewards = replace(sampler, sampling=sampling).run(asks, step=0)
     count = len(rollouts)
     return {
         "eval/accuracy": applicable_mean(rewards.accuracy_R),
@@ -78,7 +94,7 @@ def evaluate(judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig) ->
 
 
 def guidance_profile(
-    judge: Judge, prompts: Sequence[Prompt], config: EvaluateConfig, *, reserve: int
+    sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig, *, reserve: int
 ) -> tuple[ProfilePoint, ...]:
     """Success rate given the first 0, 25, 50, 75 and 100% of the trace, sampled as in training.
 
@@ -87,13 +103,15 @@ def guidance_profile(
     traced = [p for p in prompts if p.trace_ids][: config.profile_prompts]
     points = []
     for index, fraction in enumerate(PROFILE_FRACTIONS if traced else ()):
-        longest = judge.max_tokens - reserve
+        longest = sampler.max_tokens - reserve
         asks = [
             replace(ask, given_ids=trace[: min(round(fraction * len(trace)), longest)])
-            for ask in plain_asks(traced, [config.profile_samples] * len(traced), max_tokens=judge.max_tokens)
+            for ask in plain_asks(
+                traced, [config.profile_samples] * len(traced), max_tokens=sampler.max_tokens
+            )
             for trace in [ask.prompt.trace_ids]
         ]
-        _, rewards = judge.run(asks, step=-1 - index)
+        _, rewards = sampler.run(asks, step=-1 - index)
         num = int(np.sum(~np.isnan(rewards.accuracy_R)))
         success = applicable_mean(rewards.accuracy_R) if num else 0.0
         points.append(ProfilePoint(fraction=fraction, success=success, num=num))

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.pieces import Clock, Scored
-from g2rpo_fast.rollout.groups import plain_asks, requests_of, rollouts_of
+from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.rounds import first_round, next_round, noted
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.step_metrics import staleness_metrics
-from g2rpo_fast.types import Ask, Completion, Request
+from g2rpo_fast.types import Ask, Completion
 
 
 def clock_of(parts: Parts, state: TrainState, *, ahead: int = 0, taken: int = 0) -> Clock:
@@ -33,7 +33,7 @@ def sample(parts: Parts, state: TrainState) -> SampledBatch:
     """The rows of the next step, all rounds of them."""
     clock = clock_of(parts, state)
     asks, count = first_asks(parts, state, clock)
-    completions = parts.engine.generate(_requests(parts, clock, asks), parts.judge.sampling)
+    completions = parts.sampler.complete(asks, clock.step + 1)
     return _finished(parts, state, clock, asks, count, completions)
 
 
@@ -42,7 +42,7 @@ def sample_ahead(parts: Parts, state: TrainState, sampled: SampledBatch) -> Call
     first round, and samples those after it."""
     clock = clock_of(parts, state, ahead=1, taken=sampled.num_prompts)
     asks, count = first_asks(parts, state, clock)
-    collect = parts.engine.submit(_requests(parts, clock, asks), parts.judge.sampling)
+    collect = parts.engine.submit(parts.sampler.requests(asks, clock.step + 1), parts.sampler.sampling)
     return lambda: _finished(parts, state, clock, asks, count, collect())
 
 
@@ -65,10 +65,6 @@ def first_asks(
         first_group=first_group,
     )
     return first_round(recipe.rounds, plain, state.memory, clock), len(chosen)
-
-
-def _requests(parts: Parts, clock: Clock, asks: Sequence[Ask]) -> list[Request]:
-    return requests_of(asks, seed=clock.seed, step=clock.step + 1)
 
 
 def _finished(
@@ -94,7 +90,8 @@ def _finished(
         def more(count: int, taken: list[int] = taken, first_group: int = scored.num_groups) -> list[Ask]:
             """First asks of the next prompts of the data."""
             later = replace(clock, cursor=clock.cursor + sum(taken))
-            new, number = first_asks(parts, state, later, count=count, first_group=first_group)
+            group = first_group + sum(taken[1:])
+            new, number = first_asks(parts, state, later, count=count, first_group=group)
             taken.append(number)
             return new
 
@@ -102,19 +99,17 @@ def _finished(
         new = next_round(rounds, scored, state.memory, more)
         if not new:
             break
-        answers = parts.engine.generate(_requests(parts, clock, new), parts.judge.sampling)
+        answers = parts.sampler.complete(new, clock.step + 1)
         batch = batch.plus(new, answers, num_prompts=sum(taken))
     return batch
 
 
 def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     """The batch's rows; those that have no rewards yet are scored now."""
-    rollouts = rollouts_of(
-        batch.asks, batch.completions, sampling=parts.judge.sampling, decode=parts.judge.decode
-    )
+    rollouts = parts.sampler.rollouts(batch.asks, batch.completions)
     rewards = batch.rewards
     if rewards is None or len(rewards.total_R) < len(rollouts):
-        rewards = parts.judge.score(rollouts, rewards)
+        rewards = parts.sampler.rewards(rollouts, rewards)
     return Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock)
 
 

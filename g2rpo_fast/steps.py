@@ -154,7 +154,7 @@ def evaluation(parts: Parts, state: TrainState) -> dict[str, float]:
     due = config.every and (state.step % config.every == 0 or state.step == parts.config.run.steps)
     if not due or parts.eval_prompts is None:
         return {}
-    return evaluate(parts.judge, parts.eval_prompts.prompts, config)
+    return evaluate(parts.sampler, parts.eval_prompts.prompts, config)
 
 
 def with_best(state: TrainState, accuracy: float | None) -> TrainState:

@@ -105,7 +105,7 @@ def before_training(parts: Parts, console: Console) -> TrainState:
     config = parts.config
     if config.guidance.enabled and config.evaluate.profile_prompts:
         points = guidance_profile(
-            parts.judge, parts.prompts.prompts, config.evaluate, reserve=config.guidance.reserve
+            parts.sampler, parts.prompts.prompts, config.evaluate, reserve=config.guidance.reserve
         )
         warnings = judge_profile(points)
         console.profile(points, warnings)

@@ -13,7 +13,7 @@ import numpy as np
 
 from g2rpo_fast.rollout.stop_text import ResponseText
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Ask, Completion, Engine, Prompt, Request, Rollout, Sampling
+from g2rpo_fast.types import Ask, Completion, Prompt, Request, Rollout, Sampling
 
 
 def request_seed(
@@ -118,11 +118,3 @@ def _rollout(ask: Ask, completion: Completion, text_of: ResponseText) -> Rollout
         round=ask.round,
         source=ask.source,
     )
-
-
-def sample_asks(
-    engine: Engine, asks: Sequence[Ask], *, sampling: Sampling, seed: int, step: int, decode: Decode
-) -> list[Rollout]:
-    """`requests_of`, the engine's answers, `rollouts_of`."""
-    completions = engine.generate(requests_of(asks, seed=seed, step=step), sampling)
-    return rollouts_of(asks, completions, sampling=sampling, decode=decode)

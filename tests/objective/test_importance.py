@@ -230,7 +230,7 @@ def test_an_engine_that_agrees_has_no_mismatch() -> None:
 
 def test_nothing_to_compare_is_nan_and_all_masked_is_no_sample() -> None:
     o = Loss(importance="token_mask", importance_cap=1.0, importance_low=1.0)
-    assert all(math.isnan(v) for v in mismatch_metrics([], o).values())
+    assert all(math.isnan(v) for v in mismatch_metrics([], o.config).values())
     stats = learner64(o).update(batches(make_rollouts(model64(1.03)), advantages(), o), lr=0.0)
     assert (stats["mismatch/ess"], stats["mismatch/outside"]) == (0.0, 1.0)
     assert 0.9 < stats["mismatch/ess_raw"] < 1
@@ -277,7 +277,7 @@ def test_weights_correct_a_wrong_engine_in_expectation(mode: Any, length: int) -
         everywhere = torch.ones(num, dtype=torch.bool)
         tokens = EngineTokens(rollout_T, everywhere, torch.arange(num), row_M, num_rows)
         if o.importance_level != "token":  # those are the kernels'
-            edges = weighted(edges, compare(logp_T.detach(), tokens, o).weight_M)
+            edges = weighted(edges, compare(logp_T.detach(), tokens, o.config).weight_M)
         return torch.autograd.grad(policy_loss_of_logps(logp_T, edges, o.kernel).loss, table)[0]
 
     corrected = Loss(importance=mode, importance_cap=1e6)

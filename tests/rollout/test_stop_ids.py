@@ -100,8 +100,8 @@ def test_a_run_samples_with_all_stop_tokens(tmp_path: Path) -> None:
         ),
         print,
     )
-    assert parts.judge.sampling.stop_token_ids == (0, 2, 9)
-    assert parts.judge.decode(tokenizer("7<|im_end|><think>")["input_ids"]) == "7<think>"
+    assert parts.sampler.sampling.stop_token_ids == (0, 2, 9)
+    assert parts.sampler.decode(tokenizer("7<|im_end|><think>")["input_ids"]) == "7<think>"
 
 
 def test_requests_say_how_much_of_them_is_guidance() -> None:

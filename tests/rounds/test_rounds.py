@@ -8,7 +8,15 @@ import numpy as np
 
 from g2rpo_fast.pieces import Memory, More, Round, Scored
 from g2rpo_fast.rollout.groups import plain_asks, requests_of
-from g2rpo_fast.rounds import HintOnFailure, first_memory, first_round, next_round, observed, settled
+from g2rpo_fast.rounds import (
+    HintOnFailure,
+    Resample,
+    first_memory,
+    first_round,
+    next_round,
+    observed,
+    settled,
+)
 from g2rpo_fast.types import Ask
 from scored import CLOCK, scored_of
 
@@ -53,6 +61,27 @@ def test_groups_that_teach_stay() -> None:
     assert kept.rewards.total_R.tolist() == [1.0, 0.0, 0.0, 1.0]
     nothing = replace(scored.rewards, accuracy_R=np.full(8, np.nan))
     assert settled((HintOnFailure(),), replace(scored, rewards=nothing), {}).rollouts == ()
+
+
+def test_groups_without_a_signal_are_replaced_until_there_are_enough() -> None:
+    scored = scored_of([[0.0], [0.0], [1.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1, 2, 2])
+    asked: list[int] = []
+
+    def more(count: int) -> list[Ask]:
+        asked.append(count)
+        return plain_asks([scored.rollouts[0].prompt] * count, [2] * count, max_tokens=9, first_group=3)
+
+    asks = next_round((Resample(),), scored, {}, more)
+    assert (asked, {ask.group for ask in asks}, {ask.round for ask in asks}) == ([2], {3, 4}, {1})
+    later = scored_of([[0.0], [0.0], [1.0], [0.0], [0.0], [1.0], [2.0], [1.0]], [0, 0, 1, 1, 3, 3, 4, 4])
+    rows = tuple(replace(r, round=int(r.group > 2)) for r in later.rollouts)
+    later = replace(later, rollouts=rows)
+    assert settled((Resample(),), later, {}).group_R.tolist() == [1, 1, 3, 3]  # as many as there were first
+    assert next_round((Resample(),), later, {}, more) == []
+    few = replace(later, rewards=replace(later.rewards, total_R=np.zeros(8)))
+    assert next_round((Resample(most=2),), few, {}, more) == []
+    assert {ask.round for ask in next_round((Resample(most=3),), few, {}, more)} == {2}
+    assert settled((Resample(),), few, {}).rollouts == ()
 
 
 @dataclass(frozen=True, kw_only=True)

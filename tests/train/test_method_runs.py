@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ CONTINUED = {
     "store, ahead": ("vade", [RARE, AHEAD]),
     "rounds": ("guide_grpo", [HINTS, RARE]),
     "rounds, ahead": ("guide_grpo", [HINTS, RARE, AHEAD]),
+    "resampling": ("dapo", [RARE]),
     "memory": ("g2rpo_a_official", [RARE]),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
@@ -114,6 +116,20 @@ def test_failed_groups_get_rows_from_a_hint_and_train_without_it(tmp_path: Path)
     kept = settled(parts.recipe.rounds, scored, parts.state.memory)
     assert 0 < len(kept.rollouts) < len(scored.rollouts)
     assert batch.rewards is not None  # nothing is scored twice
+    parts.close()
+
+
+def test_resampling_takes_the_next_prompts_of_the_data(tmp_path: Path) -> None:
+    parts = assemble(config_of(tmp_path, "dapo", RARE), lambda line: None)
+    first = sample(parts, parts.state)
+    assert first.num_prompts > 4
+    asked = list(dict.fromkeys(ask.prompt.id for ask in first.asks))
+    assert len(asked) == first.num_prompts == 1 + max(ask.group for ask in first.asks)
+    scored, _ = score(parts, parts.state, first)
+    kept = settled(parts.recipe.rounds, scored, parts.state.memory)
+    assert len(set(kept.group_R.tolist())) == 4
+    following = sample(parts, replace(parts.state, step=1, cursor=first.num_prompts))
+    assert not {ask.prompt.id for ask in following.asks} & set(asked)
     parts.close()
 
 
