@@ -56,6 +56,7 @@ from g2rpo_fast.run_directory import (
     with_budget,
 )
 from g2rpo_fast.run_state import LastState, TrainState
+from g2rpo_fast.trial import try_own
 from g2rpo_fast.types import Engine, Prompt
 
 
@@ -100,6 +101,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
             or that another process uses. A directory made for it is removed, one that was there can be used.
     """
     check_engine(config)
+    try_own(config.credit, config.terms)
     rewards = load_rewards(config.reward)
     device = find_device(config.run.device)
     run = open_directory(config, show)

@@ -318,6 +318,8 @@ class Term(Piece, ABC):
     """A part of the loss: any function of the tokens' log-probabilities and entropies (nats)."""
 
     section = "terms"
+    by_advantage: ClassVar[bool] = False
+    """Rows without an advantage have no part in it."""
 
     @property
     def ties(self) -> Ties:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"types", "files", "methods"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"pieces"},
+        {"trial"},
         STAGES,
         {"select", "rounds"},
         {"evaluate", "learner", "step_metrics"},
@@ -313,6 +314,52 @@ def paths_of_readme(text: str) -> set[str]:
         folder = folder if line.startswith("  ") else word
         paths.add(folder + word if line.startswith("  ") else word)
     return paths
+
+
+KEEPERS = ("g2rpo_fast/objective/terms/", "g2rpo_fast/methods/", "g2rpo_fast/config/renamed.py")
+"""Where losses and methods have their names; `renamed` reads those of earlier versions."""
+DEFAULTS = {("g2rpo_fast/config/sections.py", "Clip")}
+"""What a configuration that says nothing gets."""
+
+
+def named_losses(path: str, tree: ast.Module, names: Set[str], classes: Set[str]) -> Iterator[str]:
+    """Texts that are a loss's or a method's name, and losses' classes. Docstrings may speak of both."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in names:
+            yield f"{path}:{node.lineno} names {node.value!r}"
+        elif isinstance(node, ast.Name) and node.id in classes and (path, node.id) not in DEFAULTS:
+            yield f"{path}:{node.lineno} names {node.id}"
+
+
+def losses_and_methods() -> tuple[set[str], set[str]]:
+    """(names in configurations, classes); words that also mean something else are left out."""
+    files = parsed("g2rpo_fast/objective/terms").values()
+    kept = [
+        node
+        for tree in files
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(n).startswith("use = ") for n in node.body)
+    ]
+    uses = {ast.unparse(n)[7:-1] for node in kept for n in node.body if ast.unparse(n).startswith("use = ")}
+    methods = {file.stem for file in (ROOT / "g2rpo_fast" / "methods").glob("*.toml")}
+    return (uses | methods) - {"kl", "entropy", "own", "vade", "rloo"}, {node.name for node in kept} - {"Own"}
+
+
+def test_no_file_outside_its_own_names_a_loss_or_a_method():
+    names, classes = losses_and_methods()
+    assert {"clip", "disco", "gspo", "g2rpo_a"} <= names
+    assert {"Clip", "Disco", "Kl"} <= classes
+    files = parsed("g2rpo_fast")
+    outside = {path: tree for path, tree in files.items() if not path.startswith(KEEPERS)}
+    assert [
+        wrong for path, tree in outside.items() for wrong in named_losses(path, tree, names, classes)
+    ] == []
+
+
+def test_the_check_of_names_sees_them():
+    source = 'x = Clip(low=1)\nif y == "gspo":\n    """Clip, as in gspo."""\n'
+    got = list(named_losses("bad.py", ast.parse(source), {"gspo"}, {"Clip"}))
+    assert got == ["bad.py:1 names Clip", "bad.py:2 names 'gspo'"]
 
 
 def test_readme_s_file_tree_is_what_there_is():

@@ -32,7 +32,6 @@ from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
-from g2rpo_fast.objective.terms import Surrogate
 from g2rpo_fast.optim import OptimConfig, apply_gradients
 from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
@@ -108,11 +107,11 @@ class Learner:
     @property
     def keeps_all(self) -> bool:
         """Whether rows without advantage may have a gradient, or get an advantage."""
-        return bool(self.token_credit) or not self._only_surrogates
+        return bool(self.token_credit) or not self._by_advantage
 
     @property
-    def _only_surrogates(self) -> bool:
-        return all(isinstance(term, Surrogate) for term in self.terms)
+    def _by_advantage(self) -> bool:
+        return all(term.by_advantage for term in self.terms)
 
     def update(
         self, batches: Sequence[TrainBatch], *, lr: float, scored: Scored | None = None
@@ -192,7 +191,7 @@ class Learner:
         """With their tokens' credit and weights; rows that are left without gradient are left out."""
         assert scored is not None, "token credit and weights want `scored`"
         made = credited(batches, looks, scored, self.token_credit, self.weights)
-        if not self._only_surrogates:
+        if not self._by_advantage:
             return made, list(looks)
         rows = [loud_rows(batch) for batch in made]
         kept = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from g2rpo_fast import Config
+from g2rpo_fast import Config, train
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import PIECES, config_from_dict, load_config, plain
 from g2rpo_fast.config.read import read_values
@@ -19,6 +19,7 @@ from g2rpo_fast.methods import load_method, load_methods
 from g2rpo_fast.objective.terms import Cispo, Clip, Disco, Entropy, Kl, Reinforce, Sapo
 from g2rpo_fast.rounds import HintOnFailure
 from g2rpo_fast.select import InOrder, Vade
+from g2rpo_fast.trial import try_own
 
 RUNNABLE = [key for key, method in load_methods().items() if method.runnable and method.settings]
 
@@ -300,3 +301,43 @@ def test_a_function_is_a_piece_where_it_can_be(tmp_path: Path, monkeypatch: pyte
     (term,) = config_from_dict({"terms": [{"use": "own", "function": "mine:loss"}]}).terms
     assert (term.ties, term.needs) == ("batch", {"old_logp"})
     assert float(term(torch.ones(3), torch.ones(3), Config())) == 3.0  # pyright: ignore[reportArgumentType]
+
+
+def raises(a_R: Any, scored: Any, store: Any) -> Any:
+    return a_R / scored.nothing
+
+
+def ragged(a_R: Any, scored: Any, store: Any) -> Any:
+    return a_R[:-1]
+
+
+def constant(logp_N: torch.Tensor, entropy_N: torch.Tensor, tokens: Any) -> torch.Tensor:
+    return tokens.weight_N.sum()
+
+
+def vector(logp_N: torch.Tensor, entropy_N: torch.Tensor, tokens: Any) -> torch.Tensor:
+    return logp_N
+
+
+def endless(logp_N: torch.Tensor, entropy_N: torch.Tensor, tokens: Any) -> torch.Tensor:
+    return (logp_N / 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ({"credit": [raises]}, r"credit\.own\.function: test_pieces:raises: AttributeError: 'Scored'"),
+        ({"credit": [ragged]}, r"credit\.own\.function: .*:ragged: wanted \[4\] finite numbers, one a row"),
+        ({"terms": [constant]}, r"terms\.own\.function: .*:constant: wanted a loss that depends on logp_N"),
+        ({"terms": [vector]}, r"terms\.own\.function: .*:vector: wanted a 0-dim floating tensor, got \[12\]"),
+        ({"terms": [endless]}, r"terms\.own\.function: .*:endless: wanted a finite loss, got -inf"),
+        ({"terms": [raises]}, r"terms\.own\.function: .*:raises: "),
+    ],
+)
+def test_functions_are_tried_before_anything_is_spent(pieces: Any, told: str, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with pytest.raises(ValueError, match=told):
+        train(Config(run={"dir": str(directory)}, **pieces))  # pyright: ignore[reportArgumentType]
+    assert not directory.exists()
+    good = Config(credit=[my_credit], terms=[my_loss])  # pyright: ignore[reportArgumentType]
+    try_own(good.credit, good.terms)

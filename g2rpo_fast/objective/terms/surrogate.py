@@ -25,6 +25,7 @@ RatioName = Literal["token", "sequence"]
 class Surrogate(Term):
     """What advantages multiply. Rows without any have no part in it."""
 
+    by_advantage = True
     ratio = "token"
 
     @property

@@ -77,9 +77,12 @@ class OwnLoss:
         return self.coefficients(*(torch.full_like(like_T, value) for value in PLACEHOLDERS))
 
     def finished(self, logp_T: Tensor, entropy_T: Tensor) -> Tensor:
-        """The loss at the finished vectors; differentiable with respect to what the function closes over."""
+        """The loss at the finished vectors; differentiable with respect to what the function closes over.
+
+        Of hidden states that are not finite it is what it comes to: the caller's guard sees it.
+        """
         value = self.value(logp_T, entropy_T)
-        if value.device.type == "cpu" and not value.isfinite():
+        if value.device.type == "cpu" and not value.isfinite() and logp_T.isfinite().all():
             raise ValueError(f"loss: wanted a finite value, got {float(value.detach())}")
         return value
 
@@ -122,6 +125,8 @@ class EdgeCoefficients:
             return None
         if self._logp_T.device.type != "cpu":
             return torch.where(self._wrong().any(), torch.nan, 1.0)
+        if not self._logp_T.isfinite().all() and not finite(self._latest):
+            return self._logp_T.new_tensor(torch.nan)  # the inputs are not finite: no fault of the function
         check_finite(self._latest)
         wrong_T = self._wrong()
         if not wrong_T.any():
@@ -145,6 +150,11 @@ class EdgeCoefficients:
         true_2T = torch.stack((c_T, torch.zeros_like(c_T) if e_T is None else e_T))
         allowed = ROUNDINGS * torch.finfo(c_T.dtype).eps * true_2T.abs().amax(1, keepdim=True)
         return ~((self._used_2T - true_2T).abs() <= allowed).all(0)
+
+
+def finite(given: Coefficients) -> bool:
+    """Whether every coefficient is a number."""
+    return all(value_T is None or bool(value_T.isfinite().all()) for value_T in given)
 
 
 def check_finite(given: Coefficients) -> None:
