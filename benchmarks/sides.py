@@ -160,7 +160,7 @@ def ours_step(prompt: int, steps: int) -> Figures:
         }
     )
     forced = dataclasses.replace(parts.sampler.sampling, stop_token_ids=())
-    parts = dataclasses.replace(parts, judge=dataclasses.replace(parts.sampler, sampling=forced))
+    parts = dataclasses.replace(parts, sampler=dataclasses.replace(parts.sampler, sampling=forced))
     return _our_loop(parts, steps)
 
 

@@ -79,7 +79,7 @@ class Late(Wrapped):
 
 def wrapped(parts: Parts, kind):
     engine = kind(parts.engine)
-    return replace(parts, engine=engine, judge=replace(parts.sampler, engine=engine)), engine
+    return replace(parts, engine=engine, sampler=replace(parts.sampler, engine=engine)), engine
 
 
 def finished(parts: Parts):

@@ -128,7 +128,7 @@ def test_evaluation_never_sees_guidance(tmp_path):
 
     parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
     recorder = RecordingEngine(parts.engine)
-    parts = replace(parts, engine=recorder, judge=replace(parts.sampler, engine=recorder))
+    parts = replace(parts, engine=recorder, sampler=replace(parts.sampler, engine=recorder))
     assert evaluation(parts, parts.state)["eval/length"] > 0
     held_out = [p.token_ids for p in parts.eval_prompts.prompts]
     assert [r.prompt_ids for r in recorder.asked[0]] == held_out
