@@ -20,7 +20,7 @@ from g2rpo_fast import train
 from g2rpo_fast.assemble import Parts, assemble
 from g2rpo_fast.checkpoint import latest_checkpoint
 from g2rpo_fast.cli import main
-from g2rpo_fast.config import Config
+from g2rpo_fast.config import Config, section_types
 from g2rpo_fast.console import Console
 from g2rpo_fast.files import WriteError
 from g2rpo_fast.interrupts import Terminated
@@ -300,7 +300,9 @@ def toml_of(config: Config) -> str:
 
     default = asdict(Config())
     lines = []
-    for name, section in asdict(config).items():
+    sections = asdict(config)
+    for name in section_types():
+        section = sections[name]
         lines.append(f"[{name}]")
         lines += [
             f"{key} = {json.dumps(value)}"
