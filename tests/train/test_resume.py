@@ -59,10 +59,12 @@ def _records(directory: Path) -> int:
 
 
 AHEAD = ("--run.ahead=1", "--objective.importance=sequence_truncate")
+STATE = ("--selection.use=vade", "--rounds.use=resample")
+"""A prompt store, and rounds after the first; guidance has a memory anyway."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), AHEAD], ids=["plain", "ahead"])
+@pytest.mark.parametrize("more", [(), AHEAD + STATE], ids=["plain", "ahead, store, rounds"])
 def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, ...], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert _start(whole, *more).wait() == 0
