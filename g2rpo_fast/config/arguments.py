@@ -47,6 +47,10 @@ def read_arguments(words: Sequence[str]) -> Config:
     values, notes = read_values(given.source, method=given.method)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    try:
+        sections_of(values)
+    except ValueError as error:
+        raise ValueError(f"{given.source}: {error}" if given.source else str(error)) from error
     values = chosen_values(values, given)
     sections = sections_of(values)
     default = defaults(sections)

@@ -145,7 +145,8 @@ def sections_of(values: Mapping[str, Any]) -> dict[str, Any]:
     types = section_types()
     for name, given in values.items():
         if name not in (*types, *PIECES, "method"):
-            hint = nearest(name, (*types, *PIECES, "method")) or f"; known: {', '.join((*types, *PIECES))}"
+            known = (*sorted(types), *sorted(PIECES), "method")
+            hint = nearest(name, known) or f"; known: {', '.join(known)}"
             raise ValueError(f"unknown key {name}{hint}")
         if name in types:
             if not isinstance(given, Mapping):
