@@ -146,6 +146,7 @@ def test_ctrl_c_while_a_run_still_loads_is_one_line(tmp_path: Path) -> None:
     """The signal comes when the first of PyTorch is imported: long before a run could handle it."""
     code = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 class AtTorch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
