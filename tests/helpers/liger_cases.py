@@ -158,5 +158,6 @@ def check_model(kind: type, dtype: torch.dtype, device: str) -> None:
     num_norms = 5 if kind is Qwen3Config else 3
     assert liger_ops.use_liger_ops(ours) == 2 * (num_norms + 1) + 1
     truth = hidden_and_gradients(exact, torch.float64)
-    theirs = draws(lambda: hidden_and_gradients(model, dtype))
+    # Many values: the worst of them needs more draws than one value does.
+    theirs = draws(lambda: hidden_and_gradients(model, dtype), num=24)
     assert_within_budget(hidden_and_gradients(ours, dtype), theirs, truth, dtype=dtype)
