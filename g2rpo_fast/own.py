@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
-def function_of(given: Callable[..., Any] | str, key: str) -> Callable[..., Any]:
+def function_of(given: Callable[..., Any] | str, key: str, *, instead: str = "") -> Callable[..., Any]:
     """The function. For a name the current directory is importable, after everything else.
+
+    Args:
+        instead: names that would do as well, for the message.
 
     Raises:
         ValueError: one line naming `key`: no such module or function, or something that cannot be called.
@@ -21,7 +24,7 @@ def function_of(given: Callable[..., Any] | str, key: str) -> Callable[..., Any]
         return given
     module_name, colon, attribute = given.partition(":")
     if not (module_name and colon and attribute):
-        raise ValueError(f"{key}: wanted module:function, got {given!r}")
+        raise ValueError(f"{key}: wanted {instead}module:function, got {given!r}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
+from g2rpo_fast.own import function_of
 from g2rpo_fast.rewards.awaiting import Awaiter
 from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import ARGUMENTS, RewardFunction, Scope
@@ -81,25 +79,7 @@ def find_function(name: str, config: RewardConfig) -> RewardFunction:
     """The built-in function `name`, or `function` of `module` for "module:function"."""
     if name in BUILT_IN:
         return BUILT_IN[name](config)
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"reward.functions: wanted {', '.join(BUILT_IN)} or module:function, got {name!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
-        raise ValueError(
-            f"reward.functions: importing {module_name!r} for {name!r} failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        found = "no such name" if function is None else type(function).__name__
-        raise ValueError(
-            f"reward.functions: wanted a function {attribute!r} in {module.__file__}, got {found}"
-        )
+    function = function_of(name, "reward.functions", instead=f"{', '.join(BUILT_IN)} or ")
     _check_signature(name, function)
     return cast(RewardFunction, function)
 
