@@ -52,6 +52,8 @@ py::dict to_fields(const g2rpo::Plan& plan, const py::capsule& owner) {
     fields["member_M"] = to_numpy(plan.member, owner);
     fields["row_B"] = to_numpy(plan.row, owner);
     fields["last_B"] = to_numpy(plan.last, owner);
+    fields["node_start_Q"] = to_numpy(plan.node_start, owner);
+    fields["node_parent_Q"] = to_numpy(plan.node_parent, owner);
     fields["unshared_tokens"] = plan.unshared_tokens;
     return fields;
 }

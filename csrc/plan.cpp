@@ -86,6 +86,21 @@ void write_node(const int32_t* ids, const Node& node, int32_t start, int32_t end
     std::fill_n(plan.end.data + start, node.length, end);
 }
 
+// A part of a split tree may hold one child of a node: the two are one run, hence one node of the plan.
+void write_nodes(const Tree& tree, const std::vector<int32_t>& starts, const std::vector<int32_t>& ends,
+                 Plan& plan) {
+    std::vector<int64_t> index(tree.nodes.size());
+    for (size_t i = 0; i < tree.nodes.size(); ++i) {
+        const int32_t parent = tree.nodes[i].parent;
+        const bool continues = i > 0 && parent == static_cast<int32_t>(i) - 1 && ends[i] == ends[i - 1];
+        if (!continues) {
+            plan.node_start.append(starts[i]);
+            plan.node_parent.append(parent < 0 ? -1 : index[parent]);
+        }
+        index[i] = plan.node_start.size - 1;
+    }
+}
+
 void write_tree(const Sequences& sequences, const Tree& tree, Plan& plan) {
     const auto offset = static_cast<int32_t>(plan.token.size);
     const std::vector<int32_t> starts = node_starts(tree, offset);
@@ -93,6 +108,7 @@ void write_tree(const Sequences& sequences, const Tree& tree, Plan& plan) {
     for (size_t i = 0; i < tree.nodes.size(); ++i) {
         write_node(sequences.ids, tree.nodes[i], starts[i], ends[i], plan);
     }
+    write_nodes(tree, starts, ends, plan);
     plan.token.size = plan.position.size = plan.end.size = offset + tree.size;
     for (const Row& row : tree.rows) {
         const int32_t last = starts[row.node] + row.length - 1 - tree.nodes[row.node].depth;
@@ -104,13 +120,14 @@ void write_tree(const Sequences& sequences, const Tree& tree, Plan& plan) {
 }
 
 struct Capacity {
-    int64_t positions = 0, members = 0, rows = 0;
+    int64_t positions = 0, members = 0, rows = 0, nodes = 0;
 };
 
 Capacity measure(const std::vector<Tree>& parts, const std::vector<int32_t>& bin) {
     Capacity need;
     for (const int32_t part : bin) {
         need.positions += parts[part].size;
+        need.nodes += static_cast<int64_t>(parts[part].nodes.size());
         need.rows += static_cast<int64_t>(parts[part].rows.size());
         for (const Row& row : parts[part].rows) need.members += row.num_trained;
     }
@@ -120,7 +137,7 @@ Capacity measure(const std::vector<Tree>& parts, const std::vector<int32_t>& bin
 size_t plan_bytes(const Capacity& need) {
     return 3 * slice_bytes<int32_t>(need.positions) + 2 * slice_bytes<int32_t>(need.members) +
            slice_bytes<int64_t>(need.members + 1) + slice_bytes<int64_t>(need.members) +
-           2 * slice_bytes<int32_t>(need.rows);
+           2 * slice_bytes<int32_t>(need.rows) + 2 * slice_bytes<int64_t>(need.nodes);
 }
 
 Plan take_plan(Memory& memory, const Capacity& need) {
@@ -134,6 +151,8 @@ Plan take_plan(Memory& memory, const Capacity& need) {
     plan.member = take_slice<int64_t>(memory, need.members);
     plan.row = take_slice<int32_t>(memory, need.rows);
     plan.last = take_slice<int32_t>(memory, need.rows);
+    plan.node_start = take_slice<int64_t>(memory, need.nodes);
+    plan.node_parent = take_slice<int64_t>(memory, need.nodes);
     plan.member_ptr.append(0);
     return plan;
 }

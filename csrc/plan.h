@@ -23,6 +23,7 @@ struct Plan {
     Slice<int32_t> source, target;
     Slice<int64_t> member_ptr, member;
     Slice<int32_t> row, last;
+    Slice<int64_t> node_start, node_parent;  // runs of positions with equal end
     int64_t unshared_tokens = 0;
 };
 

@@ -18,6 +18,8 @@ class PlanFields(TypedDict):
     row_B: Ints
     last_B: Ints
     unshared_tokens: int
+    node_start_Q: Longs
+    node_parent_Q: Longs
 
 def plan_trees(
     ids_N: Ints,

@@ -10,7 +10,7 @@ A step of two prompts with a group of two, one member of each guided by two trac
     TreePlan:  token_S = 1 5 6 7 8 11 12 ...   (each node once; the last trained token is only a target)
 
 Dimension key: P prompts, R rollouts, K reward channels, N tokens of all sequences end to end,
-S packed tree positions, T trained edges, M (edge, member) pairs. A trailing 1 (R1, T1) is "plus one".
+S packed tree positions, Q their nodes, T trained edges, M (edge, member) pairs. A trailing 1 is "plus one".
 """
 
 from __future__ import annotations
@@ -291,3 +291,7 @@ class TreePlan:
     """For each of them, the stream position of its last encoded token. Rows that encode none are left out."""
     unshared_tokens: int
     """Tokens that the same rows would have encoded without sharing; over S, what the tree saves."""
+    node_start_Q: Longs
+    """First position of each node, ascending: a node is a run of positions with equal END, up to the next."""
+    node_parent_Q: Longs
+    """Index of the node that each continues; -1 = none, a tree begins."""

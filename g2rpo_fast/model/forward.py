@@ -15,6 +15,7 @@ from g2rpo_kernels.transfer import to_device
 from g2rpo_kernels.tree_attention import (
     CascadePlan,
     Impl,
+    Nodes,
     TilePlan,
     cascade_plan,
     tile_plan,
@@ -54,7 +55,8 @@ class TreeContext:
         self._impl: Impl | None = None if attention == "auto" else attention
         self._plan: CascadePlan | None = None
         if attention in ("auto", "cascade"):
-            self._plan = cascade_plan(end_S, device)
+            nodes = Nodes.of(plan.node_start_Q, plan.node_parent_Q, end_S)
+            self._plan = cascade_plan(end_S, device, nodes=nodes)
         self._tiles: TilePlan | None = None
         if attention in ("auto", "triton"):
             self._tiles = tile_plan(end_S, position_S, device)

@@ -94,6 +94,8 @@ def _plan(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:
         row_B=none.astype(np.int32),
         last_B=none.astype(np.int32),
         unshared_tokens=3 * trunk + 8,
+        node_start_Q=np.array([0, trunk, trunk + 2, trunk + 3, trunk + 4, size - 2]),
+        node_parent_Q=np.array([-1, 0, 0, 2, 2, -1]),
     )
     shared = np.arange(trunk)
     leaves = (np.array([0, 1]), np.array([2, 3]), np.array([2, 4]))

@@ -9,12 +9,12 @@ tokens become edges (source position, target token), each with the row tokens th
     index       0  1  2  3  4  5  6        edges (source, target): members
     token_S     1  5  6  7  8 11 12          (2, 7): both rows' 7     (3, 8) (4, 11) (5, 2): row 0
     position_S  0  1  2  3  4  5  4          (3, 12) (6, 2): row 1
-    end_S       7  7  7  7  6  6  7
+    end_S       7  7  7  7  6  6  7        nodes: start 0 4 6, parent -1 0 0
 
 `csrc/` builds the plans (`impl="cpp"`); `twin.py` defines them (`impl="python"`).
 
 Dimension key: R rows, N tokens of all rows end to end, S stream positions, T edges, M (edge, member) pairs,
-B rows of one plan.
+B rows of one plan, Q nodes.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Dimension key: as in `g2rpo_fast.tree`. Lists are per position of one tree unles
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -155,11 +156,12 @@ def _plan(sequences: Sequences, trees: list[Tree]) -> TreePlan:
         token += tree.token
         parent += [above + offset if above >= 0 else -1 for above in tree.parent]
         path |= {row: [position + offset for position in positions] for row, positions in tree.path.items()}
-    edges = _edges(sequences, path)
+    edges, end = _edges(sequences, path), _ends(parent)
+    node_start, node_parent = _nodes(parent, end)
     return TreePlan(
         token_S=np.array(token, dtype=np.int32),
         position_S=np.array(_positions(parent), dtype=np.int32),
-        end_S=np.array(_ends(parent), dtype=np.int32),
+        end_S=np.array(end, dtype=np.int32),
         source_T=np.array([source for source, _ in edges], dtype=np.int32),
         target_T=np.array([target for _, target in edges], dtype=np.int32),
         member_ptr_T1=np.cumsum([0, *map(len, edges.values())], dtype=np.int64),
@@ -167,7 +169,16 @@ def _plan(sequences: Sequences, trees: list[Tree]) -> TreePlan:
         row_B=np.array(list(path), dtype=np.int32),
         last_B=np.array([positions[-1] for positions in path.values()], dtype=np.int32),
         unshared_tokens=sum(map(len, path.values())),
+        node_start_Q=np.array(node_start, dtype=np.int64),
+        node_parent_Q=np.array(node_parent, dtype=np.int64),
     )
+
+
+def _nodes(parent: list[int], end: list[int]) -> tuple[list[int], list[int]]:
+    """First position and parent of each run of positions with equal END."""
+    start = [i for i in range(len(end)) if i == 0 or end[i] != end[i - 1]]
+    node = [bisect(start, i) - 1 for i in range(len(end))]
+    return start, [node[parent[first]] if parent[first] >= 0 else -1 for first in start]
 
 
 def _edges(sequences: Sequences, path: dict[int, list[int]]) -> dict[tuple[int, int], list[int]]:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
+from g2rpo_kernels.tree_attention.cascade.nodes import nodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +62,15 @@ def row_paths(sequences: Sequences, plan: TreePlan, whole: bool) -> dict[int, Lo
         paths[row] = path
     assert set().union(*paths.values()) == set(index_S), "a position that no row needs"
     assert plan.unshared_tokens == sum(map(len, paths.values()))
+    check_nodes(plan)
     return paths
+
+
+def check_nodes(plan: TreePlan) -> None:
+    """The nodes tile the stream as the mask shows them."""
+    shown = nodes_of(torch.from_numpy(plan.end_S))
+    assert plan.node_start_Q.tolist() == shown.start_N.tolist()
+    assert plan.node_parent_Q.tolist() == shown.parent_N.tolist()
 
 
 def check_edges(sequences: Sequences, plan: TreePlan, paths: dict[int, Longs]) -> None:

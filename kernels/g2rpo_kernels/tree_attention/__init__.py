@@ -15,11 +15,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from g2rpo_kernels.tree_attention.cascade import CascadePlan, cascade_plan, tree_attention_cascade
+from g2rpo_kernels.tree_attention.cascade.nodes import Nodes
 from g2rpo_kernels.tree_attention.choice import Impl, Query, default_impl, unsupported_cascade
 from g2rpo_kernels.tree_attention.reference import tree_attention_reference
 from g2rpo_kernels.tree_attention.tile_lists import TilePlan, tile_plan
 
-__all__ = ["CascadePlan", "Impl", "TilePlan", "cascade_plan", "tile_plan", "tree_attention"]
+__all__ = ["CascadePlan", "Impl", "Nodes", "TilePlan", "cascade_plan", "tile_plan", "tree_attention"]
 
 
 def tree_attention(

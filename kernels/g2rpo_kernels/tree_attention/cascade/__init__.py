@@ -22,7 +22,7 @@ from g2rpo_kernels.tree_attention.cascade.cuda import (
     forward_cuda,
     plan_cuda,
 )
-from g2rpo_kernels.tree_attention.cascade.nodes import longest_path, nodes_of
+from g2rpo_kernels.tree_attention.cascade.nodes import Nodes, longest_path, nodes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,19 @@ class CascadePlan:
     calls: CpuPlan | CudaPlan
 
 
-def cascade_plan(end_S: Tensor, device: torch.device | None = None) -> CascadePlan:
+def cascade_plan(
+    end_S: Tensor, device: torch.device | None = None, *, nodes: Nodes | None = None
+) -> CascadePlan:
     """The plan for `end_S` [S] (integers), for tensors on `device` (None: where `end_S` is).
 
-    END is read on the host: given there, a plan for CUDA waits for nothing that is queued.
+    END is read on the host: given there, a plan for CUDA waits for nothing that is queued. Who planned the
+    tree may give its `nodes`; they are not checked. None: read back from END.
     Raises ValueError where END describes no tree, and for a device other than CPU or CUDA.
     """
     device = end_S.device if device is None else device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"cascade: wanted a CPU or CUDA device, got {device}")
-    nodes = nodes_of(end_S)
+    nodes = nodes_of(end_S) if nodes is None else nodes
     calls = plan_cpu(nodes) if device.type == "cpu" else plan_cuda(nodes, device)
     return CascadePlan(num_rows=len(end_S), longest_path=longest_path(nodes), device=device, calls=calls)
 

@@ -1,4 +1,4 @@
-"""The nodes of packed prefix trees, read back from END alone.
+"""The nodes of packed prefix trees: as the planner made them, or read back from END alone.
 
 A node is a maximal run of positions with equal END: rows [start, stop), with descendants in [stop, end).
 Two nodes never share a run. The row after a leaf's last row, if any, ends later than the leaf (it belongs to
@@ -33,7 +33,13 @@ class Nodes:
     end_N: Longs
     parent_N: Longs
     """Index of the parent node; -1 for a root."""
-    depth_N: Longs
+
+    @classmethod
+    def of(cls, start_N: Longs, parent_N: Longs, end_S: torch.Tensor) -> Nodes:
+        """Nodes known by their first rows and parents, of the END [S] (integers, on the host) they have."""
+        end = end_S.numpy().astype(np.int64)
+        stop_N = np.append(start_N[1:], len(end)) if len(start_N) else start_N
+        return cls(start_N=start_N, stop_N=stop_N, end_N=end[start_N], parent_N=parent_N)
 
     def rows(self, first: int, last: int | None = None) -> Longs:
         """Stream rows of node `first`, or of the nodes from `first` to `last`."""
@@ -42,6 +48,14 @@ class Nodes:
     @property
     def length_N(self) -> Longs:
         return self.stop_N - self.start_N
+
+    @property
+    def depth_N(self) -> Longs:
+        """Nodes above each."""
+        depths: list[int] = []
+        for parent in self.parent_N.tolist():
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return np.array(depths, np.int64)
 
     @property
     def internal_N(self) -> npt.NDArray[np.bool_]:
@@ -59,10 +73,7 @@ def nodes_of(end_S: torch.Tensor) -> Nodes:
     if len(bad):
         raise ValueError(f"end_S[{bad[0]}]: wanted a value in [{bad[0] + 1}, {size}], got {end[bad[0]]}")
     start = np.flatnonzero(np.diff(end, prepend=-1))
-    stop = np.append(start[1:], size) if size else start
-    ends = end[start]
-    parent, depth = _ancestry(start, ends)
-    return Nodes(start_N=start, stop_N=stop, end_N=ends, parent_N=parent, depth_N=depth)
+    return Nodes.of(start, _parents(start, end[start]), torch.from_numpy(end))
 
 
 def longest_path(nodes: Nodes) -> int:
@@ -74,9 +85,8 @@ def longest_path(nodes: Nodes) -> int:
     return int(length_N.max(initial=0))
 
 
-def _ancestry(start_N: Longs, end_N: Longs) -> tuple[Longs, Longs]:
+def _parents(start_N: Longs, end_N: Longs) -> Longs:
     parent_N = np.full(len(start_N), -1, np.int64)
-    depth_N = np.zeros(len(start_N), np.int64)
     path: list[int] = []
     for node_id, (start, end) in enumerate(zip(start_N.tolist(), end_N.tolist())):
         while path and end_N[path[-1]] <= start:
@@ -88,6 +98,5 @@ def _ancestry(start_N: Longs, end_N: Longs) -> tuple[Longs, Longs]:
                     f"got {end}"
                 )
             parent_N[node_id] = path[-1]
-        depth_N[node_id] = len(path)
         path.append(node_id)
-    return parent_N, depth_N
+    return parent_N
