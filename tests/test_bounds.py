@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,7 @@ from g2rpo_fast import Config
 from g2rpo_fast.bounds import InfinityToo, check_fields
 from g2rpo_fast.cli import read_arguments
 from g2rpo_fast.config import PIECES, config_from_dict, section_types
+from g2rpo_fast.config.choice import settings_of
 from g2rpo_fast.optim import OptimConfig, learning_rate
 from g2rpo_fast.rewards import RewardConfig
 
@@ -47,7 +48,7 @@ OF_PIECES = [
     for section, known in PIECES.items()
     for use, cls in known.items()
     for key, hint in get_type_hints(cls, include_extras=True).items()
-    if key in {f.name for f in fields(cls)}
+    if key in settings_of(cls)
     for kind, declared in numbers_in(hint)
 ]
 HELD: dict[str, tuple[str, Any, list[str]]] = {
@@ -61,12 +62,14 @@ def impossible(kind: type, declared: tuple[Any, ...]) -> Iterator[float]:
     """Values just outside of what is declared, and those that are no numbers."""
     for bound in declared:
         match bound:
-            case Ge(ge=limit):
+            case Ge(ge=int() | float() as limit):
                 yield limit - 1
-            case Gt(gt=limit) | Lt(lt=limit):
+            case Gt(gt=int() | float() as limit) | Lt(lt=int() | float() as limit):
                 yield limit
-            case Le(le=limit):
+            case Le(le=int() | float() as limit):
                 yield limit + 1
+            case _:
+                assert bound == InfinityToo, f"no number bounds: {bound}"
     if kind is float:
         yield from (math.nan, -math.inf)
         if InfinityToo not in declared:

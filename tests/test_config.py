@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+from itertools import pairwise
 from typing import get_args, get_type_hints
 
 import pytest
@@ -141,14 +142,18 @@ def test_every_option_is_in_the_help_with_its_meaning(capsys):
         read_arguments(["--help"])
     text = "".join(capsys.readouterr().out.split())
     for section, cls in section_types().items():
-        body = ast.parse(inspect.getsource(cls)).body[0].body
-        options = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+        (written,) = ast.parse(inspect.getsource(cls)).body
+        assert isinstance(written, ast.ClassDef)
+        options = [two for two in pairwise(written.body) if isinstance(two[0], ast.AnnAssign)]
         assert len(options) == len(dataclasses.fields(cls))
-        for i in options:
-            name = body[i].target.id.replace("_", "-")
+        for option, after in options:
+            assert isinstance(option, ast.AnnAssign)
+            assert isinstance(option.target, ast.Name)
+            name = option.target.id.replace("_", "-")
             assert f"--{section}.{name}" in text
-            assert isinstance(body[i + 1], ast.Expr), f"{section}.{name} has no help"
-            assert isinstance(body[i + 1].value.value, str)
+            assert isinstance(after, ast.Expr), f"{section}.{name} has no help"
+            assert isinstance(after.value, ast.Constant)
+            assert isinstance(after.value.value, str)
 
 
 def test_run_directory_continues_only_the_same_run(tmp_path):

@@ -21,8 +21,10 @@ import torch
 from g2rpo_kernels import Objective, linear_policy_loss
 
 pytest.importorskip("trl", reason="trl is not installed")
-from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer import grpo_trainer, rloo_trainer
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
 
 from g2rpo_fast.credit import BatchStd, Center, Channels, Rloo, Std, Whiten, advantages
 from g2rpo_fast.objective import edges_of
@@ -275,25 +277,21 @@ def compare_two_passes(
         torch.testing.assert_close(*sides, rtol=1e-6, atol=3e-7 * scale)
         step = sides[1][1:].view_as(head)
         head, old_head = head - step * (0.3 / step.abs().max()) + shake, head
+    assert old_head is not None
     logp_BL, old_BL = (padded(at, rows())[0] for at in (head, old_head))
     ratio = (logp_BL - old_BL).exp()
     assert float(ratio.max()) > 1.15
     assert float(ratio.min()) < 0.75
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trl")
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_rewards_to_gradients_are_trls(name: str, directory: Path) -> None:
+def test_rewards_to_gradients_are_trls(name: str, tmp_path: Path) -> None:
     case, scored = CASES[name], rows()
     kind, module, made = {
         "grpo": (GivenGRPO, grpo_trainer, {}),
         "rloo": (GivenRLOO, rloo_trainer, {"arguments": RLOOConfig}),
     }[case.kind]
-    trainer = make_trainer(kind, directory, **made, **case.theirs)
+    trainer = make_trainer(kind, tmp_path, **made, **case.theirs)
     given = {**vars(trainer), "reward_weights": torch.tensor(WEIGHTS), "reward_funcs": WEIGHTS}
     a_B = trls_advantages(SimpleNamespace(**given), module, scored)
     np.testing.assert_allclose(advantages(case.chain, scored, NO_STORE), a_B, rtol=1e-12, atol=1e-12)

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,12 @@ def weights(seed: int, device: str = "cpu") -> dict[str, Tensor]:
         name: torch.randn(shape, generator=generator, dtype=torch.float32).to(device).requires_grad_()
         for name, shape in SHAPES.items()
     }
+
+
+def assert_equal_to_weights(got: dict[str, Any], seed: int) -> None:
+    """The values of `weights(seed)`, after a sending in bfloat16."""
+    for name, tensor in weights(seed).items():
+        assert np.array_equal(got[name], tensor.detach().bfloat16().float().numpy()), name
 
 
 def arena_of(kind: Kind = "memfd", device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Arena:

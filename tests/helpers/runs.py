@@ -44,6 +44,10 @@ def brevity(response: str, answer: str, rollout: Rollout) -> float | None:
     return 1 / len(response) if response else None
 
 
+def quiet(line: str) -> None:
+    """Where a run's lines go that no test reads."""
+
+
 def tiny_config(directory: Path, **sections: dict[str, Any]) -> Config:
     """The embedded preset made tiny, with `sections` laid over it."""
     values = dataclasses.asdict(load_config("embedded"))

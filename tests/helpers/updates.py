@@ -5,6 +5,7 @@ Dimension key: R rows, L padded length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.objective.batch import make_batch, split_groups
+from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.pieces import Term
 from g2rpo_fast.tree import TreeConfig
@@ -92,10 +93,13 @@ def learner(
     )
 
 
-def batches(made: list[Rollout], advantage_R: np.ndarray, objective: Loss, minibatches: int = 1):
+def batches(
+    made: list[Rollout], advantages: np.ndarray | Sequence[np.ndarray], objective: Loss, minibatches: int = 1
+) -> list[TrainBatch]:
+    """Of a number for each row, or an array of one a token."""
     return [
         make_batch(
-            made, indices, advantage_R, aggregation=objective.aggregation, constant_length=20,
+            made, indices, advantages, aggregation=objective.aggregation, constant_length=20,
             keep_all=bool(objective.kl_coef or objective.entropy_coef),
         )
         for indices in split_groups(made, minibatches)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig
@@ -156,8 +157,8 @@ def test_nothing_is_computed_that_no_piece_asked_for(name: str) -> None:
 
 def test_terms_tied_over_split_trees_look_once_a_step_and_the_first_look_serves_both() -> None:
     """The look before the update is also that of its first optimiser step."""
-    for settings in ({}, {"token_credit": (Sure(),)}):
-        ours = learner(budget=22, passes=2, terms=(Disco(),), **settings)
+    for credit in ((), (Sure(),)):
+        ours = learner(budget=22, passes=2, terms=(Disco(),), token_credit=credit)
         made = all_rows(1)
         with counted(ours) as counts:
             stats = ours.update(made, lr=1e-3, scored=scored())
@@ -185,7 +186,7 @@ def one_product(made: list[TrainBatch], ours: Learner) -> int:
     return edges * ours.model.config.hidden_size * VOCAB
 
 
-def hot_logp(model, made: list[Rollout]) -> torch.Tensor:
+def hot_logp(model, made: list[Rollout]) -> Tensor:
     """[R, L] at twice the temperature."""
     width = max(len(r.training_prompt_ids + r.response_ids) for r in made)
     ids = torch.zeros(len(made), width, dtype=torch.long)
@@ -196,7 +197,7 @@ def hot_logp(model, made: list[Rollout]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
-def by_hand(made: list[Rollout], pieces: str) -> tuple[Doubles, Doubles]:
+def by_hand(made: list[Rollout], pieces: str) -> tuple[Tensor, Tensor]:
     """[R, L] factors of advantages and weights on padded rows, by formulas written out."""
     model = base_model()
     with torch.no_grad():

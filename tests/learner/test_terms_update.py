@@ -235,7 +235,7 @@ class Case:
 
 
 MIXED: tuple[Source, ...] = ("on_policy", "off_policy", "off_policy", "on_policy", "off_policy")
-PENALTY = {"beta": 20.0, "delta": 1e-4}
+BETA, DELTA = 20.0, 1e-4
 CASES = {
     "bounds of each row": Case((Elastic(),), elastic),
     "old policy of each row": Case((Clip(low=0.3, high=0.4),), of_the_engine, ("off_policy",)),
@@ -246,7 +246,9 @@ CASES = {
     ),
     "tied over groups": Case((Regressed(),), regressed),
     "scores of groups": Case((Disco(tau=2.0, beta=0.0),), lambda x: disco(x, 2.0, 0.0, 0.0), penalised=False),
-    "scores and the batch": Case((Disco(tau=2.0, **PENALTY),), lambda x: disco(x, 2.0, **PENALTY), lr=0.01),
+    "scores and the batch": Case(
+        (Disco(tau=2.0, beta=BETA, delta=DELTA),), lambda x: disco(x, 2.0, BETA, DELTA), lr=0.01
+    ),
 }
 
 

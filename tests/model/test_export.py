@@ -14,11 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from g2rpo_fast import train
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config
-from runs import tiny_config
-
-
-def quiet(line: str) -> None:
-    pass
+from runs import quiet, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """RMSNorm and gated SiLU in one sweep: float64 error budget, thread independence, what they take over."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,18 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
 
 from budget import assert_within_budget, budget, draws, error
 from g2rpo_fast.model.row_ops import rms_norm, swiglu, use_row_ops
+from liger_cases import gated
 
 EPS = 1e-6
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 31, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
 }  # fmt: skip
@@ -30,10 +34,6 @@ def eager_norm(x: Tensor, w: Tensor) -> Tensor:
 
 def our_norm(x: Tensor, w: Tensor) -> Tensor:
     return rms_norm(x, w, EPS)
-
-
-def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.nn.functional.silu(gate) * up
 
 
 def value_and_gradients(function, inputs: list[Tensor], upstream: Tensor) -> list[Tensor]:
@@ -63,8 +63,8 @@ def test_swiglu_within_the_budget(size, scale):
     torch.manual_seed(size)
     whole = [scale * torch.randn(40_001), torch.randn(40_001)]
     upstream = torch.randn(40_001)
-    truth = value_and_gradients(eager_swiglu, [x.double() for x in whole], upstream)
-    eagers = draws(lambda: value_and_gradients(eager_swiglu, whole, upstream))
+    truth = value_and_gradients(gated, [x.double() for x in whole], upstream)
+    eagers = draws(lambda: value_and_gradients(gated, whole, upstream))
     got = value_and_gradients(swiglu, [x[:size] for x in whole], upstream[:size])
     for g, same, t in zip(got, zip(*eagers, strict=True), truth, strict=True):
         allowed = budget(same, t, torch.float32)
@@ -75,7 +75,7 @@ def test_swiglu_within_the_budget(size, scale):
 
 def test_swiglu_at_the_ends_of_the_exponential():
     gate = torch.tensor([-1e4, -100.0, -88.0, -20.0, 0.0, 20.0, 88.0, 100.0, 1e4])
-    check(swiglu, eager_swiglu, [gate, torch.ones(9)], torch.ones(9))
+    check(swiglu, gated, [gate, torch.ones(9)], torch.ones(9))
     assert swiglu(gate, torch.ones(9)).tolist()[4:6] == [0.0, 20.0]
 
 
@@ -102,7 +102,7 @@ def test_row_ops_take_strided_inputs():
     assert torch.allclose(our_norm(x, w), eager_norm(x, w), rtol=1e-5, atol=1e-6)
 
 
-def model_of(config) -> torch.nn.Module:
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(1)
     return AutoModelForCausalLM.from_config(config).float()
 

@@ -21,6 +21,7 @@ from g2rpo_fast.pieces import Scored
 from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
 from g2rpo_fast.step_metrics import rollout_metrics
 from g2rpo_fast.types import Prompt, Rollout
+from own_modules import own_module
 from scored import CLOCK, NO_STORE, scored_of
 
 MODULE = "functions_of_a_user"
@@ -125,11 +126,8 @@ def rollout_of(text: str, group: int = 0, member: int = 0) -> Rollout:
 
 @pytest.fixture(autouse=True)
 def _module_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    sys.modules.pop(MODULE, None)
+    with own_module(MODULE, SOURCE, tmp_path, monkeypatch):
+        yield
 
 
 def rewards_of(*names: str, **values: object) -> RewardSet:

@@ -17,6 +17,7 @@ import torch
 from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
 from g2rpo_fast.train import train
 from g2rpo_fast.types import Rollout
+from own_modules import own_module
 from runs import tiny_config
 from scored import row_of
 
@@ -90,11 +91,8 @@ completions.scope = "batch"
 
 @pytest.fixture(autouse=True)
 def _module_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    sys.modules.pop(MODULE, None)
+    with own_module(MODULE, SOURCE, tmp_path, monkeypatch):
+        yield
 
 
 def user() -> Any:

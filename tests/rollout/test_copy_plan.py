@@ -136,7 +136,7 @@ def test_a_loader_that_fills_first_and_copies_by_foreach_is_recorded():
     def load(tensors: Named) -> None:
         named = dict(tensors)
         parameters[0].zero_()
-        torch._foreach_copy_([parameters[0][:8], parameters[1]], [named["q_proj"], named["norm"]])
+        torch._foreach_copy_([parameters[0][:8], parameters[1]], [named["q_proj"], named["norm"]])  # pyright: ignore[reportPrivateImportUsage]
 
     plan = CopyPlan.record(load, reader, parameters)
     plan.replay(1)
@@ -198,7 +198,7 @@ def through_another(parameter: nn.Parameter, loaded: Tensor) -> None:
 
 def measured(parameter: nn.Parameter, loaded: Tensor) -> None:
     parameter.data.copy_(loaded)
-    parameter.scale = loaded.abs().max()
+    vars(parameter)["scale"] = loaded.abs().max()
 
 
 def written_to_the_arena(parameter: nn.Parameter, loaded: Tensor) -> None:

@@ -63,12 +63,14 @@ def test_rollouts_keep_what_they_were_asked_with() -> None:
         hint_level=2.0,
         source="off_policy",
     )
-    done = Completion(token_ids=(3, 2), logp=np.float32([-1, -2]), finish_reason="stop", weight_version=6)
+    done = Completion(
+        token_ids=(3, 2), logp=np.array([-1, -2], np.float32), finish_reason="stop", weight_version=6
+    )
     (got,) = rollouts_of([ask], [done], sampling=Sampling(), decode=lambda ids: str(ids))
     assert (got.group, got.member, got.round, got.hint_level, got.source) == (4, 2, 1, 2.0, "off_policy")
     assert (got.training_prompt_ids, got.sampling_prompt_ids) == ((5, 1), (9, 9, 5, 1))
     assert (got.response_ids, got.guidance_len, got.loss_mask.tolist()) == ((7, 3, 2), 1, [False, True, True])
-    np.testing.assert_array_equal(got.rollout_logp, np.float32([np.nan, -1, -2]))
+    np.testing.assert_array_equal(got.rollout_logp, np.array([np.nan, -1, -2], np.float32))
 
 
 def test_a_step_of_fewer_prompts_than_it_wants_has_no_group_twice(tmp_path: Path) -> None:

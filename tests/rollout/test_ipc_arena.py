@@ -18,7 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arena_peers import SHAPES, answer, arena_of, ask, peer, serve_owner, serve_reader, weights
+from arena_peers import (
+    SHAPES,
+    answer,
+    arena_of,
+    ask,
+    assert_equal_to_weights,
+    peer,
+    serve_owner,
+    serve_reader,
+    weights,
+)
 from g2rpo_fast import _C
 from g2rpo_fast.rollout.sync import Arena, ArenaReader, Kind, Manifest, checksum, pack
 from g2rpo_fast.rollout.sync.arena import slot_bytes
@@ -37,11 +47,6 @@ def open_files() -> int:
 def resident_bytes() -> int:
     fields = Path("/proc/self/status").read_text().split("VmRSS:")[1].split()
     return int(fields[0]) * 1024
-
-
-def assert_equal_to_weights(got: dict[str, Any], seed: int) -> None:
-    for name, tensor in weights(seed).items():
-        assert np.array_equal(got[name], tensor.detach().bfloat16().float().numpy()), name
 
 
 def test_manifest_aligns_every_tensor():

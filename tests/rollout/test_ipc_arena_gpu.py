@@ -9,11 +9,19 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from arena_peers import answer, arena_of, ask, peer, serve_owner, serve_reader, weights
+from arena_peers import (
+    answer,
+    arena_of,
+    ask,
+    assert_equal_to_weights,
+    peer,
+    serve_owner,
+    serve_reader,
+    weights,
+)
 from g2rpo_fast.rollout.sync import Arena, ArenaReader, CopyPlan, Kind, Manifest, checksum
 
 pytestmark = [
@@ -28,11 +36,6 @@ LARGE = 1 << 26
 def gpu_bytes() -> int:
     free, total = torch.cuda.mem_get_info()
     return total - free
-
-
-def assert_equal_to_weights(got: dict[str, Any], seed: int) -> None:
-    for name, tensor in weights(seed).items():
-        assert np.array_equal(got[name], tensor.detach().bfloat16().float().numpy()), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

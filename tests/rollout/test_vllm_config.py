@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.specifiers import SpecifierSet
@@ -134,17 +135,17 @@ def test_the_probe_bounds_mean_and_maximum() -> None:
     assert {len(r.prompt_ids) + r.max_tokens for r in tiny} == {2}
 
     logp = torch.linspace(-3, -1, 20).numpy()
-    check_probe([_completion(logp)], [logp + 5e-5], "float32")
+    check_probe([_completion(logp)], [logp + np.float32(5e-5)], "float32")
     with pytest.raises(EngineError, match=r"got 0.0002 and 0.0002"):
-        check_probe([_completion(logp)], [logp + 2e-4], "float32")
-    check_probe([_completion(logp)], [logp + 2e-4], "bfloat16")
+        check_probe([_completion(logp)], [logp + np.float32(2e-4)], "float32")
+    check_probe([_completion(logp)], [logp + np.float32(2e-4)], "bfloat16")
     spike = logp.copy()
     spike[3] += 2
     with pytest.raises(EngineError, match=r"\(bfloat16\), got 0.1 and 2"):
         check_probe([_completion(logp)], [spike], "bfloat16")
     check_probe([_completion(logp)], [spike], "quantised")
     with pytest.raises(EngineError, match="got nan"):
-        check_probe([_completion(logp * float("nan"))], [logp], "quantised")
+        check_probe([_completion(np.full_like(logp, np.nan))], [logp], "quantised")
 
 
 def test_arena_that_cannot_be_made_names_each_refusal():

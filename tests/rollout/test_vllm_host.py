@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_half_a_message_and_then_death_is_death() -> None:
         Channel(end).receive()
 
 
-def letters(ids: Sequence[int]) -> str:
+def letters(ids: Iterable[int]) -> str:
     return "".join(chr(97 + i) for i in ids)
 
 

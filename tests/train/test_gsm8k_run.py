@@ -16,6 +16,8 @@ from g2rpo_fast.data import DataConfig
 from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardConfig, load_rewards
+from g2rpo_fast.rewards.math_answer import MathVerify
+from g2rpo_fast.rewards.text import ExactMatch
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TRAIN, TEST = DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
@@ -54,6 +56,7 @@ def test_gsm8k_solutions_are_right_under_every_reward(path):
             if function(text, p.answer, None) != 1.0
         ]
         assert wrong == []
+        assert isinstance(function, MathVerify | ExactMatch)
         assert [p.line for p in problems if function.check_reference(p.answer, p.row)] == []
     assert len(problems) > 1000
 

@@ -18,6 +18,9 @@ from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.safekeeping import FAULT
 from runs import tiny_config
 
+Act = Callable[[Path], object]
+"""Spoils a model's directory."""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
@@ -26,7 +29,7 @@ def made(tmp_path_factory) -> Path:
     return directory / "embedded"
 
 
-def cut(name: str, keep: float) -> Callable[[Path], None]:
+def cut(name: str, keep: float) -> Act:
     def act(model: Path) -> None:
         content = (model / name).read_bytes()
         (model / name).write_bytes(content[: int(len(content) * keep)])
@@ -34,12 +37,12 @@ def cut(name: str, keep: float) -> Callable[[Path], None]:
     return act
 
 
-def replaced(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda model: (model / name).write_bytes(content) and None
+def replaced(name: str, content: bytes) -> Act:
+    return lambda model: (model / name).write_bytes(content)
 
 
-def without(*names: str) -> Callable[[Path], None]:
-    return lambda model: [(model / name).unlink() for name in names] and None
+def without(*names: str) -> Act:
+    return lambda model: [(model / name).unlink() for name in names]
 
 
 def strange(model: Path) -> None:
@@ -47,7 +50,7 @@ def strange(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(values | {"model_type": "no_such_type"}))
 
 
-MODELS: dict[str, Callable[[Path], object]] = {
+MODELS: dict[str, Act] = {
     "weights cut short": cut("model.safetensors", 0.5),
     "weights cut in their header": cut("model.safetensors", 0.0001),
     "empty weights": cut("model.safetensors", 0),

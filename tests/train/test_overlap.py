@@ -19,14 +19,10 @@ from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.step_metrics import staleness_metrics
 from g2rpo_fast.types import Completion, EngineError, Prompt, Rollout
-from runs import tiny_config, without_times
+from runs import quiet, tiny_config, without_times
 
 TRUNCATED = {"importance": "token_truncate"}
 STILL = {"controller": "fixed"}
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def config_of(directory, *, ahead: int, **sections):

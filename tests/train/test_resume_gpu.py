@@ -12,16 +12,12 @@ for name in ("pydantic", "plotext"):  # of the program; a GPU machine may have w
 
 from g2rpo_fast import train  # noqa: E402
 from g2rpo_fast.metrics import read_metrics  # noqa: E402
-from runs import tiny_config, without_times  # noqa: E402
+from runs import quiet, tiny_config, without_times  # noqa: E402
 
 ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])

@@ -15,13 +15,9 @@ from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.run_directory import open_directory, store_config
-from runs import HELPERS, tiny_config
+from runs import HELPERS, quiet, tiny_config
 
 SHORT = {"run": {"steps": 2}, "evaluate": {"every": 0, "profile_prompts": 0}}
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ HOLD = """
 import sys
 from g2rpo_fast.run_directory import open_directory
 sys.path.insert(0, sys.argv[2])
-from runs import HELPERS, tiny_config
+from runs import tiny_config
 from pathlib import Path
 run = open_directory(tiny_config(Path(sys.argv[1])))
 print("held", flush=True)

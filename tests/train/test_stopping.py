@@ -29,7 +29,7 @@ from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.train import SIGNAL_STEPS, run
 from g2rpo_fast.types import Rollout
 from g2rpo_fast.usage import is_fault
-from runs import tiny_config, without_times, wobble
+from runs import quiet, tiny_config, without_times, wobble
 
 PROFILE, STEP, HELD_OUT = 4 * 2 * 5, 4 * 6, 8
 """Calls of a reward function by the profile, by a step, by an evaluation."""
@@ -79,10 +79,6 @@ def config_of(directory: Path, **sections: dict) -> Config:
     for name, section in sections.items():
         wanted[name] = wanted.get(name, {}) | section
     return tiny_config(directory, **wanted)
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def result_of(directory: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from g2rpo_fast import train
-from g2rpo_fast.assemble import assemble
+from g2rpo_fast.assemble import Parts, assemble
+from g2rpo_fast.console import Console
 from g2rpo_fast.cpu import free_threads, keep_freed_memory
 from g2rpo_fast.gather import sample
+from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.train import before_training, train_step
 from g2rpo_fast.types import Rollout
-from runs import tiny_config, without_times
+from runs import quiet, tiny_config, without_times
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_train_leaves_metrics_model_and_checkpoints(finished):
 
 def test_train_leaves_a_model_that_plain_transformers_runs(finished):
     result, _ = finished
-    model = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    model: Any = AutoModelForCausalLM.from_pretrained(result.model_dir)
     tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
     assert model.config._attn_implementation == "sdpa"
     prompt = tokenizer("29141777:", return_tensors="pt", add_special_tokens=False)
@@ -60,16 +65,16 @@ def test_train_leaves_a_model_that_plain_transformers_runs(finished):
 def test_train_same_seed_same_run_other_seed_other_run(finished, tmp_path):
     result, _ = finished
     first = without_times(read_metrics(result.metrics_path))
-    again = train(tiny_config(tmp_path / "again"), show=lambda line: None)
+    again = train(tiny_config(tmp_path / "again"), show=quiet)
     assert without_times(read_metrics(again.metrics_path)) == first
-    other = train(tiny_config(tmp_path / "other", run={"seed": 1, "steps": 1}), show=lambda line: None)
+    other = train(tiny_config(tmp_path / "other", run={"seed": 1, "steps": 1}), show=quiet)
     assert without_times(read_metrics(other.metrics_path))[1] != first[1]
 
 
 def test_run_seed_fixes_order_samples_and_model(tmp_path):
     def made(name, **run):
         sections = {"run": {"prompts_per_step": 12, **run.pop("run", {})}, **run}
-        parts = assemble(tiny_config(tmp_path / name, **sections), lambda line: None)
+        parts = assemble(tiny_config(tmp_path / name, **sections), quiet)
         weights = torch.cat([p.detach().flatten() for p in parts.learner.model.parameters()])
         sampled = sample(parts, parts.state)
         completions = [c.token_ids for c in sampled.completions]
@@ -90,7 +95,7 @@ def test_run_seed_fixes_order_samples_and_model(tmp_path):
 @pytest.mark.parametrize("rollout", [{"top_p": 0.9}, {"top_k": 4}])
 def test_truncated_sampling_is_not_compared_with_the_whole_distribution(rollout, tmp_path):
     sections = {"rollout": {"group_size": 6, "max_tokens": 40, **rollout}, "run": {"steps": 1}}
-    result = train(tiny_config(tmp_path, **sections), show=lambda line: None)
+    result = train(tiny_config(tmp_path, **sections), show=quiet)
     record = read_metrics(result.metrics_path)[1]
     compared = {name: value for name, value in record.items() if name.startswith("mismatch/")}
     assert len(compared) == 4
@@ -102,7 +107,7 @@ def test_truncated_sampling_is_not_compared_with_the_whole_distribution(rollout,
 def test_finished_run_is_not_trained_again(finished):
     result, _ = finished
     before = result.metrics_path.read_text()
-    train(tiny_config(result.directory), show=lambda line: None)
+    train(tiny_config(result.directory), show=quiet)
     assert result.metrics_path.read_text() == before
 
 
@@ -126,15 +131,15 @@ def test_evaluation_never_sees_guidance(tmp_path):
 
     from g2rpo_fast.steps import evaluation
 
-    parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
+    parts = assemble(tiny_config(tmp_path / "run"), quiet)
     recorder = RecordingEngine(parts.engine)
     parts = replace(parts, engine=recorder, sampler=replace(parts.sampler, engine=recorder))
     assert evaluation(parts, parts.state)["eval/length"] > 0
+    assert parts.eval_prompts is not None
     held_out = [p.token_ids for p in parts.eval_prompts.prompts]
     assert [r.prompt_ids for r in recorder.asked[0]] == held_out
 
-    quiet = type("Quiet", (), {"step": lambda *a: None})()
-    state = train_step(parts, parts.state, quiet)
+    state = train_step(parts, parts.state, Console(parts, quiet))
     traces = {p.token_ids: p.trace_ids for p in parts.prompts.prompts}
     guided = [r.prompt_ids for r in recorder.asked[1] if r.prompt_ids not in traces]
     assert len(guided) == 4 * 2
@@ -147,7 +152,7 @@ def test_train_in_bfloat16_with_gradient_checkpointing(tmp_path):
     half = {"precision": "bfloat16", "gradient_checkpointing": True}
     truncated = {"importance": "token_truncate"}
     config = tiny_config(tmp_path / "run", model=half, run={"steps": 2}, objective=truncated)
-    result = train(config, show=lambda line: None)
+    result = train(config, show=quiet)
     records = read_metrics(result.metrics_path)[1:]
     assert all(np.isfinite(r["loss"]) and r["optim/grad_norm"] > 0 for r in records)
     for record in records:  # rollout and update round differently in bfloat16, but only a little
@@ -179,7 +184,7 @@ def test_rewards_below_zero_are_measured_as_success_rates(tmp_path, monkeypatch,
     config = tiny_config(
         tmp_path / "run", reward={"functions": ["test_train:right_wrong_or_none"]}, guidance=guidance
     )
-    train(config, show=lambda line: None)
+    train(config, show=quiet)
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records] == [0, 1, 2, 3, 4]
     rates = [r["rollout/accuracy"] for r in records[1:]] + [records[0]["eval/accuracy"]]
@@ -199,30 +204,29 @@ def test_reward_failure_names_the_prompt_and_loses_nothing(tmp_path, monkeypatch
         run={"steps": 40},
     )
     with pytest.raises(RewardError, match=r"train:\d*7"):
-        train(config, show=lambda line: None)
+        train(config, show=quiet)
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     saved = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     assert json.loads((saved / "trainer_state.json").read_text())["step"] == records[-1]["step"]
 
 
 def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
-    parts = assemble(tiny_config(tmp_path / "run", optim={"max_bad_steps": 3}), lambda line: None)
-    weight = parts.learner.model.get_input_embeddings().weight
+    parts = assemble(tiny_config(tmp_path / "run", optim={"max_bad_steps": 3}), quiet)
+    weight = parts.learner.model.get_input_embeddings().get_parameter("weight")
     before = weight.detach().clone()
     hook = weight.register_hook(lambda grad: grad * float("nan"))
-    quiet = type("Quiet", (), {"step": lambda *a: None})()
-    state = train_step(parts, parts.state, quiet)
+    state = train_step(parts, parts.state, Console(parts, quiet))
     assert torch.equal(weight, before)
     with pytest.raises(FloatingPointError, match=r"step 2: 4 updates in a row .*prompts: train:\d+"):
-        _steps_until_it_stops(parts, state, quiet)
+        _steps_until_it_stops(parts, state)
     hook.remove()
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped"] > 0
 
 
 def test_updates_in_a_row_are_passes_of_which_no_minibatch_was_taken(tmp_path):
     settings = {"minibatches": 4, "updates_per_batch": 1, "max_bad_steps": 2}
-    parts = assemble(tiny_config(tmp_path / "run", optim=settings), lambda line: None)
-    weight = parts.learner.model.get_input_embeddings().weight
+    parts = assemble(tiny_config(tmp_path / "run", optim=settings), quiet)
+    weight = parts.learner.model.get_input_embeddings().get_parameter("weight")
     bad = {"of": 4}
     calls = [0]
 
@@ -231,18 +235,17 @@ def test_updates_in_a_row_are_passes_of_which_no_minibatch_was_taken(tmp_path):
         return grad * float("nan") if calls[0] % 4 < bad["of"] else grad
 
     weight.register_hook(spoil)
-    quiet = type("Quiet", (), {"step": lambda *a: None})()
-    state = train_step(parts, parts.state, quiet)
+    state = train_step(parts, parts.state, Console(parts, quiet))
     assert state.bad_steps == 1  # four minibatches were skipped
     bad["of"] = 3
-    state = train_step(parts, state, quiet)
+    state = train_step(parts, state, Console(parts, quiet))
     assert state.bad_steps == 0  # three
     assert [r["optim/skipped"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [4, 3]
 
 
-def _steps_until_it_stops(parts, state, console):
+def _steps_until_it_stops(parts: Parts, state: TrainState) -> None:
     for _ in range(20):
-        state = train_step(parts, state, console)
+        state = train_step(parts, state, Console(parts, quiet))
 
 
 def test_freed_memory_is_kept_where_glibc_can():
@@ -250,13 +253,21 @@ def test_freed_memory_is_kept_where_glibc_can():
     assert 1 <= free_threads() <= len(os.sched_getaffinity(0))
 
 
+class ProfileSeen(Console):
+    """Remembers what it was to show of a profile."""
+
+    def __init__(self, parts: Parts, show: Callable[[str], None]) -> None:
+        super().__init__(parts, show)
+        self.seen: list[tuple[Sequence[ProfilePoint], Sequence[str]]] = []
+
+    def profile(self, points: Sequence[ProfilePoint], warnings: Sequence[str]) -> None:
+        self.seen.append((points, warnings))
+
+
 def test_profile_is_measured_before_training(tmp_path):
-    parts = assemble(tiny_config(tmp_path / "run"), lambda line: None)
-    seen = []
-    console = type(
-        "Console", (), {"profile": lambda self, *a: seen.append(a), "evaluation": lambda *a: None}
-    )()
+    parts = assemble(tiny_config(tmp_path / "run"), quiet)
+    console = ProfileSeen(parts, quiet)
     before_training(parts, console)
-    points, warnings = seen[0]
+    ((points, warnings),) = console.seen
     assert [p.num for p in points] == [8] * 5
     assert isinstance(warnings, tuple)

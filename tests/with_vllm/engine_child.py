@@ -96,7 +96,7 @@ Engines = dict[str, Any]
 
 
 def start(engines: Engines, name: str, model_dir: str, llm: dict[str, Any]) -> None:
-    from vllm import LLM
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     settings = {
         "load_format": "dummy",
@@ -124,7 +124,7 @@ def rpc(engines: Engines, name: str, method: str, arguments: tuple[object, ...])
 def generate(
     engines: Engines, name: str, prompts: list[list[int]], sampling: dict[str, Any]
 ) -> list[tuple[list[int], list[float]]]:
-    from vllm import SamplingParams
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     params = SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, **sampling)
     inputs = [{"prompt_token_ids": ids} for ids in prompts]

@@ -30,9 +30,8 @@ def test_a_busy_machine_makes_an_engine_slow_and_not_hung(tmp_path: Path) -> Non
     """Limits so short that every phase outlasts them beside four loops that want the same cores."""
     plain = tiny_model()
     model = trainer_of(plain)
-    limits = {"start_timeout_s": 2.0, "stall_s": 2.0, "sync_timeout_s": 2.0}
     with busy_loops(4):
-        engine = vllm_engine(model, tmp_path, **limits)
+        engine = vllm_engine(model, tmp_path, start_timeout_s=2.0, stall_s=2.0, sync_timeout_s=2.0)
         try:
             engine.sync(0)
             began = time.monotonic()

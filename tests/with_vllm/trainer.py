@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from engine_child import EngineChild, Sample
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from g2rpo_fast.rollout.sync import Arena, Manifest
@@ -93,7 +93,7 @@ def samples_of(engines: EngineChild, engine: str) -> list[Sample]:
     return engines.generate(engine, prompts, n=3, max_tokens=12, temperature=1.0, seed=7)
 
 
-def error(model: PreTrainedModel, samples: list[Sample], dtype: torch.dtype = torch.float32) -> Tensor:
+def error(model: nn.Module, samples: list[Sample], dtype: torch.dtype = torch.float32) -> Tensor:
     """|log p(engine) - log p(transformers)| of every sampled token, nats."""
     model = model.to(dtype)
     prompts = [PROMPT] * 3 + [PROMPT[::-1]] * 3
