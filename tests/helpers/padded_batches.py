@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions
+from g2rpo_kernels.padded.options import Level, LossType
 from torch import Tensor
 
 from drawn import normal
 
 B, L, D, V = 6, 5, 7, 13
 TEMPERATURE, NUM_ITEMS = 0.7, 31.0
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
-LEVELS = [("token", name) for name in LOSS_TYPES] + [("sequence", name) for name in CLIPPED]
+CLIPPED: tuple[LossType, ...] = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+LOSS_TYPES: tuple[LossType, ...] = (*CLIPPED, "cispo", "sapo", "vespo")
+LEVELS: list[tuple[Level, LossType]] = [("token", name) for name in LOSS_TYPES]
+LEVELS.extend(("sequence", name) for name in CLIPPED)
 
 
 @dataclass(frozen=True)

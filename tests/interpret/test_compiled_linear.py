@@ -6,6 +6,7 @@ import pytest
 import torch
 from g2rpo_kernels import Objective, edge_coefficients, group_advantage
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from compiled_loss import SEQUENCE, TOKEN, check_one_graph
 
@@ -26,7 +27,7 @@ def test_advantages_compile_to_one_graph_for_all_lengths() -> None:
         return advantage, *edge_coefficients(advantage, weight, member_ptr, impl="triton")
 
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(coefficients, backend=counter, fullgraph=True)
     for num_rollouts in (4, 6, 10):
         given = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from g2rpo_kernels import LogProb, logprob
+from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.logprob.partials import RowPartials, finished
 from g2rpo_kernels.logprob.triton import row_gradient_, row_numbers, row_stats
 from g2rpo_kernels.logprob.triton_launch import TILES
@@ -17,7 +18,7 @@ BLOCK = max(tile.block_v for tile in TILES.values())
 
 
 def run(
-    logits: Tensor, target: Tensor, scaling: tuple[float, float | None], impl: str, dtype: torch.dtype
+    logits: Tensor, target: Tensor, scaling: tuple[float, float | None], impl: Impl, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     """(logp, entropy, lse, d logits), a different upstream gradient for each row and output."""
     leaf = logits.to(dtype, copy=True).requires_grad_()

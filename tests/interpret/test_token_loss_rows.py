@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import linear_logprob, token_loss
+from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 
 from budget import WorstErrors, draws
@@ -34,10 +35,10 @@ def test_random_losses_within_budget(dtype: torch.dtype) -> None:
     errors.check()
 
 
-def gradients(loss: Callable, dtype: torch.dtype, impl: str, **options: Any) -> tuple[Tensor, ...]:
-    hidden, head, target = example(torch.float16)
-    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in (hidden, head)]
-    return outcome(token_loss(*leaves, target, loss, impl=impl, **options).loss, leaves)
+def gradients(loss: Callable, dtype: torch.dtype, impl: Impl, **options: Any) -> tuple[Tensor, ...]:
+    *given, target = example(torch.float16)
+    hidden, head = leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in given]
+    return outcome(token_loss(hidden, head, target, loss, impl=impl, **options).loss, leaves)
 
 
 BATCH = {"ties": "batch"}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions, grpo_loss, token_logprobs
+from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.padded.options import Level, LossType
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -19,7 +21,7 @@ VARIANTS = [({}, True), (ALL_ON, False), (ALL_ON, False), ({"beta": 0.1}, False)
 """Settings, and whether there are importance ratios; each on a batch of its own."""
 
 
-def options(level: str, loss_type: str, variant: dict) -> GRPOOptions:
+def options(level: Level, loss_type: LossType, variant: dict) -> GRPOOptions:
     high = 0.9 if loss_type == "cispo" else 0.28
     sizes = {"max_completion_length": 9, "epsilon_high": high}
     return GRPOOptions(loss_type=loss_type, importance_sampling_level=level, **sizes, **variant)
@@ -29,7 +31,7 @@ def cast(b: Batch, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return tuple(x.float().to(dtype) for x in (b.hidden, b.head, b.bias, b.advantages, b.old, b.ref, b.ratio))
 
 
-def of_hidden(b: Batch, o: GRPOOptions, with_ratio: bool, dtype: torch.dtype, impl: str) -> list[Tensor]:
+def of_hidden(b: Batch, o: GRPOOptions, with_ratio: bool, dtype: torch.dtype, impl: Impl) -> list[Tensor]:
     """Loss, metrics and gradients of the fused linear loss."""
     hidden, head, bias, advantages, old, ref, ratio = cast(b, dtype)
     leaves = [x.requires_grad_() for x in (hidden, head, bias)]
@@ -39,7 +41,7 @@ def of_hidden(b: Batch, o: GRPOOptions, with_ratio: bool, dtype: torch.dtype, im
     return [loss.detach(), *metrics, *torch.autograd.grad(2 * loss, leaves)]
 
 
-def of_logits(b: Batch, o: GRPOOptions, with_ratio: bool, dtype: torch.dtype, impl: str) -> list[Tensor]:
+def of_logits(b: Batch, o: GRPOOptions, with_ratio: bool, dtype: torch.dtype, impl: Impl) -> list[Tensor]:
     """The same of the loss from logits."""
     hidden, head, bias, advantages, old, ref, ratio = cast(b, dtype)
     logits = (hidden.double() @ head.double().T + bias.double()).float().to(dtype).requires_grad_()
@@ -64,7 +66,7 @@ def relative(value: Tensor, true: Tensor) -> float:
 
 @pytest.mark.parametrize("run", [of_hidden, of_logits])
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
-def test_every_loss_type_is_within_budget(level: str, loss_type: str, run) -> None:
+def test_every_loss_type_is_within_budget(level: Level, loss_type: LossType, run) -> None:
     errors = []
     for seed, (variant, with_ratio) in enumerate(VARIANTS if run is of_hidden else VARIANTS[:2]):
         case = (make_batch(seed), options(level, loss_type, variant), with_ratio)

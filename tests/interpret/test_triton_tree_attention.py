@@ -239,9 +239,9 @@ def test_public_function_shares_a_plan_and_names_what_it_cannot_do() -> None:
     position_S = path_lengths(end_S)
     plan = tile_plan(end_S, position_S)
 
-    def run(tiles: TilePlan | None, *inputs: Tensor, window: int | None = None) -> Tensor:
+    def run(tiles: TilePlan | None, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         return tree_attention(
-            *inputs, end_S, position_S=position_S, scale=1.0, window=window, impl="triton", tiles=tiles
+            q, k, v, end_S, position_S=position_S, scale=1.0, window=window, impl="triton", tiles=tiles
         )
 
     assert torch.equal(run(plan, q, k, v), run(None, q, k, v))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
 from g2rpo_kernels import edge_coefficients, group_advantage
+from g2rpo_kernels.group_advantage import Scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -48,7 +50,7 @@ def test_group_advantage_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
-def test_group_advantage_equals_a_loop_over_ragged_groups(scale: str) -> None:
+def test_group_advantage_equals_a_loop_over_ragged_groups(scale: Scale) -> None:
     reward_RK, weight_K = rewards(3), torch.tensor([1.0, 0.5, -0.25], dtype=torch.float64)
     total = (reward_RK * weight_K).sum(1).tolist()
     got = group_advantage(reward_RK, RAGGED, channel_weight_K=weight_K, scale=scale)
@@ -80,7 +82,7 @@ def test_normalize_then_sum_equals_gdpo_written_out() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e9 + 0.1, -0.7])
-def test_equal_rewards_give_exactly_zero(scale: str, value: float) -> None:
+def test_equal_rewards_give_exactly_zero(scale: Scale, value: float) -> None:
     reward_RK = torch.full((7, 1), value, dtype=torch.float64)
     group_R = torch.zeros(7, dtype=torch.int64)
     assert group_advantage(reward_RK, group_R, scale=scale).tolist() == [0.0] * 7
@@ -132,10 +134,10 @@ def test_edge_coefficients_by_hand() -> None:
         ({"eps": 0.0}, "eps: wanted > 0, got 0.0"),
     ],
 )
-def test_group_advantage_names_what_is_wrong(change: dict, message: str) -> None:
-    arguments = {"reward_RK": torch.ones(2, 1), "group_R": torch.tensor([0, 0])} | change
+def test_group_advantage_names_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"reward_RK": torch.ones(2, 1), "group_R": torch.tensor([0, 0])} | change
     with pytest.raises(ValueError, match=message):
-        group_advantage(arguments.pop("reward_RK"), arguments.pop("group_R"), **arguments)
+        group_advantage(**arguments)
 
 
 def test_edge_coefficients_refuse_members_that_do_not_fit() -> None:

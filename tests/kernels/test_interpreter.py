@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from numpy._core import _multiarray_umath
 
 triton = pytest.importorskip("triton")
 
@@ -22,7 +21,7 @@ LONGEST = ["triton_tree_attention", "triton_padded", "triton_tree_model", "rando
 FILES = [*LONGEST, *sorted({path.stem[5:] for path in FOLDER.glob("test_*.py")}.difference(LONGEST))]
 PLAIN = {
     "ATEN_CPU_CAPABILITY": "default",
-    "NPY_DISABLE_CPU_FEATURES": " ".join(_multiarray_umath.__cpu_dispatch__),
+    "NPY_DISABLE_CPU_FEATURES": " ".join(numpy.show_config(mode="dicts")["SIMD Extensions"].get("found", ())),
 }
 """PyTorch and NumPy without the vector instructions that not every processor has."""
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from g2rpo_kernels import (
     Edges,
     Objective,
@@ -21,13 +20,15 @@ from g2rpo_kernels import (
     token_loss,
 )
 from g2rpo_kernels.linear_logprob import VocabShard
+from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from budget import draws, error
 from drawn import normal
 
 S, D, V, T = 7, 6, 101, 24
-EPS = {"rtol": 1e-10, "atol": 1e-12}
+RTOL, ATOL = 1e-10, 1e-12
 Results = tuple[Tensor, ...]
 
 
@@ -42,13 +43,13 @@ def edges() -> Edges:
     advantage, weight = normal(T, seed=4), torch.full((T,), 0.3, dtype=torch.float64)
     weight[5] = 0
     each = torch.arange(T + 1)
-    logps = [-4.6 + 0.3 * normal(T, seed=seed) for seed in (5, 6, 7)]
+    old, ref, rollout = (-4.6 + 0.3 * normal(T, seed=seed) for seed in (5, 6, 7))
     coefficients = edge_coefficients(advantage, weight, each)
-    return Edges(*coefficients, *logps, each, torch.arange(T) // 4, advantage, weight, 6)
+    return Edges(*coefficients, old, ref, rollout, each, torch.arange(T) // 4, advantage, weight, 6)
 
 
 def run(
-    impl: str,
+    impl: Impl,
     dtype: torch.dtype,
     objective: Objective | None,
     shard: VocabShard | None,
@@ -96,7 +97,7 @@ def check_float64(rank: int, group: dist.ProcessGroup) -> None:
             assert all(value.abs().max() > 1e-3 for value in whole)
             got = run("cpu", torch.float64, objective, shard, columns, options)
             for value, true in zip(got, local(whole, columns), strict=True):
-                torch.testing.assert_close(value, true, **EPS)
+                torch.testing.assert_close(value, true, rtol=RTOL, atol=ATOL)
 
 
 def check_interpreted(rank: int, group: dist.ProcessGroup) -> None:
@@ -124,15 +125,15 @@ def check_token_loss(rank: int, group: dist.ProcessGroup) -> None:
     source = torch.randint(S, (T,), generator=torch.Generator().manual_seed(8))
 
     def run(dtype: torch.dtype, columns: slice, **options: Any) -> Results:
-        hidden, head = normal(S, D, seed=0), normal(V, D, seed=1)[columns]
-        leaves = [x.to(dtype).requires_grad_() for x in (hidden, head, torch.tensor(1.5))]
+        given = (normal(S, D, seed=0), normal(V, D, seed=1)[columns], torch.tensor(1.5))
+        hidden, head, learnt = leaves = [x.to(dtype).requires_grad_() for x in given]
 
         def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
-            mean_B = (leaves[2] * logp_T + entropy_T).view(-1, 4).mean(1)
+            mean_B = (learnt * logp_T + entropy_T).view(-1, 4).mean(1)
             return ((mean_B / 9).tanh() * normal(T // 4, seed=3).to(dtype)).sum()
 
-        given = {"source_T": source, "ties": "row", "row_cuts": range(4, T + 1, 4), **options}
-        out = token_loss(*leaves[:2], torch.arange(T), loss, **given)
+        options |= {"source_T": source, "ties": "row", "row_cuts": range(4, T + 1, 4)}
+        out = token_loss(hidden, head, torch.arange(T), loss, **options)
         return out.loss.detach(), *torch.autograd.grad(3 * out.loss, leaves)
 
     whole = run(torch.float64, slice(None), impl="reference")
@@ -152,9 +153,13 @@ def check_ranks_without_possible_tokens(rank: int, group: dist.ProcessGroup) -> 
     bias[columns_of(group.size() - 1, group.size())] = -torch.inf
     target = torch.tensor([0, 3, 7])
     whole = linear_logprob(hidden, head, target, bias_V=bias, impl="reference")
-    for impl, dtype, eps in (("cpu", torch.float64, 1e-12), ("triton", torch.float32, 1e-5)):
-        mine = [value.to(dtype) for value in (hidden, head[columns], bias[columns])]
-        got = linear_logprob(*mine[:2], target, bias_V=mine[2], shard=shard, impl=impl)
+    sides: list[tuple[Impl, torch.dtype, float]] = [
+        ("cpu", torch.float64, 1e-12),
+        ("triton", torch.float32, 1e-5),
+    ]
+    for impl, dtype, eps in sides:
+        given = (hidden.to(dtype), head[columns].to(dtype), target)
+        got = linear_logprob(*given, bias_V=bias[columns].to(dtype), shard=shard, impl=impl)
         for value, true in zip(got, whole, strict=True):
             torch.testing.assert_close(value.double(), true, rtol=0, atol=eps)
 
@@ -187,7 +192,7 @@ def check_compiles(rank: int, group: dist.ProcessGroup) -> None:
         results.append(torch.autograd.grad(function(*leaves), leaves))
     for eager, compiled in zip(*results, strict=True):
         assert eager.abs().max() > 0.1
-        torch.testing.assert_close(compiled, eager, **EPS)
+        torch.testing.assert_close(compiled, eager, rtol=RTOL, atol=ATOL)
 
 
 def worker(rank: int, ranks: int, meet: Path, checks: list[Callable[[int, dist.ProcessGroup], None]]) -> None:
@@ -215,7 +220,7 @@ def test_sharded_vocabulary_equals_one_rank(
         check_compiles,
     ]
     assert "TRITON_INTERPRET" in os.environ
-    torch.multiprocessing.spawn(worker, (ranks, tmp_path / "meet", checks), nprocs=ranks)
+    spawn(worker, (ranks, tmp_path / "meet", checks), nprocs=ranks)
 
 
 class OneRank:
@@ -232,7 +237,7 @@ class OneRank:
         (0, 101, "reference", "impl='reference': wanted shard=None"),
     ],
 )
-def test_a_shard_that_does_not_fit_is_refused(start: int, size: int, impl: str | None, message: str) -> None:
+def test_a_shard_that_does_not_fit_is_refused(start: int, size: int, impl: Impl | None, message: str) -> None:
     shard = VocabShard(group=OneRank(), start=start, size=size)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=message):
         linear_logprob(torch.zeros(2, D), torch.zeros(51, D), torch.tensor([0, 100]), shard=shard, impl=impl)

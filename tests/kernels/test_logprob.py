@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from g2rpo_kernels import LogProb, linear_logprob, logprob
+from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -36,7 +38,7 @@ def with_gradients(
 
 @pytest.mark.parametrize(("temperature", "softcap"), SCALINGS)
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_logprob_equals_textbook_in_float64(impl: str, temperature: float, softcap: float | None) -> None:
+def test_logprob_equals_textbook_in_float64(impl: Impl, temperature: float, softcap: float | None) -> None:
     logits, target = rows("plain", 9, 101)
     for kind in ("plain", "up", "down", "confident", "equal"):
         logits, target = rows(kind, 9, 101)
@@ -55,7 +57,7 @@ def test_logprob_equals_textbook_in_float64(impl: str, temperature: float, softc
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_logprob_absolute_values(impl: str) -> None:
+def test_logprob_absolute_values(impl: Impl) -> None:
     logits = torch.tensor([[0.0, math.log(3.0)], [1.0, 1.0]], dtype=torch.float64)
     out = logprob(logits, torch.tensor([1, 0]), impl=impl)
     torch.testing.assert_close(
@@ -74,7 +76,7 @@ def test_logprob_cpu_float32_within_budget(
 ) -> None:
     logits, target = rows(kind, 33, vocab)
 
-    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def run(impl: Impl, dtype: torch.dtype) -> tuple[Tensor, ...]:
         def op(x: Tensor) -> LogProb:
             return logprob(x, target, temperature=temperature, softcap=softcap, impl=impl)
 
@@ -85,7 +87,7 @@ def test_logprob_cpu_float32_within_budget(
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_logprob_impossible_tokens_have_no_gradient(impl: str) -> None:
+def test_logprob_impossible_tokens_have_no_gradient(impl: Impl) -> None:
     logits, target = rows("impossible", 8, 37)
     logp, entropy, lse, gradient = with_gradients(
         lambda x: logprob(x, target, impl=impl), (logits,), torch.float64
@@ -157,7 +159,7 @@ def test_linear_logprob_cpu_within_budget(dtype: torch.dtype) -> None:
     leaves, source, target = linear_case(vocab=1009)
     leaves = (leaves[0].to(dtype), leaves[1].to(dtype), leaves[2].to(dtype))
 
-    def run(impl: str, working: torch.dtype) -> tuple[Tensor, ...]:
+    def run(impl: Impl, working: torch.dtype) -> tuple[Tensor, ...]:
         def op(hidden: Tensor, head: Tensor, bias: Tensor) -> LogProb:
             return linear_logprob(
                 hidden, head, target, source_T=source, bias_V=bias, chunk_bytes=1 << 14, impl=impl
@@ -203,7 +205,7 @@ def test_linear_logprob_is_deterministic_and_sources_may_repeat() -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_linear_logprob_of_nothing_is_empty(impl: str) -> None:
+def test_linear_logprob_of_nothing_is_empty(impl: Impl) -> None:
     hidden, head = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
     out = linear_logprob(hidden, head, none, source_T=none, impl=impl)
@@ -235,8 +237,8 @@ def test_default_impl_is_cpu_below_float64() -> None:
         ({"impl": "triton"}, "impl='triton': wanted CUDA tensors, got cpu"),
     ],
 )
-def test_logprob_names_what_is_wrong(change: dict, message: str) -> None:
-    arguments = {"target_T": torch.tensor([0, 1, 4])} | change
+def test_logprob_names_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"target_T": torch.tensor([0, 1, 4])} | change
     with pytest.raises(ValueError, match=message):
         logprob(torch.randn(3, 5), **arguments)
     with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from g2rpo_kernels import GRPOOptions, grpo_loss, token_logprobs
+from g2rpo_kernels.padded.options import Level, LossType
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -25,8 +26,14 @@ LENGTH, WIDTH, VOCAB = 33, 64, 1003
 HALF = torch.bfloat16
 CLIPS = (0.8, 1.28)
 LOG_RATIOS = torch.tensor([-0.6, -0.35, -0.1, 0.1, 0.4, 0.75], dtype=torch.float64)
-LEVELS = [("token", "grpo"), ("token", "dapo"), ("token", "cispo"), ("token", "sapo"), ("token", "vespo")]
-LEVELS += [("sequence", name) for name in CLIPPED if name != "bnpo"]
+LEVELS: list[tuple[Level, LossType]] = [
+    ("token", "grpo"),
+    ("token", "dapo"),
+    ("token", "cispo"),
+    ("token", "sapo"),
+    ("token", "vespo"),
+]
+LEVELS.extend(("sequence", name) for name in CLIPPED if name != "bnpo")
 Run = Callable[[], tuple[Tensor, ...]]
 
 
@@ -49,11 +56,21 @@ def batch(device: str, dtype: torch.dtype) -> Batch:
         assert min(float((ratio - edge).abs().min()) for edge in CLIPS) > 0.02  # rounding crosses none
     ratio = torch.where(mask == 1, (0.5 * normal(B, LENGTH, seed=6)).exp().clamp(max=1.5), 1.0)
     advantages = torch.tensor([1.3, -0.7, 0.0, -1.9, 0.8, -0.2])
-    rest = (x.to(device, torch.promote_types(dtype, torch.float32)) for x in (advantages, old, ref, ratio))
-    return Batch(*(x.to(device, dtype) for x in (hidden, head, bias)), ids.to(device), mask.to(device), *rest)
+    wide = torch.promote_types(dtype, torch.float32)
+    return Batch(
+        hidden=hidden.to(device, dtype),
+        head=head.to(device, dtype),
+        bias=bias.to(device, dtype),
+        ids=ids.to(device),
+        mask=mask.to(device),
+        advantages=advantages.to(device, wide),
+        old=old.to(device, wide),
+        ref=ref.to(device, wide),
+        ratio=ratio.to(device, wide),
+    )
 
 
-def options(level: str, loss_type: str) -> GRPOOptions:
+def options(level: Level, loss_type: LossType) -> GRPOOptions:
     high = 0.9 if loss_type == "cispo" else CLIPS[1] - 1
     return GRPOOptions(
         loss_type=loss_type, importance_sampling_level=level, epsilon_high=high, beta=0.1, entropy_coef=0.03,

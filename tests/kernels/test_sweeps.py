@@ -11,11 +11,10 @@ from g2rpo_kernels.logprob.rows import RowGradients, RowStats, exp_factors, fini
 from torch import Tensor
 
 from budget import assert_within_budget, draws
+from logit_rows import KINDS, SCALINGS
 
-SCALINGS = [(1.0, None), (0.7, None), (1.3, 5.0)]
 WIDTHS = [1, 2, 15, 16, 17, 511, 512, 513, 4093]
 """Around a vector's 16 lanes and a block's 512 logits."""
-KINDS = ["plain", "up", "down", "equal", "confident", "impossible"]
 
 
 def rows(kind: str, width: int, num_rows: int = 9) -> tuple[Tensor, Tensor]:
@@ -38,9 +37,9 @@ def rows(kind: str, width: int, num_rows: int = 9) -> tuple[Tensor, Tensor]:
     return logits_CV, target_C
 
 
-def upstream_of(num_rows: int, *, entropy: bool = True) -> RowGradients:
+def upstream_of(num_rows: int, *, entropy: bool = True, dtype: torch.dtype = torch.float32) -> RowGradients:
     generator = torch.Generator().manual_seed(3)
-    c_C, e_C, g_C = torch.randn(3, num_rows, generator=generator)
+    c_C, e_C, g_C = torch.randn(3, num_rows, generator=generator).to(dtype)
     return RowGradients(c_C, e_C, g_C) if entropy else RowGradients(c_C)
 
 
@@ -58,7 +57,7 @@ def swept(
     """(statistics, d logits)."""
     held_CV = squash_(logits_CV.to(dtype, copy=True), scaling[1])
     stats = finish_stats(sweeps.chunk_partials(held_CV, target_C, *scaling))
-    given = RowGradients(*(None if x is None else x.to(dtype) for x in upstream_of(len(target_C))))
+    given = upstream_of(len(target_C), dtype=dtype)
     out_CV = torch.full_like(held_CV, torch.nan)
     sweeps.chunk_dlogits(held_CV, target_C, stats, given, *scaling, out_CV=out_CV)
     return *stats, out_CV
@@ -157,7 +156,8 @@ def test_targets_elsewhere_leave_every_column_in(native: bool, monkeypatch: pyte
         total = exact_CV[row].sum() - (exact_CV[row, target] if target >= 0 else 0)
         assert float(partials.sumexp_T[row]) == pytest.approx(float(total), rel=1e-6)
         assert (float(partials.target_logit_T[row]) == -torch.inf) == (target < 0)
-    stats = RowStats(*(torch.randn(9) for _ in range(2)), partials.max_T, partials.sumexp_T.log())
+    logp_C, entropy_C = torch.randn(2, 9)
+    stats = RowStats(logp_C, entropy_C, partials.max_T, partials.sumexp_T.log())
     out_CV = logits_CV.clone()
     given = (stats, upstream_of(9), 1.0, None)
     sweeps.chunk_dlogits(out_CV, target_C, *given, some_elsewhere=True, out_CV=out_CV)

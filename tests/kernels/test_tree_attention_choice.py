@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from g2rpo_kernels.tree_attention import tree_attention
-from g2rpo_kernels.tree_attention.choice import Query, default_impl
+from g2rpo_kernels.tree_attention.choice import Impl, Query, default_impl
 from g2rpo_kernels.tree_attention.reference import tree_attention_reference
 
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
@@ -49,13 +51,18 @@ def test_cpu_tensors_take_what_was_chosen() -> None:
     q, k, v = (torch.randn(6, 2, 8, generator=generator) for _ in range(3))
     assert Query.of(q) == Query(torch.float32, 8, None)
     end, position = torch.tensor([6, 6, 4, 4, 6, 6]), torch.tensor([0, 1, 2, 3, 2, 3])
-    for options, impl in (({}, "cascade"), ({"window": 4}, "cascade"), ({"softcap": 2.0}, "reference")):
-        given = (q, k, v, end)
-        out = tree_attention(*given, position_S=position, scale=0.5, **options)
-        assert torch.equal(out, tree_attention(*given, position_S=position, scale=0.5, impl=impl, **options))
-        want = {"window": None, "softcap": None, **options}
+    cases: list[tuple[int | None, float | None, Impl]] = [
+        (None, None, "cascade"),
+        (4, None, "cascade"),
+        (None, 2.0, "reference"),
+    ]
+    for window, softcap, impl in cases:
+        attention = partial(tree_attention, position_S=position, scale=0.5, window=window, softcap=softcap)
+        out = attention(q, k, v, end)
+        assert torch.equal(out, attention(q, k, v, end, impl=impl))
+        exact = (q.double(), k.double(), v.double(), end)
         true = tree_attention_reference(
-            *(x.double() for x in (q, k, v)), end, position_S=position, scale=0.5, **want
+            *exact, position_S=position, scale=0.5, window=window, softcap=softcap
         )
         assert true.abs().max() > 0.1
         torch.testing.assert_close(out.double(), true, rtol=1e-5, atol=1e-6)

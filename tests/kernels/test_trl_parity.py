@@ -16,7 +16,7 @@ from g2rpo_kernels import token_logprobs
 
 pytest.importorskip("trl", reason="trl is not installed")
 
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import selective_log_softmax
 
 from budget import budget, draws, error
@@ -80,13 +80,8 @@ def in_float64(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trl")
-
-
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
-def test_loss_and_gradients_are_trls(level: str, loss_type: str, directory: Path) -> None:
+def test_loss_and_gradients_are_trls(level: str, loss_type: str, tmp_path: Path) -> None:
     for variant, with_old in zip(VARIANTS, (False, True, True), strict=True):
         settings = {
             "loss_type": loss_type,
@@ -98,7 +93,7 @@ def test_loss_and_gradients_are_trls(level: str, loss_type: str, directory: Path
         model = tiny_model()
         inputs = batch(model, with_old)
         theirs, ours, exact = (
-            make_trainer(kind, directory, copy.deepcopy(model), **settings)
+            make_trainer(kind, tmp_path, copy.deepcopy(model), **settings)
             for kind in (GRPOTrainer, FusedGRPOTrainer, FusedGRPOTrainer)
         )
         exact.model.double()
@@ -117,25 +112,25 @@ def test_loss_and_gradients_are_trls(level: str, loss_type: str, directory: Path
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "vespo"])
-def test_importance_ratios_are_trls(loss_type: str, directory: Path) -> None:
+def test_importance_ratios_are_trls(loss_type: str, tmp_path: Path) -> None:
     """As under vLLM, whose ratios `use_vllm` alone makes TRL read."""
     model = tiny_model()
     inputs = batch(model, with_old=True)
     inputs["importance_sampling_ratio"] = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) + 0.5
     sides = []
     for kind in (GRPOTrainer, FusedGRPOTrainer):
-        trainer = make_trainer(kind, directory, copy.deepcopy(model), loss_type=loss_type)
+        trainer = make_trainer(kind, tmp_path, copy.deepcopy(model), loss_type=loss_type)
         trainer.use_vllm = True
         sides.append(loss_and_gradients(trainer, inputs))
     torch.testing.assert_close(*sides, rtol=1e-5, atol=1e-6 * float(sides[0].abs().max()))
 
 
-def test_evaluation_does_not_divide_by_the_accumulation(directory: Path) -> None:
+def test_evaluation_does_not_divide_by_the_accumulation(tmp_path: Path) -> None:
     model = tiny_model()
     inputs = batch(model, with_old=True)
     losses = []
     for kind in (GRPOTrainer, FusedGRPOTrainer):
-        trainer = make_trainer(kind, directory, copy.deepcopy(model), gradient_accumulation_steps=2)
+        trainer = make_trainer(kind, tmp_path, copy.deepcopy(model), gradient_accumulation_steps=2)
         trainer.current_gradient_accumulation_steps = 2
         trainer.model.eval()
         with torch.no_grad():
@@ -148,8 +143,8 @@ def test_evaluation_does_not_divide_by_the_accumulation(directory: Path) -> None
     "settings",
     [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 0.1}, {"use_adaptive_entropy": True}],
 )
-def test_options_that_would_be_dropped_are_refused(settings: dict[str, Any], directory: Path) -> None:
-    trainer = make_trainer(FusedGRPOTrainer, directory, **settings)
+def test_options_that_would_be_dropped_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    trainer = make_trainer(FusedGRPOTrainer, tmp_path, **settings)
     with pytest.raises(ValueError, match=next(iter(settings))):
         trainer._compute_loss(trainer.model, batch(trainer.model, with_old=False))
 
