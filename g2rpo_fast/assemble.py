@@ -42,11 +42,10 @@ from g2rpo_fast.model import (
     noise_of,
 )
 from g2rpo_fast.optim import make_optimizer
-from g2rpo_fast.pieces import PromptStore
+from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.recipe import Recipe, recipe_of
 from g2rpo_fast.rewards import RewardSet, load_rewards, score
 from g2rpo_fast.rollout.sampled import SampledBatch
-from g2rpo_fast.rounds import first_memory
 from g2rpo_fast.run_directory import (
     RunDirectory,
     check_content,
@@ -235,8 +234,8 @@ def _learner(
 
 def _first_state(recipe: Recipe, prompts: PromptSet) -> TrainState:
     """Of a run that begins."""
-    store = PromptStore.of([prompt.id for prompt in prompts.prompts], recipe.selection.columns())
-    return TrainState(memory=first_memory(recipe.rounds), store=store, unlogged={})
+    store = PromptStore.of([prompt.id for prompt in prompts.prompts], recipe.first_columns())
+    return TrainState(memory=recipe.first_memory(), store=store, unlogged={})
 
 
 def _continued(

@@ -9,7 +9,7 @@ from g2rpo_fast.assemble import Parts
 from g2rpo_fast.pieces import Clock, Scored
 from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.rollout.sampled import SampledBatch
-from g2rpo_fast.rounds import first_round, next_round, noted
+from g2rpo_fast.rounds import first_round, next_round
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.step_metrics import staleness_metrics
 from g2rpo_fast.types import Ask, Completion
@@ -81,7 +81,7 @@ def _finished(
         asks=asks,
         completions=list(completions),
         num_prompts=count,
-        notes=noted(rounds, state.memory, clock),
+        notes=parts.recipe.noted(state.memory, clock),
     )
     while parts.recipe.repeats:
         scored = _scored(parts, clock, batch)
@@ -110,7 +110,7 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     rewards = batch.rewards
     if rewards is None or len(rewards.total_R) < len(rollouts):
         rewards = parts.sampler.rewards(rollouts, rewards)
-    return Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock)
+    return Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock, answer_of=parts.rewards.answer_of)
 
 
 def score(parts: Parts, state: TrainState, sampled: SampledBatch) -> tuple[Scored, dict[str, float]]:

@@ -1,33 +1,33 @@
 """What a method is made of: pieces that a training step calls in turn, and what they may know.
 
-    selection ─► rounds: first ─► sample ─► score ─┐ ─► credit ─► token credit ─► weights ─► terms ─► observe
-    prompts,       ▲   (again, until none asks)    │   a_R          a_N            w_N        loss
+    selection ─► rounds: first ─► sample ─► score ─┐ ─► shaping ─► credit ─► token credit, weights ─► terms
+    prompts,       ▲   (again, until none asks)    │    rewards    a_R       a_N, w_N                 loss
     group sizes    └───────── settle ◄─────────────┘
 
 A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its
 method the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`, and a
 method is a file that names some of them. State between steps is data of two kinds, both in the checkpoint:
 `memory`, one plain JSON value a piece, and the `PromptStore`, columns over all prompts. Pieces change neither
-and return new ones.
+and return new ones. A setting that moves (a coefficient under control, an annealed weight) is memory too:
+`at` makes of a piece the one of this step, `observe` makes of its memory the one of the next.
 
-Dimension key: R rows (rollouts), N trained tokens of rows end to end, P prompts of the data.
+Dimension key: R rows (rollouts), N trained tokens of rows end to end.
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from inspect import get_annotations
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor
 
 from g2rpo_fast.bounds import check_fields
-from g2rpo_fast.types import Ask, Doubles, Prompt, Rewards, Rollout
+from g2rpo_fast.prompt_store import PromptStore
+from g2rpo_fast.types import AnswerOf, Ask, Doubles, Prompt, Rewards, Rollout, no_answer
 
 Memory = Any
 """A plain JSON value: numbers, text, lists, dicts. None = the piece keeps nothing."""
@@ -80,6 +80,13 @@ class Scored:
     rewards: Rewards
     """Of the rows, in their order."""
     clock: Clock
+    answer_of: AnswerOf = field(default=no_answer, compare=False)
+
+    @property
+    def answers(self) -> list[str | None]:
+        """Each row's final answer, in one spelling, as the channel that counts as accuracy finds it; None =
+        no answer."""
+        return [self.answer_of(rollout) for rollout in self.rollouts]
 
     @property
     def num_groups(self) -> int:
@@ -102,49 +109,17 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptStore:
-    """Columns over all prompts of the training data, kept from step to step."""
+class Outcome:
+    """What came of a step, for the pieces that learn from it."""
 
-    ids: tuple[str, ...]
-    columns: Mapping[str, Doubles]
-    """Name -> [P] float64."""
-
-    @classmethod
-    def of(cls, ids: Sequence[str], first: Mapping[str, float]) -> PromptStore:
-        """Before the first step: every prompt has the first value of each column."""
-        return cls(ids=tuple(ids), columns={name: np.full(len(ids), v) for name, v in first.items()})
-
-    @cached_property
-    def place(self) -> Mapping[str, int]:
-        """Prompt id -> its place in the columns."""
-        return {id_: place for place, id_ in enumerate(self.ids)}
-
-    def places(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[len(prompts)] int64, each prompt's place in the columns."""
-        return np.asarray([self.place[prompt.id] for prompt in prompts], np.int64)
-
-    def put(self, **columns: Doubles) -> PromptStore:
-        """The store with some columns replaced."""
-        return replace(self, columns={**self.columns, **columns})
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """For a checkpoint; nothing where there is no column."""
-        if not self.columns:
-            return {}
-        named = {f"store.{name}": column for name, column in self.columns.items()}
-        return {"store_ids": np.frombuffer(json.dumps(self.ids).encode(), np.uint8), **named}
-
-    def restored(self, arrays: Mapping[str, np.ndarray]) -> PromptStore:
-        """What `to_arrays` kept, for these prompts and columns; first values where it has none."""
-        if "store_ids" not in arrays:
-            return self
-        kept = {id_: place for place, id_ in enumerate(json.loads(arrays["store_ids"].tobytes()))}
-        here = np.asarray([place for place, id_ in enumerate(self.ids) if id_ in kept], np.int64)
-        there = np.asarray([kept[self.ids[place]] for place in here], np.int64)
-        columns = {name: column.copy() for name, column in self.columns.items()}
-        for name in columns.keys() & {key.removeprefix("store.") for key in arrays}:
-            columns[name][here] = arrays[f"store.{name}"][there]
-        return replace(self, columns=columns)
+    scored: Scored
+    """All its rows, as they were paid."""
+    settled: Scored
+    """Those that it trained on, with shaped rewards."""
+    advantage_R: Doubles
+    """Of the rows settled on."""
+    stats: Mapping[str, float]
+    """Metrics of the update, by the names in metrics.jsonl."""
 
 
 class Piece:
@@ -164,25 +139,41 @@ class Piece:
     def __post_init__(self) -> None:
         check_fields(self, f"{self.section}.{self.use}")
 
+    def memory(self) -> Memory:
+        """Before the first step."""
+        return None
+
+    def at(self, memory: Memory, clock: Clock) -> Self:
+        """The piece with the settings that it has in a step."""
+        return self
+
+    def observe(self, memory: Memory, outcome: Outcome) -> Memory:
+        """The memory after a step."""
+        return memory
+
+    def notes(self, memory: Memory, clock: Clock) -> dict[str, float]:
+        """Metrics of what a step begins with."""
+        return {}
+
+    def columns(self) -> dict[str, float]:
+        """Columns of the store that it keeps, with every prompt's first value."""
+        return {}
+
+    def learned(self, store: PromptStore, outcome: Outcome) -> PromptStore:
+        """The store after a step."""
+        return store
+
 
 class Selection(Piece, ABC):
     """Which prompts a step trains on, and how many rollouts each gets."""
 
     section = "selection"
 
-    def columns(self) -> dict[str, float]:
-        """Columns of the store that it needs, with every prompt's first value."""
-        return {}
-
     @abstractmethod
     def choose(
         self, prompts: Sequence[Prompt], store: PromptStore, clock: Clock, *, count: int, size: int
     ) -> list[Chosen]:
         """The step's groups: `count` times `size` rollouts in all. A pure function of its arguments."""
-
-    def observe(self, store: PromptStore, scored: Scored) -> PromptStore:
-        """The store after a step's rewards."""
-        return store
 
 
 More = Callable[[int], list[Ask]]
@@ -203,10 +194,6 @@ class Round(Piece):
     hints: ClassVar[bool] = False
     """Whether it samples from prompts with hints."""
 
-    def memory(self) -> Memory:
-        """Before the first step."""
-        return None
-
     def first(self, asks: Sequence[Ask], memory: Memory, clock: Clock) -> list[Ask]:
         return list(asks)
 
@@ -217,13 +204,15 @@ class Round(Piece):
     def settle(self, scored: Scored, memory: Memory) -> Scored:
         return scored
 
-    def observe(self, memory: Memory, scored: Scored) -> Memory:
-        """The memory after a step: `scored` holds all its rows, also those that were not settled on."""
-        return memory
 
-    def notes(self, memory: Memory, clock: Clock) -> dict[str, float]:
-        """Metrics of what the step is asked for with."""
-        return {}
+class Shaping(Piece, ABC):
+    """A step of the chain from the rewards paid to those that credit begins with."""
+
+    section = "shaping"
+
+    @abstractmethod
+    def __call__(self, scored: Scored) -> Rewards:
+        """The rows' rewards: a channel more (`Rewards.plus`), or others in place of those there."""
 
 
 class Credit(Piece, ABC):

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from g2rpo_fast.checkpoint import random_state
-from g2rpo_fast.pieces import Memory, PromptStore
+from g2rpo_fast.pieces import Memory
+from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.rollout.sampled import SampledBatch
 
 

@@ -39,6 +39,13 @@ def rollout_metrics(scored: Scored, settled: Scored, advantage_R: Doubles) -> di
     return metrics
 
 
+def shaping_metrics(paid: Rewards, shaped: Rewards) -> dict[str, float]:
+    """What shaping made of the rewards paid: the mean sum, and those of the channels that it added."""
+    added = [channel for channel in shaped.channels if channel not in paid.channels]
+    metrics = {f"reward/{channel}": applicable_mean(shaped.channel(channel)) for channel in added}
+    return {**metrics, "reward/shaped": _mean(shaped.total_R)}
+
+
 def staleness_metrics(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
     """Updates between the weights that drew each sampled token and `version`, those that the update starts
     from: mean and largest over tokens; NaN where there are none."""

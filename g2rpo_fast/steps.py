@@ -15,12 +15,12 @@ from g2rpo_fast.evaluate import evaluate
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
-from g2rpo_fast.pieces import Scored
+from g2rpo_fast.pieces import Outcome, Scored
 from g2rpo_fast.rollout.sampled import SampledBatch
-from g2rpo_fast.rounds import observed, settled
+from g2rpo_fast.rounds import settled
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import save
-from g2rpo_fast.step_metrics import rollout_metrics
+from g2rpo_fast.step_metrics import rollout_metrics, shaping_metrics
 from g2rpo_fast.types import Doubles, Rollout
 
 
@@ -33,15 +33,20 @@ def at_step(step: int) -> Iterator[None]:
         raise FloatingPointError(f"step {step}: {error}") from error
 
 
-def learn(parts: Parts, state: TrainState, scored: Scored) -> dict[str, float]:
-    """The update, on the rows that the rounds settle on; metrics of it and of all rollouts."""
+def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
+    """The update, on the rows that the rounds settle on; with metrics of it and of all rollouts."""
     config = parts.config
-    chosen = settled(parts.recipe.rounds, scored, state.memory)
-    advantage_R = advantages(parts.recipe.credit, chosen, state.store)
+    recipe = parts.recipe.at(state.memory, scored.clock)
+    learner = parts.learner.using(recipe.token_credit, recipe.weights, recipe.terms)
+    chosen = recipe.shaped(settled(recipe.rounds, scored, state.memory))
+    advantage_R = advantages(recipe.credit, chosen, state.store)
     lr = learning_rate(config.optim, state.step, config.run.steps)
-    batches = train_batches(config, chosen.rollouts, advantage_R, keep_all=parts.learner.keeps_all)
-    stats = parts.learner.update(batches, lr=lr, scored=chosen)
-    return {"optim/lr": lr, **stats, **rollout_metrics(scored, chosen, advantage_R)}
+    batches = train_batches(config, chosen.rollouts, advantage_R, keep_all=learner.keeps_all)
+    stats = {"optim/lr": lr, **learner.update(batches, lr=lr, scored=chosen)}
+    stats |= rollout_metrics(scored, chosen, advantage_R)
+    if recipe.shaping:
+        stats |= shaping_metrics(scored.rewards, chosen.rewards)
+    return Outcome(scored=scored, settled=chosen, advantage_R=advantage_R, stats=stats)
 
 
 def train_batches(
@@ -73,26 +78,26 @@ def update(
     """Moves the weights; the state after it, neither evaluated nor logged yet. Finished once begun."""
     with parts.interrupts.finish_first(f"the update of step {state.step + 1}"):
         with phases("update"):
-            stats = stats | learn(parts, state, scored)
-        state = next_state(parts, state, sampled, scored, bad_updates=int(stats["optim/bad_updates"]))
-        state = replace(state, unlogged=stats | _times(phases))
+            outcome = learn(parts, state, scored)
+        state = next_state(parts, state, sampled, outcome)
+        state = replace(state, unlogged=stats | outcome.stats | _times(phases))
         parts.last.put(state)
     return state
 
 
-def next_state(
-    parts: Parts, state: TrainState, sampled: SampledBatch, scored: Scored, *, bad_updates: int
-) -> TrainState:
-    """`bad_updates`: the last passes over the batch, in a row, in which every optimiser step was skipped."""
-    recipe = parts.recipe
+def next_state(parts: Parts, state: TrainState, sampled: SampledBatch, outcome: Outcome) -> TrainState:
+    """The state after a step, neither evaluated nor logged yet."""
+    recipe, scored = parts.recipe, outcome.scored
+    # The last passes over the batch, in a row, in which every optimiser step was skipped.
+    bad_updates = int(outcome.stats["optim/bad_updates"])
     all_bad = bad_updates == parts.config.optim.updates_per_batch
     counted = state.signal_steps
     return replace(
         state,
         step=state.step + 1,
         cursor=state.cursor + sampled.num_prompts,
-        memory=observed(recipe.rounds, state.memory, scored),
-        store=recipe.selection.observe(state.store, scored),
+        memory=recipe.observed(state.memory, outcome),
+        store=recipe.learned(state.store, outcome),
         prompt_ids=tuple(dict.fromkeys(rollout.prompt.id for rollout in scored.rollouts)),
         weight_version=state.weight_version + 1,
         bad_steps=state.bad_steps + bad_updates if all_bad else bad_updates,

@@ -229,6 +229,15 @@ class Rollout:
         return len(self.response_ids) - self.guidance_len
 
 
+AnswerOf = Callable[[Rollout], str | None]
+"""The final answer of a response, in one spelling; None where it gives none."""
+
+
+def no_answer(rollout: Rollout) -> str | None:
+    """Where nothing can tell of answers."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
     """Named reward channels of R rollouts, and their weighted sum."""
@@ -242,6 +251,22 @@ class Rewards:
     accuracy_R: Doubles
     """1 where the rollout succeeded by the channel that counts as accuracy, else 0 (evaluation, profile,
     guidance controller); NaN where that channel does not apply."""
+
+    def channel(self, name: str) -> Doubles:
+        """[R] of one channel. Raises ValueError where there is none of that name."""
+        if name not in self.channels:
+            raise ValueError(f"wanted a reward channel from {', '.join(self.channels)}, got {name!r}")
+        return self.reward_RK[:, self.channels.index(name)]
+
+    def plus(self, name: str, reward_R: Doubles, weight: float = 1.0) -> Rewards:
+        """With one more channel, which counts in the sum; NaN where it does not apply to a row."""
+        return replace(
+            self,
+            channels=(*self.channels, name),
+            reward_RK=np.column_stack([self.reward_RK, reward_R]),
+            weight_K=np.append(self.weight_K, weight),
+            total_R=self.total_R + weight * np.where(np.isnan(reward_R), 0.0, reward_R),
+        )
 
     def keep(self, rows: npt.NDArray[np.int64]) -> Rewards:
         """Some of the rows, in the order given."""

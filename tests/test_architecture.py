@@ -20,10 +20,11 @@ LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
         {"types", "files", "methods"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
+        {"prompt_store"},
         {"pieces"},
         {"trial"},
         STAGES,
-        {"select", "rounds"},
+        {"select", "rounds", "shaping"},
         {"evaluate", "learner", "step_metrics"},
         {"config"},
         {"run_directory", "run_state", "engine", "recipe"},

@@ -16,10 +16,12 @@ from g2rpo_fast.objective import TERMS, WEIGHTS
 from g2rpo_fast.pieces import Piece
 from g2rpo_fast.rounds import ROUNDS
 from g2rpo_fast.select import SELECTIONS
+from g2rpo_fast.shaping import SHAPINGS
 
 PIECES: dict[str, Mapping[str, type[Piece]]] = {
     "selection": SELECTIONS,
     "rounds": ROUNDS,
+    "shaping": SHAPINGS,
     "credit": CREDITS,
     "token_credit": TOKEN_CREDITS,
     "weights": WEIGHTS,

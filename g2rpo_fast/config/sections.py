@@ -25,7 +25,7 @@ from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.terms import Clip
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.own import name_of
-from g2rpo_fast.pieces import Credit, Round, Selection, Term, TokenCredit, Weight
+from g2rpo_fast.pieces import Credit, Round, Selection, Shaping, Term, TokenCredit, Weight
 from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.vllm import VllmConfig
@@ -86,6 +86,8 @@ class Config:
     """Which prompts a step trains on, and how many rollouts each gets."""
     rounds: tuple[Round, ...] = ()
     """What is asked again and what is kept, after guidance."""
+    shaping: tuple[Shaping, ...] = ()
+    """From the rewards paid to those that credit begins with."""
     credit: tuple[Credit, ...] = field(default_factory=lambda: (Center(), Std()))
     """From rewards to advantages of rows."""
     token_credit: tuple[TokenCredit, ...] = ()

@@ -11,7 +11,7 @@ from g2rpo_fast.guidance.config import GuidanceConfig
 from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state, state_for
 from g2rpo_fast.guidance.lengths import guided_lengths
 from g2rpo_fast.guidance.state import GuidanceState
-from g2rpo_fast.pieces import Clock, Memory, Round, Scored
+from g2rpo_fast.pieces import Clock, Memory, Outcome, Round
 from g2rpo_fast.types import Ask
 
 
@@ -46,8 +46,9 @@ class TracePrefix(Round):
             for ask, length in zip(members, its_lengths, strict=True)
         ]
 
-    def observe(self, memory: Memory, scored: Scored) -> Memory:
+    def observe(self, memory: Memory, outcome: Outcome) -> Memory:
         """After the accuracies of the rows that the first round asked for."""
+        scored = outcome.scored
         first_R = np.asarray([rollout.round == 0 for rollout in scored.rollouts])
         guided_R = np.asarray([rollout.guided for rollout in scored.rollouts])
         accuracy = controller_accuracy(self.config, scored.rewards.accuracy_R[first_R], guided_R[first_R])

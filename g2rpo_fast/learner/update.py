@@ -95,6 +95,14 @@ class Learner:
         if self.reference is None and any("ref_logp" in term.needs for term in self.terms):
             raise ValueError("reference: wanted a policy for a term that reads ref_logp, got None")
 
+    def using(
+        self, token_credit: tuple[TokenCredit, ...], weights: tuple[Weight, ...], terms: tuple[Term, ...]
+    ) -> Learner:
+        """This learner with the pieces as they are in a step; itself where none has moved."""
+        if (token_credit, weights, terms) == (self.token_credit, self.weights, self.terms):
+            return self
+        return replace(self, token_credit=token_credit, weights=weights, terms=terms)
+
     @property
     def policy(self) -> Policy:
         return Policy(self.model, self.compute, self.temperature)

@@ -22,4 +22,5 @@ an evaluation. Where a step samples in rounds, it is called again when its rollo
 
 Arrays of the rollout are read-only; its row is shared with other calls. What a call changes of the process
 (grad mode, threads, signal handlers, ...) is put back. An attribute `check_reference(answer, row)` may say
-before the run why a row's reference cannot be judged by (None = it can)."""
+before the run why a row's reference cannot be judged by (None = it can), an attribute
+`final_answer(response, rollout)` what a response answers (pieces that compare answers within a group)."""

@@ -13,6 +13,7 @@ from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import ARGUMENTS, RewardFunction, Scope
 from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.rewards.text import ExactMatch, format_match
+from g2rpo_fast.types import Rollout
 
 BUILT_IN: dict[str, Callable[[RewardConfig], RewardFunction]] = {
     "math": lambda config: MathVerify(pay_truncated=config.pay_truncated),
@@ -49,6 +50,14 @@ class RewardSet:
     @property
     def any_own(self) -> bool:
         return any(self.own)
+
+    def answer_of(self, rollout: Rollout) -> str | None:
+        """The final answer of a response, in one spelling, as the channel that counts as accuracy finds it.
+
+        A function of one's own may have an attribute `final_answer(response, rollout)`; None without one.
+        """
+        find = getattr(self.functions[self.accuracy_index], "final_answer", None)
+        return None if find is None else find(rollout.text, rollout)
 
     @property
     def num_abandoned(self) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.rewards.final_answer import final_text, marked_answer
-from g2rpo_fast.rewards.notation import plain
+from g2rpo_fast.rewards.notation import plain, squeezed
 from g2rpo_fast.rewards.same_answer import is_words, reference_number, same_answer
 from g2rpo_fast.types import Rollout
 
@@ -69,6 +69,15 @@ class MathVerify:
             final = self._find(text)
         verdict = same_answer(final, answer)
         return float(self._by_algebra(final, answer) if verdict is None else verdict)
+
+    def final_answer(self, response: str, rollout: Rollout | None) -> str | None:
+        """The marked answer in one spelling, or a short text without a mark; None for no answer. As text: two
+        forms of one number that only algebra makes equal are two answers."""
+        text = final_text(response, rollout, pay_truncated=self.pay_truncated)
+        final = None if text is None else marked_answer(text)
+        if final is None and text is not None and len(text) <= WHOLE_ANSWER:
+            final = text
+        return None if final is None else squeezed(plain(final)) or None
 
     def check_reference(self, answer: str, row: object = None) -> str | None:
         """Why this reference cannot be compared with; None when it can."""

@@ -27,13 +27,17 @@ class ExactMatch:
         self.pay_truncated = config.pay_truncated
 
     def __call__(self, response: str, answer: str, rollout: Rollout | None) -> float:
+        final, wanted = self.final_answer(response, rollout), one_spelling(answer)
+        return float(final is not None and wanted != "" and final == wanted)
+
+    def final_answer(self, response: str, rollout: Rollout | None) -> str | None:
+        """What is compared, in one spelling; None where the response gives no answer."""
         if final_text(response, rollout, pay_truncated=self.pay_truncated) is None:
-            return 0.0
+            return None
         _, marker, final = response.rpartition(self.marker)
         if marker.startswith("<") and marker.endswith(">"):
             final = final.partition(f"</{marker[1:]}")[0]
-        wanted = one_spelling(answer)
-        return float(bool(marker) and wanted != "" and one_spelling(final) == wanted)
+        return one_spelling(final) if marker else None
 
     def check_reference(self, answer: str, row: object = None) -> str | None:
         """Why this reference cannot be compared with; None when it can."""

@@ -12,12 +12,6 @@ Memories = Mapping[str, Memory]
 """Name of a piece -> its memory."""
 
 
-def first_memory(rounds: Sequence[Round]) -> dict[str, Memory]:
-    """Before the first step; of the pieces that keep something."""
-    kept = {piece.use: piece.memory() for piece in rounds}
-    return {use: memory for use, memory in kept.items() if memory is not None}
-
-
 def first_round(rounds: Sequence[Round], asks: Sequence[Ask], memory: Memories, clock: Clock) -> list[Ask]:
     """What is asked first, from each prompt by itself."""
     asked = list(asks)
@@ -40,17 +34,3 @@ def settled(rounds: Sequence[Round], scored: Scored, memory: Memories) -> Scored
     for piece in rounds:
         scored = piece.settle(scored, memory.get(piece.use))
     return scored
-
-
-def observed(rounds: Sequence[Round], memory: Memories, scored: Scored) -> dict[str, Memory]:
-    """All memories after a step, whose rows these are."""
-    after = {piece.use: piece.observe(memory.get(piece.use), scored) for piece in rounds}
-    return {**memory, **{use: kept for use, kept in after.items() if kept is not None}}
-
-
-def noted(rounds: Sequence[Round], memory: Memories, clock: Clock) -> dict[str, float]:
-    """Metrics of what the step is asked for with."""
-    notes: dict[str, float] = {}
-    for piece in rounds:
-        notes |= piece.notes(memory.get(piece.use), clock)
-    return notes

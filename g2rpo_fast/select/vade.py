@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Ge, Le
-from g2rpo_fast.pieces import Chosen, Clock, PromptStore, Scored, Selection
+from g2rpo_fast.pieces import Chosen, Clock, Outcome, PromptStore, Selection
 from g2rpo_fast.types import Prompt
 
 
@@ -41,8 +41,9 @@ class Vade(Selection):
         best = np.argsort(-(p_P * (1 - p_P) ** 2), kind="stable")
         return [Chosen(prompt=prompts[best[i % len(best)]], size=size) for i in range(count)]
 
-    def observe(self, store: PromptStore, scored: Scored) -> PromptStore:
+    def learned(self, store: PromptStore, outcome: Outcome) -> PromptStore:
         alpha_P, beta_P = store.columns["alpha"], store.columns["beta"]
+        scored = outcome.scored
         plain = [row for row, rollout in enumerate(scored.rollouts) if rollout.plain]
         success_R = scored.rewards.accuracy_R[plain]
         place_R = store.places([scored.rollouts[row].prompt for row in plain])[~np.isnan(success_R)]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from g2rpo_fast.pieces import Clock, PromptStore, Scored
+from g2rpo_fast.config import Config
+from g2rpo_fast.guidance import GuidanceConfig
+from g2rpo_fast.pieces import Clock, Outcome, PromptStore, Scored
+from g2rpo_fast.recipe import Recipe, recipe_of
 from g2rpo_fast.types import Prompt, Rewards, Rollout
 
 NO_STORE = PromptStore(ids=(), columns={})
@@ -65,3 +70,14 @@ def scored_of(
         rewards=rewards_of(reward_RK, weights),
         clock=CLOCK,
     )
+
+
+def outcome_of(scored: Scored, stats: Mapping[str, float] | None = None) -> Outcome:
+    """Of a step that trained on all its rows, each of whose advantages is its reward."""
+    return Outcome(scored=scored, settled=scored, advantage_R=scored.rewards.total_R, stats=stats or {})
+
+
+def recipe_with(**chains: Any) -> Recipe:
+    """The default pieces of a run, without guidance, and these."""
+    default = recipe_of(Config(guidance=GuidanceConfig(enabled=False)))
+    return replace(default, **chains)

@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from g2rpo_fast.pieces import Memory, More, Round, Scored
+from g2rpo_fast.pieces import Memory, More, Outcome, Round, Scored
 from g2rpo_fast.rollout.groups import plain_asks, requests_of
 from g2rpo_fast.rounds import (
     HintOnFailure,
     Resample,
-    first_memory,
     first_round,
     next_round,
-    observed,
     settled,
 )
 from g2rpo_fast.types import Ask
-from scored import CLOCK, scored_of
+from scored import CLOCK, outcome_of, recipe_with, scored_of
 
 HINTED = (8, 8, 1, 2)
 
@@ -100,8 +98,8 @@ class Counting(Round):
     def settle(self, scored: Scored, memory: Memory) -> Scored:
         return scored.keep(range(2))
 
-    def observe(self, memory: Memory, scored: Scored) -> Memory:
-        return {"steps": memory["steps"] + len(scored.rollouts)}
+    def observe(self, memory: Memory, outcome: Outcome) -> Memory:
+        return {"steps": memory["steps"] + len(outcome.scored.rollouts)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,8 @@ class Shorter(Round):
 
 def test_a_chain_runs_each_piece_with_its_own_memory() -> None:
     chain = (Shorter(), Counting(), HintOnFailure())
-    memory = first_memory(chain)
+    recipe = recipe_with(rounds=chain)
+    memory = recipe.first_memory()
     assert memory == {"counting": {"steps": 0}}
     scored = with_hints(scored_of([[0.0], [0.0], [1.0], [0.0]], [0, 0, 1, 1]))
     asks = plain_asks([scored.rollouts[0].prompt], [2], max_tokens=5)
@@ -129,7 +128,7 @@ def test_a_chain_runs_each_piece_with_its_own_memory() -> None:
 
     assert [a.round for a in next_round(chain, scored, memory, more)] == [1, 1]
     assert taken == [1]
-    after = observed(chain, memory, scored)
+    after = recipe.observed(memory, outcome_of(scored))
     assert after == {"counting": {"steps": 4}}
     assert {ask.source for ask in next_round(chain, scored, {"counting": {"steps": -1}}, more)} == {
         "off_policy"

@@ -10,7 +10,7 @@ import pytest
 from g2rpo_fast.pieces import Clock, PromptStore
 from g2rpo_fast.select import SELECTIONS, InOrder, Vade
 from g2rpo_fast.types import Prompt
-from scored import CLOCK, scored_of
+from scored import CLOCK, outcome_of, scored_of
 
 PROMPTS = [Prompt(id=f"train:{i}", text="", token_ids=(i,), answer="") for i in range(5)]
 
@@ -23,7 +23,9 @@ def store_of(alpha: list[float], beta: list[float]) -> PromptStore:
 def test_memory_is_the_papers_worked_example() -> None:
     """Figure of arXiv 2511.18902: one of 8 and four of 8 were right, the third prompt was not chosen."""
     rewards = [[float(i < 1)] for i in range(8)] + [[float(i < 4)] for i in range(8)]
-    after = Vade().observe(store_of([0.1, 2.7, 9.0], [8.4, 5.3, 1.0]), scored_of(rewards, [0] * 8 + [1] * 8))
+    after = Vade().learned(
+        store_of([0.1, 2.7, 9.0], [8.4, 5.3, 1.0]), outcome_of(scored_of(rewards, [0] * 8 + [1] * 8))
+    )
     np.testing.assert_allclose(after.columns["alpha"], [1.02, 4.54, 8.991], rtol=1e-12)
     np.testing.assert_allclose(after.columns["beta"], [8.68, 5.06, 0.999], rtol=1e-12)
 
@@ -34,7 +36,7 @@ def test_only_what_the_model_does_alone_counts() -> None:
     rows = (replace(guided, guidance_len=1), replace(hinted, sampling_prompt_ids=(9, 9)), *plain)
     accuracy_R = np.array([1.0, 1.0, 0.0, np.nan])
     scored = replace(scored, rollouts=rows, rewards=replace(scored.rewards, accuracy_R=accuracy_R))
-    after = Vade(decay=0.5).observe(store_of([2.0, 2.0], [2.0, 2.0]), scored)
+    after = Vade(decay=0.5).learned(store_of([2.0, 2.0], [2.0, 2.0]), outcome_of(scored))
     assert after.columns["alpha"].tolist() == [1.0, 2.0 * 0.999]
     assert after.columns["beta"].tolist() == [2.0, 2.0 * 0.999]
 
@@ -73,7 +75,7 @@ def test_in_order_follows_the_cursor() -> None:
     clock = Clock(step=7, total_steps=9, seed=1, cursor=3, shuffle=False)
     chosen = InOrder().choose(PROMPTS, store, clock, count=4, size=6)
     assert [(c.prompt.id, c.size) for c in chosen] == [(f"train:{i}", 6) for i in (3, 4, 0, 1)]
-    assert InOrder().observe(store, scored_of([[1.0]], [0])) is store
+    assert InOrder().learned(store, outcome_of(scored_of([[1.0]], [0]))) is store
 
 
 def test_store_survives_as_arrays_and_follows_its_prompts() -> None:
