@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from g2rpo_kernels import Edges, Objective, policy_loss_of_logps
+from g2rpo_kernels import Clip, Edges, Objective, policy_loss_of_logps
 from torch import Tensor
 
 PolicyLossFn = Callable[..., tuple[Tensor, dict[str, Any]]]
@@ -44,12 +44,12 @@ def compute_policy_loss(
         old_logp_T=old_log_prob.flatten(),
     )
     low, high = config.clip_ratio_low, config.clip_ratio_high
-    objective = Objective(
-        clip_low=config.clip_ratio if low is None else low,
-        clip_high=config.clip_ratio if high is None else high,
-        dual_clip=config.get("clip_ratio_c", 3.0),
+    clip = Clip(
+        low=config.clip_ratio if low is None else low,
+        high=config.clip_ratio if high is None else high,
+        dual=config.get("clip_ratio_c", 3.0),
     )
-    out = policy_loss_of_logps(log_prob.flatten(), edges, objective)
+    out = policy_loss_of_logps(log_prob.flatten(), edges, Objective(surrogate=clip))
     means = {name: float(total / count.clamp(min=1)) for name, (total, count) in out.stats.items()}
     metrics = {"actor/pg_clipfrac": means["clipped"], "actor/ppo_kl": means["approx_kl"]}
     return out.loss, metrics

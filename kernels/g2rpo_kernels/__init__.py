@@ -24,10 +24,23 @@ from g2rpo_kernels.policy_loss import (
     policy_loss_from_rewards,
 )
 from g2rpo_kernels.policy_loss.logps import policy_loss_of_logps
+from g2rpo_kernels.policy_loss.surrogates import (
+    SURROGATES,
+    Cispo,
+    Clip,
+    Reinforce,
+    Sapo,
+    Surrogate,
+    Values,
+    Vespo,
+)
 from g2rpo_kernels.token_loss import TokenLoss, token_loss
 from g2rpo_kernels.tree_attention import cascade_plan, tile_plan, tree_attention
 
 __all__ = [
+    "SURROGATES",
+    "Cispo",
+    "Clip",
     "Edges",
     "FusedLinearGRPOLoss",
     "GRPOOptions",
@@ -35,8 +48,13 @@ __all__ = [
     "Objective",
     "PaddedLoss",
     "PolicyLoss",
+    "Reinforce",
     "Rewards",
+    "Sapo",
+    "Surrogate",
     "TokenLoss",
+    "Values",
+    "Vespo",
     "VocabShard",
     "cascade_plan",
     "edge_coefficients",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from g2rpo_kernels import Objective, linear_policy_loss
+from g2rpo_kernels import Cispo, Clip, Objective, linear_policy_loss
 
 pytest.importorskip("trl", reason="trl is not installed")
 from trl.trainer import grpo_trainer, rloo_trainer
@@ -64,7 +64,7 @@ class Case:
     kind: str = "grpo"
 
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+CLIP = {"surrogate": Clip(low=0.2, high=0.28)}
 EPS = {"epsilon": 0.2, "epsilon_high": 0.28}
 SEQUENCE = {"importance_sampling_level": "sequence"}
 CASES = {
@@ -79,12 +79,12 @@ CASES = {
     "BNPO": Case(aggregation="token_mean", ours=CLIP, theirs={"loss_type": "bnpo", **EPS}),
     "GSPO": Case(
         aggregation="sequence_mean",
-        ours={"ratio": "sequence", "clip_low": 0.02, "clip_high": 0.03},
+        ours={"ratio": "sequence", "surrogate": Clip(low=0.02, high=0.03)},
         theirs={"loss_type": "grpo", "epsilon": 0.02, "epsilon_high": 0.03, **SEQUENCE},
     ),
     "CISPO": Case(
         aggregation="token_mean",
-        ours={"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.1},
+        ours={"surrogate": Cispo(low=1.0, high=0.1)},
         theirs={"loss_type": "cispo", "epsilon_high": 1.1},
     ),
     "SAPO": Case(aggregation="sequence_mean", ours={"surrogate": "sapo"}, theirs={"loss_type": "sapo"}),

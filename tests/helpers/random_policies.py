@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
-from g2rpo_kernels import Edges, Objective, PolicyLoss, policy_loss
+from g2rpo_kernels import Cispo, Clip, Edges, Objective, PolicyLoss, Reinforce, Sapo, policy_loss
 from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 
@@ -104,12 +104,11 @@ def random_objective(generator: torch.Generator) -> Objective:
     def pick(*values):
         return values[int(torch.randint(len(values), (), generator=generator))]
 
+    kind = pick(Clip, Cispo, Sapo, Reinforce)
+    drawn = {"low": pick(0.2, 0.1, 1.0), "high": pick(0.2, 0.28), "dual": pick(None, 1.5)}
+    drawn["tau_neg"] = pick(1.05, 2.0)
     return Objective(
-        surrogate=pick("clip", "cispo", "sapo", "reinforce"),
-        clip_low=pick(0.2, 0.1, 1.0),
-        clip_high=pick(0.2, 0.28),
-        dual_clip=pick(None, 1.5),
-        sapo_tau_neg=pick(1.05, 2.0),
+        surrogate=kind(**{f.name: drawn[f.name] for f in fields(kind) if f.name in drawn}),
         kl=pick("k1", "k2", "k3"),
         kl_coef=pick(0.0, 0.05, 0.2),
         kl_times_ratio=pick(False, True),

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budget import assert_within_budget, draws
 from drawn import normal
+from policy_cases import Soft
 from products import Work
 
 S, D, V, T, NUM_ROWS = 9, 8, 101, 26, 6
@@ -130,14 +131,18 @@ SEQUENCE = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("objective", TOKEN, ids=lambda o: o.surrogate)
+@pytest.mark.parametrize("objective", TOKEN, ids=lambda o: o.surrogate.name)
 def test_token_ratios_within_budget(objective: Objective, dtype: torch.dtype) -> None:
     for chunk_bytes, (temperature, softcap) in zip((None, FEW_ROWS), ((1.0, None), (0.7, 5.0)), strict=True):
         check(Case(), objective, dtype, chunk_bytes, temperature=temperature, softcap=softcap)
 
 
+def test_a_surrogate_of_one_s_own_within_budget() -> None:
+    check(Case(), Objective(surrogate=Soft(), entropy_coef=0.1), torch.float32, FEW_ROWS)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("objective", SEQUENCE, ids=lambda o: o.surrogate)
+@pytest.mark.parametrize("objective", SEQUENCE, ids=lambda o: o.surrogate.name)
 def test_sequence_ratios_within_budget(objective: Objective, dtype: torch.dtype) -> None:
     case = Case()
     assert row_cuts(case.edges) == (13, 26)

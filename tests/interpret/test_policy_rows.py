@@ -7,22 +7,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, policy_loss
+from g2rpo_kernels import Edges, Objective, Surrogate, policy_loss
 from g2rpo_kernels.policy_loss.triton import policy_rows
 
 from logit_rows import rows
-from policy_cases import PENALTIES, SURROGATES
+from policy_cases import PENALTIES, SURROGATES, Soft
 from random_policies import Case, Errors, random_case, random_objective, run
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_policy_loss_equals_reference(surrogate: dict, ratio: str) -> None:
+def test_policy_loss_equals_reference(surrogate: Surrogate, ratio: str) -> None:
     errors = Errors(torch.float32)
     case = random_case(0, 6, 301)
     for penalty, on_policy in itertools.product(PENALTIES, (False, True)):
-        o = Objective(**surrogate, ratio=ratio, **penalty)
+        o = Objective(surrogate=surrogate, ratio=ratio, **penalty)
         errors.compare(case.on_policy() if on_policy else case, o, overwrite=on_policy)
+    errors.check()
+
+
+def test_a_surrogate_of_one_s_own_equals_reference() -> None:
+    errors = Errors(torch.float32)
+    for overwrite in (False, True):
+        errors.compare(random_case(0, 6, 301), Objective(surrogate=Soft(), kl_coef=0.1), overwrite)
     errors.check()
 
 
@@ -165,6 +172,8 @@ def test_policy_rows_writes_beside_and_over_the_logits(dtype: torch.dtype) -> No
     torch.testing.assert_close(over, beside.float(), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r"objective\.ratio: wanted 'token', got 'sequence'"):
         policy_rows(case.logits, case.target, case.edges, replace(o, ratio="sequence"), out=None, **settings)
+    with pytest.raises(ValueError, match=r"surrogate: wanted one with a device function, got Soft"):
+        policy_rows(case.logits, case.target, case.edges, replace(o, surrogate=Soft()), out=None, **settings)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

@@ -15,6 +15,7 @@ import torch
 from g2rpo_kernels import (
     Edges,
     Objective,
+    Vespo,
     edge_coefficients,
     group_advantage,
     linear_logprob,
@@ -53,7 +54,7 @@ class Pick:
 
     def objective(self, *ratios: str) -> Objective:
         o = replace(random_objective(self.generator), ratio=self.one(*ratios))
-        return replace(o, surrogate="vespo") if o.ratio == "product" else o
+        return replace(o, surrogate=Vespo()) if o.ratio == "product" else o
 
 
 def picks() -> Iterator[Pick]:
@@ -125,7 +126,7 @@ def test_linear_policy_loss_within_budget_on_random_cases(dtype: torch.dtype) ->
         eagers = draws(lambda: case.policy(dtype, False, *given))  # noqa: B023
         truth = case.policy(torch.float64, False, *given)
         errors.add_all(names, case.policy(dtype, True, *given), eagers, truth)
-        seen.add((given[1].surrogate, given[1].ratio))
+        seen.add((given[1].surrogate.name, given[1].ratio))
     errors.check()
     assert len(seen) > 8
 

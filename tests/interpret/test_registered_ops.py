@@ -67,7 +67,7 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "linear_logprob": (linear_logprob.forward_op, (None, *linear.packed())),
         "linear_logprob_backward": (
             linear_logprob.backward_op,
-            (numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[7:]),
+            (numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[8:]),
         ),
         "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
         "linear_policy_loss": (

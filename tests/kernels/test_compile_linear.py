@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import (
+    Clip,
     Edges,
     Objective,
     edge_coefficients,
@@ -54,7 +55,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "linear_logprob": (linear_logprob_cpu.forward_op, (None, *linear.packed())),
         "linear_logprob_backward": (
             linear_logprob_cpu.backward_op,
-            ([*rows, rows[0].abs()], None, rows[0], None, needs, 600, *frozen[7:]),
+            ([*rows, rows[0].abs()], None, rows[0], None, needs, 600, *frozen[8:]),
         ),
         "linear_policy_gradients": (linear_policy_loss_cpu.gradients_op, frozen),
         "linear_policy_loss": (
@@ -120,7 +121,7 @@ def test_other_settings_are_not_mistaken_for_those_compiled() -> None:
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     seen = []
     for coef in (0.0, 0.1, 0.2, 0.3):
-        objective = Objective(clip_low=0.3 - coef, entropy_coef=coef)
+        objective = Objective(surrogate=Clip(low=0.3 - coef), entropy_coef=coef)
         want, got = gradients(step, objective), gradients(compiled, objective)
         for value, true in zip(got, want, strict=True):
             torch.testing.assert_close(value, true, **EPS)

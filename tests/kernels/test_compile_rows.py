@@ -18,7 +18,7 @@ from compiling import STACK_BYTES, Compiled, compile_for
 
 CHIPS = {8: "sm_80", 9: "sm_90", 10: "sm_100"}
 FLOATS = {
-    "scale", "inv_softcap", "inv_temperature", "eps", "low", "high", "dual_clip", "tau_pos", "tau_neg",
+    "scale", "inv_softcap", "inv_temperature", "eps", "s0", "s1", "s2", "s3",
     "kl_coef", "entropy_coef", "importance_cap", "importance_low",
 }  # fmt: skip
 INDICES = {"target_ptr", "group_ptr", "row_ptr", "member_ptr"}
@@ -52,7 +52,7 @@ def test_row_kernels_never_spill(major: int, logits: str) -> None:
     numbers = {"third_ptr": None, "fourth_ptr": None}
     beside = {"out_stride_v": 1}
     objective = {
-        "SCALE": "none", "SURROGATE": "clip", "DUAL": True, "KL": "k3", "PENALTY": True, "ENTROPY": True,
+        "SCALE": "none", "SURROGATE": "clip", "KL": "k3", "PENALTY": True, "ENTROPY": True,
         "KL_TIMES_RATIO": True, "IMPORTANCE": "mask", "BLOCK_R": policy.BLOCK_R,
     }  # fmt: skip
     given = dict.fromkeys(("reward_ptr", "channel_weight_ptr", "group_ptr", "row_ptr"))
@@ -94,7 +94,7 @@ def test_small_kernels_never_spill(chip: str) -> None:
 def test_every_surrogate_and_estimator_compiles() -> None:
     options = dict(TILES[9, 4].options)
     fixed = {name: options.pop(name) for name in ("BLOCK_V", "STAGES")} | {
-        "stride_v": 1, "out_stride_v": 1, "SOFTCAP": False, "bias_ptr": None, "SCALE": "none", "DUAL": False,
+        "stride_v": 1, "out_stride_v": 1, "SOFTCAP": False, "bias_ptr": None, "SCALE": "none",
         "PENALTY": True, "KL_TIMES_RATIO": False, "ENTROPY": False, "IMPORTANCE": "none",
         "BLOCK_R": policy.BLOCK_R, "rollout_ptr": None, "old_ptr": None,
     }  # fmt: skip

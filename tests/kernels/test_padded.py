@@ -276,8 +276,8 @@ def test_token_logprobs_of_narrow_logits_are_float32() -> None:
         ({"loss_type": "dr_grpo"}, "max_completion_length: wanted > 0"),
         ({"delta": 0.5}, "delta: wanted >= 1"),
         ({"entropy_coef": torch.nan}, "entropy_coef: wanted a finite number, got nan"),
-        ({"sapo_temperature_neg": 0.0}, "sapo_tau_neg: wanted > 0"),
-        ({"loss_type": "cispo", "epsilon_high": 0.0}, "clip_high: wanted > -1"),
+        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, "sapo.tau_neg: wanted > 0"),
+        ({"loss_type": "cispo", "epsilon_high": 0.0}, "cispo.high: wanted > -1"),
         ({"beta": -0.1}, "kl_coef: wanted >= 0"),
         (
             {

@@ -11,13 +11,23 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from g2rpo_kernels import Edges, Objective, linear_policy_loss, policy_loss
+from g2rpo_kernels import (
+    Cispo,
+    Clip,
+    Edges,
+    Objective,
+    Sapo,
+    Surrogate,
+    Vespo,
+    linear_policy_loss,
+    policy_loss,
+)
 from torch import Tensor
 
 from budget import assert_within_budget, draws
 from drawn import normal
 from logit_rows import LargestTensor
-from policy_cases import EPS, PENALTIES, SURROGATES, B, D, L, V, shared_case
+from policy_cases import EPS, PENALTIES, SURROGATES, B, D, L, Soft, V, shared_case
 
 
 @dataclass(frozen=True)
@@ -76,18 +86,18 @@ def textbook(
     if o.ratio == "sequence":
         log_ratio = (torch.where(mask, log_ratio, 0.0).sum(1) / mask.sum(1))[:, None].expand(B, L)
     ratio = log_ratio.exp()
-    if o.surrogate == "clip":
-        unclipped = (
-            ratio
-            if o.dual_clip is None
-            else torch.minimum(ratio, torch.tensor(o.dual_clip, dtype=torch.float64))
-        )
-        clipped = ratio.clamp(1 - o.clip_low, 1 + o.clip_high)
+    s = o.surrogate
+    if isinstance(s, Soft):
+        loss = -torch.tanh(s.slope * (ratio - 1)) / s.slope * advantage
+    elif isinstance(s, Clip):
+        dual = None if s.dual is None else torch.tensor(s.dual, dtype=torch.float64)
+        unclipped = ratio if dual is None else torch.minimum(ratio, dual)
+        clipped = ratio.clamp(1 - s.low, 1 + s.high)
         loss = -torch.minimum(unclipped * advantage, clipped * advantage)
-    elif o.surrogate == "cispo":
-        loss = -ratio.clamp(1 - o.clip_low, 1 + o.clip_high).detach() * advantage * logp
-    elif o.surrogate == "sapo":
-        tau = torch.full_like(advantage, o.sapo_tau_neg).masked_fill(advantage > 0, o.sapo_tau_pos)
+    elif isinstance(s, Cispo):
+        loss = -ratio.clamp(1 - s.low, 1 + s.high).detach() * advantage * logp
+    elif isinstance(s, Sapo):
+        tau = torch.full_like(advantage, s.tau_neg).masked_fill(advantage > 0, s.tau_pos)
         loss = -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * advantage
     else:
         loss = -advantage * logp
@@ -139,14 +149,14 @@ def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, Tensor, Tensor]:
     return loss.detach(), *torch.autograd.grad(3 * loss, (hidden, head))
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("surrogate", [*SURROGATES, Soft(slope=2.0)], ids=str)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_policy_losses_equal_the_padded_textbook(surrogate: dict, ratio: str, on_policy: bool) -> None:
+def test_policy_losses_equal_the_padded_textbook(surrogate: Surrogate, ratio: str, on_policy: bool) -> None:
     batch = make_batch()
     target = batch.target_BL[batch.mask_BL]
     for penalty, aggregation in itertools.product(PENALTIES, ("grpo", "dapo", "dr_grpo")):
-        o = Objective(**surrogate, ratio=ratio, **penalty)
+        o = Objective(surrogate=surrogate, ratio=ratio, **penalty)
         edges = edges_of(batch, aggregation, on_policy)
 
         def plain(hidden: Tensor, head: Tensor) -> Tensor:
@@ -217,10 +227,10 @@ def test_clip_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: "-".join(map(str, s.values())))
-def test_shared_edges_equal_replicated_edges(surrogate: dict, ratio: str) -> None:
+@pytest.mark.parametrize("surrogate", [*SURROGATES, Soft(slope=2.0)], ids=str)
+def test_shared_edges_equal_replicated_edges(surrogate: Surrogate, ratio: str) -> None:
     shared, source, target, edge_M, replicated, hidden = shared_case()
-    o = Objective(**surrogate, ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
+    o = Objective(surrogate=surrogate, ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
     head = normal(V, D, seed=17)
     results = []
     for edges, rows in ((shared, torch.arange(len(target))), (replicated, edge_M)):
@@ -405,13 +415,37 @@ def test_edges_that_do_not_fit_are_refused(objective: dict, edges: dict, message
     ("fields", "message"),
     [
         ({"surrogate": "ppo"}, "surrogate: wanted one of .* got 'ppo'"),
-        ({"clip_low": -0.1}, "clip_low: wanted >= 0"),
-        ({"dual_clip": 0.5}, "dual_clip: wanted > 1"),
+        ({"surrogate": Vespo()}, "ratio: wanted 'product' with surrogate='vespo', got 'token'"),
         ({"importance_cap": 0.5}, "importance_cap: wanted >= 1"),
         ({"importance_low": 1.5}, "importance_low: wanted in"),
-        ({"sapo_tau_neg": 0.0}, "sapo_tau_neg: wanted > 0"),
     ],
 )
 def test_objective_names_what_is_wrong(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Objective(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Clip, {"low": -0.1}, "clip.low: wanted >= 0, got -0.1"),
+        (Clip, {"high": float("nan")}, "clip.high: wanted >= 0, got nan"),
+        (Clip, {"dual": 0.5}, "clip.dual: wanted > 1 or None, got 0.5"),
+        (Cispo, {"high": -1.0}, "cispo.high: wanted > -1, got -1.0"),
+        (Sapo, {"tau_neg": 0.0}, "sapo.tau_neg: wanted > 0, got 0.0"),
+        (Vespo, {"k_neg": 0.0}, "vespo.k_neg: wanted > 0, got 0.0"),
+    ],
+)
+def test_surrogates_name_what_is_wrong(kind: type[Surrogate], fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)
+
+
+def test_a_record_that_no_operator_can_find_is_refused() -> None:
+    class Hidden(Soft):
+        pass
+
+    edges, source, target, _, _, hidden = shared_case()
+    given = (hidden[source], normal(V, D, seed=1), target, edges, Objective(surrogate=Hidden()))
+    with pytest.raises(ValueError, match=r"wanted a class at the top of its module, got .*<locals>\.Hidden"):
+        linear_policy_loss(*given, impl="cpu")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
+
+import g2rpo_kernels
 
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
@@ -17,12 +19,10 @@ class Cispo(Surrogate):
     """
 
     use = "cispo"
+    record = g2rpo_kernels.Cispo
     low: Annotated[float, Ge(0), InfinityToo] = 0.2
     """The factor is at least 1 - low; 1 or more = at least 0."""
     high: Annotated[float, Gt(-1), InfinityToo] = 0.2
     """The factor is at most 1 + high; below 0: a cap below 1."""
     ratio: RatioName = "token"
     """Ratio per token, or one per sequence: exp of the mean log-ratio."""
-
-    def settings(self) -> dict[str, Any]:
-        return {"surrogate": "cispo", "clip_low": self.low, "clip_high": self.high, "ratio": self.ratio}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
+
+import g2rpo_kernels
 
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
@@ -18,6 +20,7 @@ class Clip(Surrogate):
     """
 
     use = "clip"
+    record = g2rpo_kernels.Clip
     low: Annotated[float, Ge(0), InfinityToo] = 0.2
     """Ratios are clipped from below at 1 - low; 1 or more = never."""
     high: Annotated[float, Ge(0), InfinityToo] = 0.2
@@ -26,12 +29,3 @@ class Clip(Surrogate):
     """Most that a ratio counts where the advantage is negative."""
     ratio: RatioName = "token"
     """Ratio per token, or one per sequence: exp of the mean log-ratio."""
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "surrogate": "clip",
-            "clip_low": self.low,
-            "clip_high": self.high,
-            "dual_clip": self.dual,
-            "ratio": self.ratio,
-        }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from g2rpo_kernels.policy_loss.surrogates import KLS, ratio_of
+from g2rpo_kernels.policy_loss.kl import KLS
+from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
 
 from g2rpo_fast.bounds import Gt

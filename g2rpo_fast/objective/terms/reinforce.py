@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+import g2rpo_kernels
 
 from g2rpo_fast.objective.terms.surrogate import Surrogate
 
@@ -13,10 +14,4 @@ class Reinforce(Surrogate):
     """-A logp (Williams 1992): no ratio, hence no old policy. Evidence: code (TRL, verl)."""
 
     use = "reinforce"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    def settings(self) -> dict[str, Any]:
-        return {"surrogate": "reinforce"}
+    record = g2rpo_kernels.Reinforce

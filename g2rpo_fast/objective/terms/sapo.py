@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
+
+import g2rpo_kernels
 
 from g2rpo_fast.bounds import Gt
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
@@ -17,17 +19,10 @@ class Sapo(Surrogate):
     """
 
     use = "sapo"
+    record = g2rpo_kernels.Sapo
     tau_pos: Annotated[float, Gt(0)] = 1.0
     """Temperature of the gate for positive advantages."""
     tau_neg: Annotated[float, Gt(0)] = 1.05
     """Temperature of the gate for negative advantages."""
     ratio: RatioName = "token"
     """Ratio per token, or one per sequence: exp of the mean log-ratio."""
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "surrogate": "sapo",
-            "sapo_tau_pos": self.tau_pos,
-            "sapo_tau_neg": self.tau_neg,
-            "ratio": self.ratio,
-        }

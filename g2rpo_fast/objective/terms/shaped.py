@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from g2rpo_kernels.policy_loss.surrogates import Surrogate as Values
+from g2rpo_kernels import Values
 from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
 

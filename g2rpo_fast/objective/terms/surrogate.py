@@ -1,19 +1,21 @@
 """What all surrogates share: -(w max(A, 0) plus(r) + w min(A, 0) minus(r)), summed over tokens.
 
-`plus` and `minus` are written once, in the kernels' package. A surrogate of one's own overrides `values`.
+`plus` and `minus` are written once, in the record that the kernels' package has of each surrogate. A term's
+settings of the same names are the record's. One that is no function of the ratio alone overrides `values`.
 
 Dimension key: N trained tokens of whole rows end to end.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
 
+import g2rpo_kernels
 import torch
-from g2rpo_kernels import Objective
-from g2rpo_kernels.policy_loss.surrogates import KLS, SURROGATES, ratio_of
-from g2rpo_kernels.policy_loss.surrogates import Surrogate as Values
+from g2rpo_kernels import Values
+from g2rpo_kernels.policy_loss.kl import KLS
+from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
 
 from g2rpo_fast.objective.terms.rows import bounded, log_ratio, row_means, row_sums
@@ -26,6 +28,8 @@ class Surrogate(Term):
     """What advantages multiply. Rows without any have no part in it."""
 
     by_advantage = True
+    record: ClassVar[type[g2rpo_kernels.Surrogate]]
+    """The mathematics."""
     ratio = "token"
 
     @property
@@ -34,14 +38,15 @@ class Surrogate(Term):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"old_logp"})
+        return frozenset({"old_logp"} if self.record.reads_ratio else ())
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Of `g2rpo_kernels.Objective`."""
+    @property
+    def surrogate(self) -> g2rpo_kernels.Surrogate:
+        return self.record(**{f.name: getattr(self, f.name) for f in fields(self.record)})
 
     def kernel(self) -> dict[str, Any] | None:
-        return self.settings()
+        ratio = {"ratio": self.ratio} if self.record.reads_ratio else {}
+        return {"surrogate": self.surrogate, **ratio}
 
     def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
         """[N] of the token, or of its row: `ratio` says which."""
@@ -54,8 +59,7 @@ class Surrogate(Term):
 
     def values(self, logp_N: Tensor, log_ratio_N: Tensor, tokens: Tokens) -> Values:
         """[N] each: what positive and negative advantages multiply."""
-        objective = Objective(**self.settings())
-        return SURROGATES[objective.surrogate](ratio_of(log_ratio_N), logp_N, objective)
+        return self.surrogate(ratio_of(log_ratio_N), logp_N)
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
         plus_N, minus_N = signed(tokens)

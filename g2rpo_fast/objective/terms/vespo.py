@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
+
+import g2rpo_kernels
 
 from g2rpo_fast.bounds import Gt
 from g2rpo_fast.objective.terms.surrogate import Surrogate
@@ -17,18 +19,9 @@ class Vespo(Surrogate):
     """
 
     use = "vespo"
+    record = g2rpo_kernels.Vespo
     ratio = "product"
     k_pos: Annotated[float, Gt(0)] = 2.0
     rate_pos: Annotated[float, Gt(0)] = 3.0
     k_neg: Annotated[float, Gt(0)] = 3.0
     rate_neg: Annotated[float, Gt(0)] = 2.0
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "surrogate": "vespo",
-            "ratio": "product",
-            "vespo_k_pos": self.k_pos,
-            "vespo_rate_pos": self.rate_pos,
-            "vespo_k_neg": self.k_neg,
-            "vespo_rate_neg": self.rate_neg,
-        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -11,17 +12,20 @@ from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.linear import LINEAR_SCHEMA, Linear
 from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.policy_loss.surrogates import Surrogate, surrogate_of
 
 PROBLEM_SCHEMA = (
     "Tensor?[] edges, SymInt num_rows, SymInt[]? row_cuts, float[] numbers, str names, "
-    f"SymInt? chunk_bytes, bool[] needs, {LINEAR_SCHEMA}"
+    f"float[] settings, SymInt? chunk_bytes, bool[] needs, {LINEAR_SCHEMA}"
 )
 """Of what `packed` gives to an operator."""
 
 _TENSORS = tuple(name for name in Edges._fields if name not in ("num_rows", "row_cuts"))
-_NAMES = tuple(field.name for field in fields(Objective) if isinstance(field.default, str))
+_NAMES = ("ratio", "kl")
 _FLAGS = tuple(field.name for field in fields(Objective) if isinstance(field.default, bool))
-_NUMBERS = tuple(field.name for field in fields(Objective) if field.name not in _NAMES + _FLAGS)
+_NUMBERS = tuple(
+    field.name for field in fields(Objective) if field.name not in ("surrogate", *_NAMES, *_FLAGS)
+)
 
 
 def packed(
@@ -33,8 +37,9 @@ def packed(
     numbers = [getattr(objective, name) for name in _NUMBERS]
     numbers = [math.nan if value is None else float(value) for value in numbers]
     numbers += [float(getattr(objective, name)) for name in _FLAGS]
-    names = " ".join([getattr(objective, name) for name in _NAMES])
-    return tensors, edges.num_rows, cuts, numbers, names, chunk_bytes, list(needs), *linear.packed()
+    kind, settings = packed_surrogate(surrogate_of(objective.surrogate))
+    names = " ".join([kind, *[getattr(objective, name) for name in _NAMES]])
+    return tensors, edges.num_rows, cuts, numbers, names, settings, chunk_bytes, list(needs), *linear.packed()
 
 
 def unpacked(
@@ -43,6 +48,7 @@ def unpacked(
     cuts: list[int] | None,
     numbers: list[float],
     names: str,
+    surrogate: list[float],
     chunk_bytes: int | None,
     needs: list[bool],
     *linear: Any,
@@ -50,9 +56,28 @@ def unpacked(
     """`packed` undone."""
     edges: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
     edges |= {"num_rows": num_rows, "row_cuts": None if cuts is None else tuple(cuts)}
-    settings: dict[str, Any] = dict(zip(_NAMES, names.split(), strict=True))
+    kind, *chosen = names.split()
+    settings: dict[str, Any] = dict(zip(_NAMES, chosen, strict=True))
+    settings["surrogate"] = unpacked_surrogate(kind, surrogate)
     settings |= {
         name: None if math.isnan(value) else value for name, value in zip(_NUMBERS, numbers, strict=False)
     }
     settings |= {name: bool(value) for name, value in zip(_FLAGS, numbers[len(_NUMBERS) :], strict=True)}
     return Linear.unpacked(*linear), Edges(**edges), Objective(**settings), chunk_bytes, needs
+
+
+def packed_surrogate(surrogate: Surrogate) -> tuple[str, list[float]]:
+    """(module:class, settings with NaN for None)."""
+    values = [getattr(surrogate, field.name) for field in fields(surrogate)]
+    kind = f"{type(surrogate).__module__}:{type(surrogate).__qualname__}"
+    return kind, [math.nan if value is None else float(value) for value in values]
+
+
+def unpacked_surrogate(kind: str, settings: list[float]) -> Surrogate:
+    """`packed_surrogate` undone."""
+    module, _, name = kind.partition(":")
+    found = getattr(sys.modules[module], name, None)
+    if found is None:
+        raise ValueError(f"surrogate: wanted a class at the top of its module, got {name} of {module}")
+    values = [None if math.isnan(value) else value for value in settings]
+    return found(**dict(zip([field.name for field in fields(found)], values, strict=True)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from g2rpo_kernels.policy_loss.objective import penalty_loss, tied_loss, ties_kl
 from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.policy_loss.surrogates import surrogate_of
 
 
 class Coefficients(NamedTuple):
@@ -63,5 +64,5 @@ def penalty_coefficients(
 
 def known_beforehand(edges: Edges, objective: Objective) -> bool:
     """Whether the tied part of c is the same whatever the log-probabilities: every ratio is 1, or unused."""
-    at_one = edges.old_logp_T is None or objective.surrogate == "reinforce"
+    at_one = edges.old_logp_T is None or not surrogate_of(objective.surrogate).reads_ratio
     return at_one and objective.importance_cap is None and not ties_kl(objective)

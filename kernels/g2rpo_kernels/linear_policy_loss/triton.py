@@ -1,8 +1,9 @@
 """The linear policy loss on a GPU in one pass over row chunks: three products each, nothing waits for it.
 
 Per part of a chunk: float32 logits by the vendor's library, then one Triton launch that makes statistics,
-coefficients and d logits (token ratios); per chunk d hidden and d head. A sharded vocabulary takes statistics
-and d logits in two launches, the coefficients between them on vectors.
+coefficients and d logits (token ratios); per chunk d hidden and d head. A sharded vocabulary, and a surrogate
+without a device function, take statistics and d logits in two launches, the coefficients between them on
+vectors.
 
 Sequence ratios: chunks hold whole rows where the caller says where those may be cut (`Edges.row_cuts`). A
 coefficient is then known when all parts of its chunk have gone by: d logits, linear in it, are written for a
@@ -170,10 +171,11 @@ class _Pass:
 
     def token_ratios(self) -> None:
         """Coefficients are each edge's own."""
+        one_launch = self.objective.one_launch and self.linear.shard is None
         for chunk in self.device_rows.chunks(slice(0, self.linear.num_rows)):
             x_CD = self.linear.rows(chunk)
             for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-                (self._fused if self.linear.shard is None else self._own)(part, z_ZV, dz_ZV)
+                (self._fused if one_launch else self._own)(part, z_ZV, dz_ZV)
             self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
 
     def _fused(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
@@ -184,7 +186,7 @@ class _Pass:
         self.numbers.entropy_T[part].copy_(rows.entropy_T)
 
     def _own(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
-        """The same where the statistics of a row come from several ranks."""
+        """The same where the statistics of a row come from several ranks, or no kernel has the surrogate."""
         row = self._numbers(part, z_ZV)
         given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
         self._gradient(part, z_ZV, dz_ZV, row, given)

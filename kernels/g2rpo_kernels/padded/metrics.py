@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.padded.options import SURROGATE, GRPOOptions
+from g2rpo_kernels.padded.options import GRPOOptions
 from g2rpo_kernels.padded.problem import Problem
+from g2rpo_kernels.policy_loss.kl import KLS
 from g2rpo_kernels.policy_loss.objective import surrogate_terms
 from g2rpo_kernels.policy_loss.records import Objective, PolicyLoss
-from g2rpo_kernels.policy_loss.surrogates import KLS, ratio_of
+from g2rpo_kernels.policy_loss.surrogates import ratio_of
 
 
 @torch.no_grad()
@@ -43,8 +44,8 @@ def _level(options: GRPOOptions) -> Objective:
 
 def _bounds(options: GRPOOptions) -> tuple[float, float]:
     """Ratios outside are clipped, whatever `delta` does on the other side."""
-    bounds = {
-        "clip": (1 - options.epsilon_low, 1 + options.epsilon_high),
-        "cispo": (-torch.inf, options.epsilon_high),
-    }
-    return bounds.get(SURROGATE[options.loss_type], (-torch.inf, torch.inf))
+    if options.loss_type in ("sapo", "vespo"):
+        return -torch.inf, torch.inf
+    if options.loss_type == "cispo":
+        return -torch.inf, options.epsilon_high
+    return 1 - options.epsilon_low, 1 + options.epsilon_high

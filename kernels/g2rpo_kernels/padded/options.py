@@ -19,24 +19,15 @@ Dimension key: B sequences, L positions of each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from g2rpo_kernels.policy_loss.records import Objective, SurrogateName
+from g2rpo_kernels.policy_loss.records import Objective
+from g2rpo_kernels.policy_loss.surrogates import Cispo, Clip, Sapo, Surrogate, Vespo
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 Level = Literal["token", "sequence"]
-
-SURROGATE: dict[LossType, SurrogateName] = {
-    "grpo": "clip",
-    "bnpo": "clip",
-    "dr_grpo": "clip",
-    "dapo": "clip",
-    "cispo": "cispo",
-    "sapo": "sapo",
-    "luspo": "clip",
-    "vespo": "vespo",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +68,7 @@ class GRPOOptions:
         ):
             if getattr(self, name) not in wanted:
                 raise ValueError(f"{name}: wanted one of {wanted}, got {getattr(self, name)!r}")
-        if self.by_sequence and SURROGATE[self.loss_type] != "clip":
+        if self.by_sequence and SURROGATES[self.loss_type] is not _clip:
             raise ValueError(
                 f"importance_sampling_level: wanted 'token' with loss_type={self.loss_type!r}, got 'sequence'"
             )
@@ -106,31 +97,50 @@ class GRPOOptions:
         return luspo and (not self.by_sequence or self.beta != 0)
 
 
-def objective_of(options: GRPOOptions) -> Objective:
-    """The kernels' objective; raises ValueError naming the setting that is out of range.
-
-    Two-sided clipping takes min(r, delta) where clipping takes r: the upper bound is min(1 + high, delta) for
-    A > 0 and max(1 + high, delta) for A < 0.
+def _clip(options: GRPOOptions) -> Clip:
+    """Two-sided clipping takes min(r, delta) where clipping takes r: the upper bound is min(1 + high, delta)
+    for A > 0 and max(1 + high, delta) for A < 0.
     """
-    surrogate = SURROGATE[options.loss_type]
-    clip_high, dual_clip = options.epsilon_high, None
-    if surrogate == "cispo":
-        clip_high = options.epsilon_high - 1
-    elif options.delta is not None:
-        clip_high = min(options.epsilon_high, options.delta - 1)
-        dual_clip = max(1 + options.epsilon_high, options.delta)
+    high, delta = options.epsilon_high, options.delta
+    if delta is None:
+        return Clip(low=options.epsilon_low, high=high)
+    return Clip(low=options.epsilon_low, high=min(high, delta - 1), dual=max(1 + high, delta))
+
+
+def _cispo(options: GRPOOptions) -> Cispo:
+    return Cispo(low=1.0, high=options.epsilon_high - 1)
+
+
+def _sapo(options: GRPOOptions) -> Sapo:
+    return Sapo(tau_pos=options.sapo_temperature_pos, tau_neg=options.sapo_temperature_neg)
+
+
+def vespo_of(options: GRPOOptions) -> Vespo:
+    return Vespo(
+        k_pos=options.vespo_k_pos,
+        rate_pos=options.vespo_lambda_pos,
+        k_neg=options.vespo_k_neg,
+        rate_neg=options.vespo_lambda_neg,
+    )
+
+
+SURROGATES: dict[LossType, Callable[[GRPOOptions], Surrogate]] = {
+    "grpo": _clip,
+    "bnpo": _clip,
+    "dr_grpo": _clip,
+    "dapo": _clip,
+    "cispo": _cispo,
+    "sapo": _sapo,
+    "luspo": _clip,
+    "vespo": vespo_of,
+}
+
+
+def objective_of(options: GRPOOptions) -> Objective:
+    """The kernels' objective; raises ValueError naming the setting that is out of range."""
     return Objective(
-        surrogate=surrogate,
-        clip_low=1.0 if surrogate == "cispo" else options.epsilon_low,
-        clip_high=clip_high,
-        dual_clip=dual_clip,
-        sapo_tau_pos=options.sapo_temperature_pos,
-        sapo_tau_neg=options.sapo_temperature_neg,
-        vespo_k_pos=options.vespo_k_pos,
-        vespo_rate_pos=options.vespo_lambda_pos,
-        vespo_k_neg=options.vespo_k_neg,
-        vespo_rate_neg=options.vespo_lambda_neg,
-        ratio="product" if surrogate == "vespo" else options.importance_sampling_level,
+        surrogate=SURROGATES[options.loss_type](options),
+        ratio="product" if options.loss_type == "vespo" else options.importance_sampling_level,
         kl_coef=options.beta,
         kl_times_ratio=options.use_bias_correction_kl,
     )

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.padded.batch import PaddedBatch
-from g2rpo_kernels.padded.options import GRPOOptions, objective_of
+from g2rpo_kernels.padded.options import GRPOOptions, objective_of, vespo_of
 from g2rpo_kernels.padded.weights import kl_weights, policy_weights
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
-from g2rpo_kernels.policy_loss.surrogates import MAX_LOG_RATIO, MIN_VESPO_RATIO, vespo_weight
+from g2rpo_kernels.policy_loss.surrogates import MAX_LOG_RATIO, MIN_VESPO_RATIO, Reinforce
 
 
 class Problem(NamedTuple):
@@ -95,14 +95,14 @@ def problem_loss(logp_T: Tensor, entropy_T: Tensor, problem: Problem) -> PolicyL
 
 
 def _objective(batch: PaddedBatch, options: GRPOOptions) -> Objective:
-    objective = objective_of(options)
-    if objective.surrogate == "vespo" and batch.importance_BL is not None:
+    objective, is_vespo = objective_of(options), options.loss_type == "vespo"
+    if is_vespo and batch.importance_BL is not None:
         objective = replace(objective, importance_cap=math.exp(MAX_LOG_RATIO))
     if batch.ref_logp_BL is None:
         # Against itself the policy has neither a divergence nor a gradient of it.
         objective = replace(objective, kl_coef=0.0)
-    if objective.surrogate == "vespo" and batch.old_logp_BL is None:
-        objective = replace(objective, surrogate="reinforce", ratio="token", importance_cap=None)
+    if is_vespo and batch.old_logp_BL is None:
+        objective = replace(objective, surrogate=Reinforce(), ratio="token", importance_cap=None)
     return objective
 
 
@@ -130,7 +130,5 @@ def _fold_importance(
         # Spread evenly: the sum over a sequence is all that counts, and it includes masked positions.
         engine_BL = batch.old_logp_BL - log_w_B1 / mask_BL.sum(1, keepdim=True).clamp(min=1)
         return batch._replace(importance_BL=None), None if batch.importance_BL is None else engine_BL
-    w_B1 = log_w_B1.clamp(max=MAX_LOG_RATIO).exp()
-    plus_B1 = vespo_weight(w_B1, options.vespo_k_pos, options.vespo_lambda_pos)
-    minus_B1 = vespo_weight(w_B1, options.vespo_k_neg, options.vespo_lambda_neg)
+    plus_B1, minus_B1 = vespo_of(options).phi(log_w_B1.clamp(max=MAX_LOG_RATIO).exp())
     return batch._replace(importance_BL=torch.where(batch.advantage_BL >= 0, plus_B1, minus_B1)), None

@@ -30,9 +30,10 @@ def policy_loss(
     """loss = sum_T [-(a_pos plus(r) + a_neg minus(r)) importance + kl_coef w kl - entropy_coef w H].
 
     r = exp(logp - old_logp); with `sequence` ratios the member row's exp(mean log-ratio); with `product` ones
-    its exp(sum of log-ratios) times its importance weights, which then stand nowhere else. `plus`, `minus`
-    and the KL estimators are in `policy_loss/surrogates.py`. Log-ratios are clamped to +-20 before exp.
-    Normalisation is in the weights of `edges`: nothing is divided here, so micro-batches add.
+    its exp(sum of log-ratios) times its importance weights, which then stand nowhere else. Log-ratios are
+    clamped to +-20 before exp. `plus`, `minus` are the surrogate's, see its record; the KL estimators are in
+    `policy_loss/kl.py`. Normalisation is in the weights of `edges`: nothing is divided here, so micro-batches
+    add.
 
     Args:
         logits_TV: [T, V] floating; the only differentiable argument.
@@ -49,8 +50,8 @@ def policy_loss(
         impl: `reference` and `cpu` compute the log-probabilities as `logprob` does and the objective in plain
             PyTorch on [T] vectors. `triton`, token ratios: one kernel from logits to loss, metrics and
             coefficients; d logits in the same launch with `overwrite_logits`, else in one on backward. Other
-            ratios: one read of the logits for log-probabilities, the objective in PyTorch, one read for d
-            logits. Once differentiable; float32. None = as in `logprob`.
+            ratios, and a surrogate of your own: one read of the logits for log-probabilities, the objective
+            in PyTorch, one read for d logits. Once differentiable; float32. None = as in `logprob`.
 
     Returns:
         `PolicyLoss(loss, logp_T, entropy_T, stats)`. `stats` maps names to (sum, count):
@@ -112,7 +113,7 @@ def policy_loss_from_rewards(
     logps = (old_logp_T, ref_logp_T, rollout_logp_T)
     check_rows(logits_TV, target_T, temperature, softcap)
     check_index("row_T", rewards.row_T, len(rewards.reward_RK), len(target_T))
-    if objective.ratio == "token" and choose_impl(impl, logits_TV) == "triton":
+    if objective.one_launch and choose_impl(impl, logits_TV) == "triton":
         from g2rpo_kernels.policy_loss.triton_loss import policy_loss_from_rewards_triton
 
         edges = Edges(weight_T, weight_T, weight_T, *logps)

@@ -21,14 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.policy_loss.kl import KLS
 from g2rpo_kernels.policy_loss.records import Edges, Objective
 from g2rpo_kernels.policy_loss.surrogates import (
-    KLS,
     MAX_LOG_RATIO,
     MIN_VESPO_RATIO,
-    SURROGATES,
-    Surrogate,
+    Values,
     ratio_of,
+    surrogate_of,
 )
 
 
@@ -126,15 +126,15 @@ def sums_by_row(zeros_B: Tensor, row_M: Tensor, value_M: Tensor) -> Tensor:
     return zeros_B.index_add(0, row_M, value_M)
 
 
-def evaluate_surrogate(logp_T: Tensor, edges: Edges, objective: Objective) -> tuple[Terms, Surrogate]:
+def evaluate_surrogate(logp_T: Tensor, edges: Edges, objective: Objective) -> tuple[Terms, Values]:
     """The surrogate's arguments and its values at `logp_T`; differentiable."""
     terms = surrogate_terms(logp_T, edges, objective)
-    return terms, SURROGATES[objective.surrogate](ratio_of(terms.log_ratio), terms.logp, objective)
+    return terms, surrogate_of(objective.surrogate)(ratio_of(terms.log_ratio), terms.logp)
 
 
-def surrogate_loss(terms: Terms, surrogate: Surrogate) -> Tensor:
+def surrogate_loss(terms: Terms, values: Values) -> Tensor:
     """0-dim: minus the advantage-weighted surrogate."""
-    value = terms.a_pos * surrogate.plus + terms.a_neg * surrogate.minus
+    value = terms.a_pos * values.plus + terms.a_neg * values.minus
     return -(value if terms.importance is None else value * terms.importance).sum()
 
 
@@ -176,6 +176,6 @@ def penalty_loss(logp_T: Tensor, entropy_T: Tensor, edges: Edges, objective: Obj
 
 def tied_loss(logp_T: Tensor, edges: Edges, objective: Objective) -> Tensor:
     """0-dim: what ties the edges of a row together under sequence ratios; the rest is `penalty_loss`."""
-    terms, surrogate = evaluate_surrogate(logp_T, edges, objective)
-    loss = surrogate_loss(terms, surrogate)
+    terms, values = evaluate_surrogate(logp_T, edges, objective)
+    loss = surrogate_loss(terms, values)
     return loss + tied_kl_loss(terms, logp_T, edges, objective) if ties_kl(objective) else loss

@@ -6,37 +6,23 @@ Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "pl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.policy_loss.kl import KlName
+from g2rpo_kernels.policy_loss.surrogates import SURROGATES, Clip, RatioName, Surrogate, surrogate_of
 from g2rpo_kernels.transfer import to_device
-
-SurrogateName = Literal["clip", "cispo", "sapo", "reinforce", "vespo"]
-RatioName = Literal["token", "sequence", "product"]
-KlName = Literal["k1", "k2", "k3"]
-VESPO_SETTINGS = ("vespo_k_pos", "vespo_rate_pos", "vespo_k_neg", "vespo_rate_neg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Which loss. Settings that a surrogate does not use are ignored by it."""
+    """Which loss: a surrogate with its settings, and what stands beside it."""
 
-    surrogate: SurrogateName = "clip"
-    clip_low: float = 0.2
-    """Ratios are clipped from below at 1 - clip_low (cispo: at 0 when that is negative)."""
-    clip_high: float = 0.2
-    """Ratios are clipped from above at 1 + clip_high (cispo: which may be a cap below 1)."""
-    dual_clip: float | None = None
-    """Clip: most that a ratio counts where the advantage is negative (arXiv 1912.09729); above 1."""
-    sapo_tau_pos: float = 1.0
-    sapo_tau_neg: float = 1.05
-    vespo_k_pos: float = 2.0
-    vespo_rate_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_rate_neg: float = 2.0
+    surrogate: Surrogate | str = field(default_factory=Clip)
+    """Or the name of one among `SURROGATES`, which becomes the record with its defaults."""
     ratio: RatioName = "token"
     """`sequence`: exp of the mean log-ratio over a row's trained tokens (GSPO, arXiv 2507.18071); `product`:
     exp of their sum (vespo), times the importance weights, which then do not multiply the surrogate."""
@@ -55,36 +41,30 @@ class Objective:
     ratios are multiplied by at least 1e-8: one masked token lets a row's ratio vanish, as in TRL."""
 
     def __post_init__(self) -> None:
-        choices = {
-            "surrogate": get_args(SurrogateName),
-            "ratio": get_args(RatioName),
-            "kl": get_args(KlName),
-        }
-        for name, wanted in choices.items():
+        surrogate = surrogate_of(self.surrogate)
+        object.__setattr__(self, "surrogate", surrogate)
+        for name, wanted in (("ratio", get_args(RatioName)), ("kl", get_args(KlName))):
             if getattr(self, name) not in wanted:
                 raise ValueError(f"{name}: wanted one of {wanted}, got {getattr(self, name)!r}")
-        for name in ("clip_low", "kl_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: wanted >= 0, got {getattr(self, name)}")
+        if not self.kl_coef >= 0:
+            raise ValueError(f"kl_coef: wanted >= 0, got {self.kl_coef}")
         for name in ("kl_coef", "entropy_coef"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}: wanted a finite number, got {getattr(self, name)}")
-        if self.surrogate == "cispo" and not self.clip_high > -1:
-            raise ValueError(f"clip_high: wanted > -1 with surrogate='cispo', got {self.clip_high}")
-        if self.surrogate != "cispo" and not self.clip_high >= 0:
-            raise ValueError(f"clip_high: wanted >= 0, got {self.clip_high}")
-        positive = ("sapo_tau_pos", "sapo_tau_neg", *VESPO_SETTINGS)
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: wanted > 0, got {getattr(self, name)}")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip: wanted > 1 or None, got {self.dual_clip}")
         if self.importance_cap is not None and not self.importance_cap >= 1:
             raise ValueError(f"importance_cap: wanted >= 1 or None, got {self.importance_cap}")
         if not 0 <= self.importance_low <= 1:
             raise ValueError(f"importance_low: wanted in [0, 1], got {self.importance_low}")
-        if self.surrogate == "vespo" and self.ratio != "product":
-            raise ValueError(f"ratio: wanted 'product' with surrogate='vespo', got {self.ratio!r}")
+        if self.ratio not in surrogate.ratios:
+            wanted = " or ".join(map(repr, surrogate.ratios))
+            raise ValueError(f"ratio: wanted {wanted} with surrogate={surrogate.name!r}, got {self.ratio!r}")
+
+    @property
+    def one_launch(self) -> bool:
+        """Whether a kernel goes from logits to loss: ratios of tokens, a surrogate with a device function."""
+        surrogate = surrogate_of(self.surrogate)
+        known = SURROGATES.get(surrogate.name) is type(surrogate)
+        return self.ratio == "token" and known and surrogate.scalars() is not None
 
 
 class Edges(NamedTuple):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.policy_loss.kl import KLS
 from g2rpo_kernels.policy_loss.objective import Terms, active_edges, bounded_importance, log_importance
 from g2rpo_kernels.policy_loss.records import Edges, Objective
-from g2rpo_kernels.policy_loss.surrogates import KLS, Surrogate, ratio_of
+from g2rpo_kernels.policy_loss.surrogates import Values, ratio_of
 
 Stats = dict[str, tuple[Tensor, Tensor]]
 
@@ -23,14 +24,14 @@ def policy_stats(
     logp_T: Tensor,
     entropy_T: Tensor,
     terms: Terms,
-    surrogate: Surrogate,
+    values: Values,
     edges: Edges,
     objective: Objective,
 ) -> Stats:
     """See `policy_loss` for the names. Tensors are 0-dim, in the dtype of `logp_T`."""
     active_T = active_edges(edges)
     stats = {"entropy": _mean(entropy_T, active_T), "logp": _mean(logp_T, active_T)}
-    stats |= _ratio_stats(terms, surrogate)
+    stats |= _ratio_stats(terms, values)
     if edges.ref_logp_T is not None:
         stats["kl"] = _mean(KLS[objective.kl](logp_T - edges.ref_logp_T), active_T)
     if edges.rollout_logp_T is not None:
@@ -38,16 +39,14 @@ def policy_stats(
     return stats
 
 
-def _ratio_stats(terms: Terms, surrogate: Surrogate) -> Stats:
+def _ratio_stats(terms: Terms, values: Values) -> Stats:
     used = (terms.a_pos != 0) | (terms.a_neg != 0)
     stats = {
         "ratio": _mean(ratio_of(terms.log_ratio), used),
         "approx_kl": _mean(KLS["k3"](-terms.log_ratio), used),
     }
-    if surrogate.clipped_plus is not None and surrogate.clipped_minus is not None:
-        clipped = ((terms.a_pos != 0) & surrogate.clipped_plus) | (
-            (terms.a_neg != 0) & surrogate.clipped_minus
-        )
+    if values.clipped_plus is not None and values.clipped_minus is not None:
+        clipped = ((terms.a_pos != 0) & values.clipped_plus) | ((terms.a_neg != 0) & values.clipped_minus)
         stats["clipped"] = _mean(clipped.to(terms.logp.dtype), used)
     return stats
 

@@ -2,7 +2,7 @@
 
 A program sweeps its row for the statistics, evaluates the edge's loss with c = dL/dlogp and e = dL/dH, and
 sweeps again (from the cache, as far as it holds) to write d logits. Token ratios only: others tie rows
-together, see `triton_loss.py`.
+together, see `triton_loss.py`; and surrogates with a device function only.
 
 Dimension key: T trained edges, V vocabulary, R rollouts, K reward channels.
 """
@@ -22,6 +22,7 @@ from g2rpo_kernels.group_advantage.triton_groups import advantage
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
 from g2rpo_kernels.logprob.triton_rows import both, finish_row, row_sums, target_logit, write_dlogits
 from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.policy_loss.surrogates import surrogate_of
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
 
 
@@ -62,11 +63,10 @@ def policy_kernel(
     inv_softcap: tl.float64,
     inv_temperature: tl.float64,
     eps: tl.float64,
-    low: tl.float64,
-    high: tl.float64,
-    dual_clip: tl.float64,
-    tau_pos: tl.float64,
-    tau_neg: tl.float64,
+    s0: tl.float64,
+    s1: tl.float64,
+    s2: tl.float64,
+    s3: tl.float64,
     kl_coef: tl.float64,
     entropy_coef: tl.float64,
     importance_cap: tl.float64,
@@ -74,7 +74,6 @@ def policy_kernel(
     SOFTCAP: tl.constexpr,
     SCALE: tl.constexpr,
     SURROGATE: tl.constexpr,
-    DUAL: tl.constexpr,
     KL: tl.constexpr,
     PENALTY: tl.constexpr,
     KL_TIMES_RATIO: tl.constexpr,
@@ -117,8 +116,8 @@ def policy_kernel(
     logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
     loss, c, e = edge_loss(
         logp, entropy, a_pos, a_neg, weight, t, num_t, stats_ptr, old_ptr, ref_ptr, rollout_ptr,
-        low, high, dual_clip, tau_pos, tau_neg, kl_coef, entropy_coef, importance_cap, importance_low,
-        SURROGATE, DUAL, KL, PENALTY, KL_TIMES_RATIO, IMPORTANCE,
+        s0, s1, s2, s3, kl_coef, entropy_coef, importance_cap, importance_low,
+        SURROGATE, KL, PENALTY, KL_TIMES_RATIO, IMPORTANCE,
     )  # fmt: skip
     tl.store(loss_ptr + t, loss.to(tl.float32))
     tl.store(logp_ptr + t, logp.to(tl.float32))
@@ -181,16 +180,15 @@ class RowInputs(NamedTuple):
 
 
 class RowSettings(NamedTuple):
-    """Run-time numbers; 0 = none, for `softcap`, `dual_clip` and `importance_cap`."""
+    """Run-time numbers; 0 = none, for `softcap` and `importance_cap`. `s0` to `s3`: `Surrogate.scalars`."""
 
     temperature: float
     softcap: float
     eps: float
-    low: float
-    high: float
-    dual_clip: float
-    tau_pos: float
-    tau_neg: float
+    s0: float
+    s1: float
+    s2: float
+    s3: float
     kl_coef: float
     entropy_coef: float
     importance_cap: float
@@ -200,16 +198,17 @@ class RowSettings(NamedTuple):
     def of(
         cls, objective: Objective, temperature: float, softcap: float | None, eps: float = 1.0
     ) -> RowSettings:
-        low = 1 - objective.clip_low
+        scalars = surrogate_of(objective.surrogate).scalars()
+        assert scalars is not None
+        s0, s1, s2, s3 = (*scalars, *[0.0] * (4 - len(scalars)))
         return cls(
             temperature=temperature,
             softcap=softcap or 0.0,
             eps=eps,
-            low=max(low, 0.0) if objective.surrogate == "cispo" else low,
-            high=1 + objective.clip_high,
-            dual_clip=objective.dual_clip or 0.0,
-            tau_pos=objective.sapo_tau_pos,
-            tau_neg=objective.sapo_tau_neg,
+            s0=s0,
+            s1=s1,
+            s2=s2,
+            s3=s3,
             kl_coef=objective.kl_coef,
             entropy_coef=objective.entropy_coef,
             importance_cap=objective.importance_cap or 0.0,
@@ -224,7 +223,7 @@ def flags_of(objective: Objective, scale: str) -> str:
     importance = "mask" if objective.importance_mask else "truncate"
     if objective.importance_cap is None:
         importance = "none"
-    return f"{objective.surrogate} {objective.kl} {times_ratio} {importance} {scale}"
+    return f"{surrogate_of(objective.surrogate).name} {objective.kl} {times_ratio} {importance} {scale}"
 
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -243,7 +242,6 @@ def _specialisation(settings: RowSettings, flags: str) -> dict[str, Any]:
     return {
         "SCALE": scale,
         "SURROGATE": surrogate,
-        "DUAL": settings.dual_clip != 0,
         "KL": kl,
         "PENALTY": settings.kl_coef != 0,
         "KL_TIMES_RATIO": times_ratio == "times_ratio",
@@ -342,6 +340,10 @@ def policy_rows(
     check_logits(logits_TV)
     if objective.ratio != "token":
         raise ValueError(f"objective.ratio: wanted 'token', got {objective.ratio!r}")
+    if not objective.one_launch:
+        raise ValueError(
+            f"objective.surrogate: wanted one with a device function, got {objective.surrogate!r}"
+        )
     inputs = RowInputs.of(target_T, bias_V, edges).on(logits_TV.device)
     settings = RowSettings.of(objective, temperature, softcap)
     arguments = (list(inputs), list(settings), flags_of(objective, "none"))

@@ -2,7 +2,8 @@
 
 Token ratios: one launch computes loss, metrics and coefficients; d logits are written in that same launch
 over the logits if they may be overwritten, else in backward from the coefficients: the same two reads and one
-write. Ratios that tie rows together: log-probabilities, the PyTorch objective on [T], then d logits.
+write. Ratios that tie rows together, surrogates without a device function: log-probabilities, the PyTorch
+objective on [T], then d logits.
 
 Dimension key: T trained edges, V vocabulary, R rollouts, K reward channels.
 """
@@ -26,6 +27,7 @@ from g2rpo_kernels.policy_loss.from_rewards import Rewards
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.stats import Stats
+from g2rpo_kernels.policy_loss.surrogates import surrogate_of
 from g2rpo_kernels.policy_loss.triton import RowInputs, RowSettings, flags_of, rows_op, rows_out_op
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS
 
@@ -148,7 +150,7 @@ def policy_loss_triton(
 ) -> PolicyLoss:
     """As the reference, in float32. Once differentiable; overwritten logits hand their gradient over once."""
     check_logits(logits_TV)
-    if objective.ratio == "token":
+    if objective.one_launch:
         inputs = RowInputs.of(target_T, None, edges).on(logits_TV.device)
         settings = RowSettings.of(objective, temperature, softcap)
         return _token_loss(logits_TV, inputs, settings, objective, "none", overwrite_logits)
@@ -212,7 +214,7 @@ def _metrics(stats_KT: Tensor, inputs: RowInputs, objective: Objective) -> Stats
     sums: dict[str, Tensor] = dict(
         zip(STAT_ROWS, stats_KT.sum(1, dtype=torch.float64).float().unbind(0), strict=True)
     )
-    absent = set() if objective.surrogate in ("clip", "cispo") else {"clipped"}
+    absent = set() if surrogate_of(objective.surrogate).has_bound else {"clipped"}
     if inputs.ref_logp_T is None:
         absent |= {"kl"}
     if inputs.rollout_logp_T is None:

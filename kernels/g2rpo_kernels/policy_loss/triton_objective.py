@@ -12,13 +12,11 @@ import triton.language as tl
 
 from g2rpo_kernels.policy_loss.triton_surrogates import (
     bounded_log_ratio,
-    cispo,
-    clip,
     kl_k1,
     kl_k2,
     kl_k3,
     ratio_and_slope,
-    sapo,
+    surrogate,
 )
 
 STAT_ROWS = (
@@ -36,30 +34,6 @@ STAT_ROWS = (
     "logp",
 )
 """Rows of stats_KT: three masks, then values, 0 outside their mask."""
-
-
-@triton.jit
-def surrogate(
-    ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE: tl.constexpr, DUAL: tl.constexpr
-):
-    """(plus, d plus, minus, d minus, clipped plus, clipped minus)."""
-    if SURROGATE == "clip":
-        plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = clip(
-            ratio, slope, low, high, dual_clip, DUAL
-        )
-    elif SURROGATE == "cispo":
-        plus, d_plus, clipped_plus = cispo(ratio, logp, low, high)
-        minus, d_minus, clipped_minus = plus, d_plus, clipped_plus
-    elif SURROGATE == "sapo":
-        plus, d_plus = sapo(ratio, slope, tau_pos)
-        minus, d_minus = sapo(ratio, slope, tau_neg)
-        clipped_plus, clipped_minus = ratio < 0.0, ratio < 0.0
-    else:
-        tl.static_assert(SURROGATE == "reinforce")
-        plus, minus = logp, logp
-        d_plus, d_minus = ratio * 0.0 + 1.0, ratio * 0.0 + 1.0
-        clipped_plus, clipped_minus = ratio < 0.0, ratio < 0.0
-    return plus, d_plus, minus, d_minus, clipped_plus, clipped_minus
 
 
 @triton.jit
@@ -120,17 +94,15 @@ def edge_loss(
     old_ptr,
     ref_ptr,
     rollout_ptr,
-    low,
-    high,
-    dual_clip,
-    tau_pos,
-    tau_neg,
+    s0,
+    s1,
+    s2,
+    s3,
     kl_coef,
     entropy_coef,
     importance_cap,
     importance_low,
     SURROGATE: tl.constexpr,
-    DUAL: tl.constexpr,
     KL: tl.constexpr,
     PENALTY: tl.constexpr,
     KL_TIMES_RATIO: tl.constexpr,
@@ -146,7 +118,7 @@ def edge_loss(
         log_ratio = log_ratio_to(logp, old_ptr, t, active & (old == old))  # NaN: on-policy
     ratio, slope = ratio_and_slope(log_ratio)
     plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = surrogate(
-        ratio, slope, logp, low, high, dual_clip, tau_pos, tau_neg, SURROGATE, DUAL
+        ratio, slope, logp, s0, s1, s2, s3, SURROGATE
     )
     gain, d_gain = a_pos * plus + a_neg * minus, a_pos * d_plus + a_neg * d_minus
     none = tl.zeros((), tl.float64)

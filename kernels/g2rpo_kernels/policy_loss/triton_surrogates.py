@@ -26,28 +26,50 @@ def ratio_and_slope(log_ratio):
 
 
 @triton.jit
-def clip(ratio, slope, low, high, dual_clip, DUAL: tl.constexpr):
-    """(plus, d plus, minus, d minus, clipped plus, clipped minus)."""
-    minus, d_minus, clipped = tl.maximum(ratio, low), tl.where(ratio >= low, slope, 0.0), ratio < low
-    if DUAL:
-        d_minus = tl.where(minus <= dual_clip, d_minus, 0.0)
-        minus = tl.minimum(minus, dual_clip)
-        clipped = clipped | (ratio > dual_clip)
-    return tl.minimum(ratio, high), tl.where(ratio <= high, slope, 0.0), minus, d_minus, ratio > high, clipped
+def clip(ratio, slope, low, high, dual):
+    """`dual` is inf where there is none."""
+    minus, d_minus = tl.maximum(ratio, low), tl.where(ratio >= low, slope, 0.0)
+    d_minus = tl.where(minus <= dual, d_minus, 0.0)
+    plus, d_plus = tl.minimum(ratio, high), tl.where(ratio <= high, slope, 0.0)
+    return plus, d_plus, tl.minimum(minus, dual), d_minus, ratio > high, (ratio < low) | (ratio > dual)
 
 
 @triton.jit
 def cispo(ratio, logp, low, high):
-    """(value, d value, clipped) of both signs: the bounded ratio is a constant weight."""
+    """The bounded ratio is a constant weight."""
     weight = tl.minimum(tl.maximum(ratio, low), high)
-    return weight * logp, weight, (ratio < low) | (ratio > high)
+    clipped = (ratio < low) | (ratio > high)
+    return weight * logp, weight, weight * logp, weight, clipped, clipped
 
 
 @triton.jit
-def sapo(ratio, slope, tau):
-    """(value, d value) of the sign that `tau` belongs to."""
-    gate = 1.0 / (1.0 + tl.exp(tau * (1.0 - ratio)))
-    return 4.0 / tau * gate, 4.0 * gate * (1.0 - gate) * slope
+def sapo(ratio, slope, tau_pos, tau_neg):
+    plus = 1.0 / (1.0 + tl.exp(tau_pos * (1.0 - ratio)))
+    minus = 1.0 / (1.0 + tl.exp(tau_neg * (1.0 - ratio)))
+    d_plus, d_minus = 4.0 * plus * (1.0 - plus) * slope, 4.0 * minus * (1.0 - minus) * slope
+    never = ratio < 0.0
+    return 4.0 / tau_pos * plus, d_plus, 4.0 / tau_neg * minus, d_minus, never, never
+
+
+@triton.jit
+def reinforce(ratio, logp):
+    one, never = ratio * 0.0 + 1.0, ratio < 0.0
+    return logp, one, logp, one, never, never
+
+
+@triton.jit
+def surrogate(ratio, slope, logp, s0, s1, s2, s3, SURROGATE: tl.constexpr):
+    """(plus, d plus, minus, d minus, clipped plus, clipped minus) of that one, `s0` to `s3` its `scalars`."""
+    if SURROGATE == "clip":
+        values = clip(ratio, slope, s0, s1, s2)
+    elif SURROGATE == "cispo":
+        values = cispo(ratio, logp, s0, s1)
+    elif SURROGATE == "sapo":
+        values = sapo(ratio, slope, s0, s1)
+    else:
+        tl.static_assert(SURROGATE == "reinforce", "a surrogate without a device function")
+        values = reinforce(ratio, logp)
+    return values
 
 
 @triton.jit
