@@ -11,13 +11,21 @@ and with NumPy's products, exp, log and tanh, which are those of Triton's interp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Tolerance(TypedDict):
+    """Of `torch.testing.assert_close`, for values that are equal but for float64's rounding."""
+
+    rtol: float
+    atol: float
+
 
 aten = torch.ops.aten
 FUSED = get_decompositions(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
+from g2rpo_kernels.token_loss import Ties
 from torch import Tensor
 
 from drawn import normal
@@ -37,4 +40,13 @@ def of_batch(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
     return (torch.softmax(logp_T, 0) * ADVANTAGE_T.to(logp_T)).sum()
 
 
-ROWS = {"ties": "row", "row_T": ROW_T}
+class Tied(TypedDict, total=False):
+    """Settings of `token_loss` that say what its loss ties together."""
+
+    ties: Ties
+    row_T: Tensor
+    row_cuts: tuple[int, ...]
+
+
+ROWS: Tied = {"ties": "row", "row_T": ROW_T}
+BATCH: Tied = {"ties": "batch"}

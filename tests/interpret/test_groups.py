@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from g2rpo_kernels import Objective, edge_coefficients, group_advantage
+from g2rpo_kernels.group_advantage import Scale
 from g2rpo_kernels.group_advantage.triton import BLOCK_R
+from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.policy_loss import Rewards, policy_loss_from_rewards
+from g2rpo_kernels.policy_loss.records import RatioName
 from torch import Tensor
 
 SCALES = ["group", "none", "batch"]
@@ -26,7 +29,7 @@ def rewards(seed: int, num_rollouts: int, num_channels: int) -> tuple[Tensor, Te
 @pytest.mark.parametrize("num_rollouts", [1, 2, 37])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_group_advantage_equals_reference(num_rollouts: int, scale: str, num_channels: int) -> None:
+def test_group_advantage_equals_reference(num_rollouts: int, scale: Scale, num_channels: int) -> None:
     reward, group, weight = rewards(num_rollouts, num_rollouts, num_channels)
     for channel_weight in (None, weight):
         settings = {"channel_weight_K": channel_weight, "scale": scale, "eps": 1e-4}
@@ -85,7 +88,7 @@ def test_edge_coefficients_equal_reference(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_loss_from_rewards_equals_reference(scale: str, ratio: str) -> None:
+def test_loss_from_rewards_equals_reference(scale: Scale, ratio: RatioName) -> None:
     generator = torch.Generator().manual_seed(4)
     reward, group, channel_weight = rewards(8, 9, 2)
     row = torch.tensor([0, 0, 1, 3, 3, 3, 8, 8, 5], dtype=torch.int32)
@@ -96,7 +99,7 @@ def test_loss_from_rewards_equals_reference(scale: str, ratio: str) -> None:
     weight = torch.rand(len(row), generator=generator)
     o = Objective(ratio=ratio, kl_coef=0.05, entropy_coef=0.01)
 
-    def run(impl: str, dtype: torch.dtype, overwrite: bool) -> tuple[Tensor, Tensor]:
+    def run(impl: Impl, dtype: torch.dtype, overwrite: bool) -> tuple[Tensor, Tensor]:
         leaf = logits.to(dtype, copy=True).requires_grad_()
         out = policy_loss_from_rewards(
             leaf,

@@ -14,7 +14,7 @@ from torch import Tensor
 from budget import WorstErrors, draws
 from products import Work
 from random_losses import Problem, outcome
-from token_losses import ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
+from token_losses import BATCH, ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
 
 NUM_CASES = 18
 CHUNK = 6 * 4 * V * 2
@@ -41,7 +41,6 @@ def gradients(loss: Callable, dtype: torch.dtype, impl: Impl, **options: Any) ->
     return outcome(token_loss(hidden, head, target, loss, impl=impl, **options).loss, leaves)
 
 
-BATCH = {"ties": "batch"}
 FLOAT16, BFLOAT16 = torch.float16, torch.bfloat16
 
 

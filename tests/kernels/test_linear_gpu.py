@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, linear_logprob, linear_policy_loss, policy_loss, token_loss
+from g2rpo_kernels.token_loss import Ties
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -73,7 +74,7 @@ def test_gpu_losses_keep_the_budget_and_repeat_bit_for_bit(objective: Objective,
 def test_gpu_step_does_not_wait_for_the_device() -> None:
     for objective in OBJECTIVES:
         (hidden, head, bias), target, source, edges = problem(torch.bfloat16)
-        options = {"source_T": source, "bias_V": bias}
+        options: dict[str, Any] = {"source_T": source, "bias_V": bias}
         linear_policy_loss(hidden, head, target, edges, objective, **options).loss.backward()  # compiles
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -101,7 +102,7 @@ def test_gpu_memory_is_bounded() -> None:
     assert torch.cuda.max_memory_allocated() - base <= 1.5e9 + gradients + small
 
 
-def own_loss(ties: str, entropy: float, edges: Edges) -> Callable[[Tensor, Tensor], Tensor]:
+def own_loss(ties: Ties, entropy: float, edges: Edges) -> Callable[[Tensor, Tensor], Tensor]:
     """Ratios to old log-probabilities, weighted by token, as means of rows of ten, or by a softmax of all."""
     old_T, weight_T = edges.old_logp_T, edges.a_pos_T + edges.a_neg_T
     assert old_T is not None
@@ -118,7 +119,7 @@ def own_loss(ties: str, entropy: float, edges: Edges) -> Callable[[Tensor, Tenso
     return loss
 
 
-def token_run(dtype: torch.dtype, ties: str, entropy: float, **options: Any) -> tuple[Tensor, ...]:
+def token_run(dtype: torch.dtype, ties: Ties, entropy: float, **options: Any) -> tuple[Tensor, ...]:
     (hidden, head, bias), target, source, edges = problem(dtype)
     options |= {"row_cuts": range(10, T + 1, 10)} if ties == "row" else {}
     out = token_loss(
@@ -137,7 +138,7 @@ def token_run(dtype: torch.dtype, ties: str, entropy: float, **options: Any) -> 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("ties", ["token", "row", "batch"])
 @pytest.mark.parametrize("entropy", [0.0, 0.03])
-def test_gpu_token_loss_keeps_the_budget(ties: str, entropy: float, dtype: torch.dtype) -> None:
+def test_gpu_token_loss_keeps_the_budget(ties: Ties, entropy: float, dtype: torch.dtype) -> None:
     eagers = draws(lambda: token_run(dtype, ties, entropy, impl="reference"))
     truth = token_run(torch.float64, ties, entropy)
     for chunk_bytes in (None, 200 * 6 * V):
@@ -148,8 +149,10 @@ def test_gpu_token_loss_keeps_the_budget(ties: str, entropy: float, dtype: torch
 def test_gpu_token_loss_does_not_wait_and_is_nan_where_ties_are_too_narrow() -> None:
     (hidden, head, bias), target, source, edges = problem(torch.bfloat16)
     edges = edges.cast(torch.float32, torch.device("cuda"))
-    for ties, kind in (("token", "token"), ("batch", "batch"), ("token", "batch")):
-        own, given = own_loss(kind, 0.03, edges), {"source_T": source, "bias_V": bias, "ties": ties}
+    pairs: list[tuple[Ties, Ties]] = [("token", "token"), ("batch", "batch"), ("token", "batch")]
+    for ties, kind in pairs:
+        own = own_loss(kind, 0.03, edges)
+        given: dict[str, Any] = {"source_T": source, "bias_V": bias, "ties": ties}
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

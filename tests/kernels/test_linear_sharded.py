@@ -24,11 +24,11 @@ from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from budget import draws, error
+from budget import Tolerance, draws, error
 from drawn import normal
 
 S, D, V, T = 7, 6, 101, 24
-RTOL, ATOL = 1e-10, 1e-12
+EPS = Tolerance(rtol=1e-10, atol=1e-12)
 Results = tuple[Tensor, ...]
 
 
@@ -97,7 +97,7 @@ def check_float64(rank: int, group: dist.ProcessGroup) -> None:
             assert all(value.abs().max() > 1e-3 for value in whole)
             got = run("cpu", torch.float64, objective, shard, columns, options)
             for value, true in zip(got, local(whole, columns), strict=True):
-                torch.testing.assert_close(value, true, rtol=RTOL, atol=ATOL)
+                torch.testing.assert_close(value, true, **EPS)
 
 
 def check_interpreted(rank: int, group: dist.ProcessGroup) -> None:
@@ -192,7 +192,7 @@ def check_compiles(rank: int, group: dist.ProcessGroup) -> None:
         results.append(torch.autograd.grad(function(*leaves), leaves))
     for eager, compiled in zip(*results, strict=True):
         assert eager.abs().max() > 0.1
-        torch.testing.assert_close(compiled, eager, rtol=RTOL, atol=ATOL)
+        torch.testing.assert_close(compiled, eager, **EPS)
 
 
 def worker(rank: int, ranks: int, meet: Path, checks: list[Callable[[int, dist.ProcessGroup], None]]) -> None:

@@ -94,7 +94,7 @@ def assert_kept(ours: Run, eager: Run, exact: Run) -> None:
 
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_fused_losses_in_bfloat16_keep_the_budget(device: str, level: str, loss_type: str) -> None:
+def test_fused_losses_in_bfloat16_keep_the_budget(device: str, level: Level, loss_type: LossType) -> None:
     o = options(level, loss_type)
 
     def ours() -> tuple[Tensor, ...]:
@@ -114,7 +114,9 @@ def test_fused_losses_in_bfloat16_keep_the_budget(device: str, level: str, loss_
 
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_losses_from_logits_in_bfloat16_keep_the_budget(device: str, level: str, loss_type: str) -> None:
+def test_losses_from_logits_in_bfloat16_keep_the_budget(
+    device: str, level: Level, loss_type: LossType
+) -> None:
     o = options(level, loss_type)
 
     def logits_of(b: Batch, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,8 @@ from g2rpo_kernels import (
     policy_loss,
     policy_loss_from_rewards,
 )
+from g2rpo_kernels.group_advantage import Scale
+from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -27,7 +29,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def logprob_with_gradient(
-    logits: Tensor, target: Tensor, scaling: tuple[float, float | None], impl: str, dtype: torch.dtype
+    logits: Tensor, target: Tensor, scaling: tuple[float, float | None], impl: Impl, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     leaf = logits.to(dtype, copy=True).requires_grad_()
     out = logprob(leaf, target, temperature=scaling[0], softcap=scaling[1], impl=impl)
@@ -46,13 +48,10 @@ def weighted_on_device(out: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def test_logprob_within_budget(kind: str, scaling: tuple[float, float | None], dtype: torch.dtype) -> None:
     for vocab in (17, 2048, 50_257, 151_936):
         logits, target = (x.cuda() for x in rows(kind, 33, vocab))
-        logits = logits.to(dtype)
-        got, eager = (
-            logprob_with_gradient(logits, target, scaling, impl, dtype) for impl in ("triton", "reference")
-        )
-        truth = logprob_with_gradient(logits, target, scaling, "reference", torch.float64)
-        for a, b, c in zip(got, eager, truth, strict=True):
-            assert_within_budget(a, b, c)
+        given = (logits.to(dtype), target, scaling)
+        eagers = draws(lambda: logprob_with_gradient(*given, "reference", dtype))  # noqa: B023
+        truth = logprob_with_gradient(*given, "reference", torch.float64)
+        assert_within_budget(logprob_with_gradient(*given, "triton", dtype), eagers, truth)
 
 
 def loss_case(num_rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Edges]:
@@ -77,7 +76,7 @@ def test_policy_loss_within_budget_and_repeats_bit_for_bit(surrogate: str, dtype
         surrogate=surrogate, kl_coef=0.1, entropy_coef=0.02, importance_cap=1.2, importance_mask=masked
     )
 
-    def run(impl: str, working: torch.dtype, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    def run(impl: Impl, working: torch.dtype, overwrite: bool = False) -> tuple[Tensor, Tensor]:
         leaf = logits.to(working, copy=True).requires_grad_()
         out = policy_loss(leaf, target, edges, o, overwrite_logits=overwrite, impl=impl)
         return out.loss.detach(), torch.autograd.grad(out.loss, leaf)[0].clone()
@@ -117,7 +116,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
-def test_loss_from_rewards_equals_reference(scale: str) -> None:
+def test_loss_from_rewards_equals_reference(scale: Scale) -> None:
     logits, target, edges = loss_case(48, 9001, torch.float32)
     generator = torch.Generator().manual_seed(2)
     given = Rewards(
@@ -127,7 +126,8 @@ def test_loss_from_rewards_equals_reference(scale: str) -> None:
         scale=scale,
     )
     results = []
-    for impl, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+    sides: list[tuple[Impl, torch.dtype]] = [("triton", torch.float32), ("reference", torch.float64)]
+    for impl, dtype in sides:
         leaf = logits.to(dtype, copy=True).requires_grad_()
         loss = policy_loss_from_rewards(leaf, target, given, edges.weight_T, Objective(), impl=impl).loss
         results.append((loss.detach().double(), torch.autograd.grad(loss, leaf)[0].double()))
