@@ -6,20 +6,48 @@ Lite PPO                                             center, batch_std
 GDPO                                                 channels, whiten
 RLOO                                                 rloo (and whiten, in TRL's normalised form)
 REINFORCE++                                          whiten over tokens; with a baseline center before it
+RAFT, RAFT++                                         positive
+Reinforce-Rej                                        reject
+GPG                                                  center, valid_share
+NGRPO                                                virtual_sample
+DGPO                                                 center, mad, valid_share over tokens, difficulty
+
+An empty chain leaves the raw rewards.
 """
 
 from g2rpo_fast.credit.batch_std import BatchStd
 from g2rpo_fast.credit.center import Center
 from g2rpo_fast.credit.chain import advantages
 from g2rpo_fast.credit.channels import Channels
+from g2rpo_fast.credit.difficulty import Difficulty
+from g2rpo_fast.credit.mad import Mad
 from g2rpo_fast.credit.own import Own
+from g2rpo_fast.credit.positive import Positive
+from g2rpo_fast.credit.reject import Reject
 from g2rpo_fast.credit.rloo import Rloo
 from g2rpo_fast.credit.std import Std
+from g2rpo_fast.credit.valid_share import ValidShare
+from g2rpo_fast.credit.virtual_sample import VirtualSample
 from g2rpo_fast.credit.whiten import Whiten
 from g2rpo_fast.pieces import Credit, TokenCredit
 
 CREDITS: dict[str, type[Credit]] = {
-    piece.use: piece for piece in (Center, Std, BatchStd, Channels, Whiten, Rloo, Own)
+    piece.use: piece
+    for piece in (
+        Center,
+        Std,
+        BatchStd,
+        Channels,
+        Whiten,
+        Rloo,
+        Positive,
+        Reject,
+        ValidShare,
+        VirtualSample,
+        Mad,
+        Difficulty,
+        Own,
+    )
 }
 """By the name in `use`."""
 TOKEN_CREDITS: dict[str, type[TokenCredit]] = {}
@@ -30,8 +58,14 @@ __all__ = [
     "BatchStd",
     "Center",
     "Channels",
+    "Difficulty",
+    "Mad",
+    "Positive",
+    "Reject",
     "Rloo",
     "Std",
+    "ValidShare",
+    "VirtualSample",
     "Whiten",
     "advantages",
 ]

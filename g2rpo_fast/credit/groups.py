@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from g2rpo_fast.types import Doubles, Ints, Longs
+from g2rpo_fast.types import Bools, Doubles, Ints, Longs
 
 TIE = 64 * np.finfo(np.float64).eps
 """A group whose values differ by less, relatively, differs by rounding: its deviations are exactly 0. So is
@@ -39,6 +39,17 @@ def deviations(
     freedom_Q = np.maximum(size_Q - (count_R is None), 1)
     variance_Q = np.bincount(group_R, once_R * deviation_R**2) / freedom_Q
     return deviation_R, np.sqrt(variance_Q)[group_R]
+
+
+def totals(value_R: Doubles, group_R: Ints | Longs) -> Doubles:
+    """[R] the sum over the row's group, float64."""
+    index_R = np.unique(group_R, return_inverse=True)[1]
+    return np.asarray(np.bincount(index_R, value_R), np.float64)[index_R]
+
+
+def differs(value_R: Doubles, group_R: Ints | Longs) -> Bools:
+    """[R] whether the row's group has members of different value, by more than rounding."""
+    return deviations(value_R, group_R)[1] > 0
 
 
 def whole(value_R: Doubles) -> Longs:

@@ -152,9 +152,9 @@ def _parsed(key: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _is_table(value: object) -> bool:
-    """A table, or an array of tables."""
+    """A table, or an array of tables; an empty one is a chain without pieces."""
     if isinstance(value, list):
-        return value != [] and all(isinstance(item, Mapping) for item in value)
+        return all(isinstance(item, Mapping) for item in value)
     return isinstance(value, Mapping)
 
 
