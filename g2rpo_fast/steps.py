@@ -80,7 +80,7 @@ def update(
         with phases("update"):
             outcome = learn(parts, state, scored)
         state = next_state(parts, state, sampled, outcome)
-        state = replace(state, unlogged=stats | outcome.stats | _times(phases))
+        state = replace(state, unlogged={**stats, **outcome.stats, **_times(phases)})
         parts.last.put(state)
     return state
 

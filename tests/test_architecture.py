@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
@@ -293,6 +295,29 @@ def test_tests_use_no_mocks():
         for line, name in imports_of(ast.walk(tree))
         if "mock" in name.split(".")
     ] == []
+
+
+def blanket_ignores(path: str, text: str) -> Iterator[str]:
+    """Comments that keep the type checker from a file, or from a line without saying of which rule."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.search(r"#\s*(pyright|type): *ignore(?!\[)|^\s*# *pyright:", line):
+            yield f"{path}:{number}"
+
+
+def test_pyright_reads_every_test():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    assert {"g2rpo_fast", "kernels", "tests"} <= set(settings["include"])
+    assert settings["typeCheckingMode"] == "standard"
+    assert [key for key in settings if key in {"exclude", "ignore"} or key.startswith("report")] == []
+    files = {path: (ROOT / path).read_text() for path in parsed("tests")}
+    assert [wrong for path, text in files.items() for wrong in blanket_ignores(path, text)] == []
+
+
+def test_the_check_of_ignores_sees_them():
+    line = "x = f(1)  # {}: ignore"
+    lines = [line.format("pyright"), line.format("type"), line.format("pyright") + "[reportArgumentType]"]
+    assert list(blanket_ignores("bad.py", "\n".join(lines))) == ["bad.py:1", "bad.py:2"]
+    assert list(blanket_ignores("bad.py", "# {}: basic\n".format("pyright"))) == ["bad.py:1"]
 
 
 def imports_of_tests(tree: ast.Module) -> list[str]:

@@ -76,7 +76,7 @@ def test_python_takes_pieces_dicts_names_and_functions() -> None:
     assert config.selection == Vade()
     assert config.credit[1:] == (Center(), Std(eps=1e-6))
     assert [piece.use for piece in (*config.credit, *config.terms)] == ["own", "center", "std", "clip", "own"]
-    assert config.credit[0](torch.ones(2).numpy(), None, None).tolist() == [0.5, 0.5]  # pyright: ignore
+    assert config.credit[0](torch.ones(2).numpy(), None, None).tolist() == [0.5, 0.5]  # pyright: ignore[reportArgumentType]
     told = plain(config)
     assert told["terms"][1] == {"use": "own", "function": f"{__name__}:my_loss"}
     assert told["terms"][0]["low"] == 0.1

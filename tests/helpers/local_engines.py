@@ -143,16 +143,16 @@ def tokens(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
 
 
 def reference_logp(plain: Any, request: Request, completion: Completion, sampling: Sampling) -> np.ndarray:
-    ids = torch.tensor([request.prompt_ids + completion.token_ids], device=plain.device)
+    ids: Any = torch.tensor([request.prompt_ids + completion.token_ids], device=plain.device)
     with torch.no_grad():
         logits = plain(ids).logits[0, len(request.prompt_ids) - 1 : -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature not in (0, 1):
-        logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)  # pyright: ignore
+        logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
     if sampling.top_k:
-        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)  # pyright: ignore
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
     if sampling.top_p < 1:
-        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)  # pyright: ignore
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
     chosen = torch.tensor(completion.token_ids, device=plain.device)[:, None]
     return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu().numpy()
 

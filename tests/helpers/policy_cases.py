@@ -9,10 +9,11 @@ import torch
 from g2rpo_kernels import Cispo, Clip, Edges, Reinforce, Sapo, Values, edge_coefficients
 from torch import Tensor
 
+from budget import Tolerance
 from drawn import normal
 
 B, L, V, D = 6, 5, 13, 7
-EPS = {"rtol": 1e-10, "atol": 1e-12}
+EPS = Tolerance(rtol=1e-10, atol=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)

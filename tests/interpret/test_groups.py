@@ -9,7 +9,7 @@ from g2rpo_kernels.group_advantage import Scale
 from g2rpo_kernels.group_advantage.triton import BLOCK_R
 from g2rpo_kernels.logprob.checks import Impl
 from g2rpo_kernels.policy_loss import Rewards, policy_loss_from_rewards
-from g2rpo_kernels.policy_loss.records import RatioName
+from g2rpo_kernels.policy_loss.surrogates import RatioName
 from torch import Tensor
 
 SCALES = ["group", "none", "batch"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, policy_loss
@@ -13,12 +15,12 @@ V = 1000
 TARGET = torch.tensor([3, 999])
 
 
-def gradient(weight: float, scale: float, dtype: torch.dtype, **options: object) -> Tensor:
+def gradient(weight: float, scale: float, dtype: torch.dtype, **options: Any) -> Tensor:
     """d (scale * loss) / d logits at even probabilities 1 / V, over weight and scale, float64."""
     logits = torch.zeros(2, V, dtype=dtype).requires_grad_()
     ones = torch.ones(2)
     edges = Edges(weight * ones, 0 * ones, weight * ones)
-    loss = policy_loss(logits, TARGET, edges, Objective(), **options).loss  # pyright: ignore
+    loss = policy_loss(logits, TARGET, edges, Objective(), **options).loss
     return torch.autograd.grad(scale * loss, logits)[0].double() / (weight * scale)
 
 

@@ -84,10 +84,10 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def fused(case: Case, leaves: list[Tensor], objective: Objective, **options: Any) -> Tensor:
-    bias = leaves[2] if len(leaves) > 2 else None
+    hidden, head, *bias = leaves
     return linear_policy_loss(
-        *leaves[:2], case.target, options.pop("edges", case.edges), objective, source_T=case.source,
-        bias_V=bias, impl="triton", **options,
+        hidden, head, case.target, options.pop("edges", case.edges), objective, source_T=case.source,
+        bias_V=bias[0] if bias else None, impl="triton", **options,
     ).loss  # fmt: skip
 
 
@@ -230,15 +230,14 @@ def test_works_under_activation_checkpointing(reentrant: bool) -> None:
 
     leaves = case.leaves(torch.float32, bias=False)
     want = torch.autograd.grad(loss(*leaves), leaves)
-    got = (
-        torch.autograd.grad(checkpoint(loss, *leaves, use_reentrant=reentrant), leaves)
-        if not reentrant
-        else None
-    )
+    value = checkpoint(loss, *leaves, use_reentrant=reentrant)
     if reentrant:  # takes .backward() only
-        checkpoint(loss, *leaves, use_reentrant=True).backward()
-        got = tuple(leaf.grad for leaf in leaves)
-    for a, b in zip(got or (), want, strict=True):
+        value.backward()
+        got = [leaf.grad for leaf in leaves]
+    else:
+        got = torch.autograd.grad(value, leaves)
+    for a, b in zip(got, want, strict=True):
+        assert a is not None
         assert torch.equal(a, b)
 
 
@@ -343,8 +342,8 @@ def test_float32_leaves_multiply_in_float16_and_get_float32_gradients() -> None:
     """`product_dtype`: the numbers of float16 leaves, and gradients that are not rounded to float16."""
     case = Case()
     given = (case.target, case.edges, Objective())
-    wide = tuple(x.float().requires_grad_() for x in (case.hidden, case.head))
-    narrow = tuple(x.half().requires_grad_() for x in (case.hidden, case.head))
+    wide = case.hidden.float().requires_grad_(), case.head.float().requires_grad_()
+    narrow = case.hidden.half().requires_grad_(), case.head.half().requires_grad_()
     options: dict[str, Any] = {"source_T": case.source, "chunk_bytes": FEW_ROWS, "impl": "triton"}
     loss = linear_policy_loss(*wide, *given, product_dtype=torch.float16, **options).loss
     wanted = linear_policy_loss(*narrow, *given, **options).loss

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, Surrogate, policy_loss
+from g2rpo_kernels.policy_loss.surrogates import RatioName
 from g2rpo_kernels.policy_loss.triton import policy_rows
 
 from logit_rows import rows
@@ -17,7 +18,7 @@ from random_policies import Case, Errors, random_case, random_objective, run
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_policy_loss_equals_reference(surrogate: Surrogate, ratio: str) -> None:
+def test_policy_loss_equals_reference(surrogate: Surrogate, ratio: RatioName) -> None:
     errors = Errors(torch.float32)
     case = random_case(0, 6, 301)
     for penalty, on_policy in itertools.product(PENALTIES, (False, True)):
@@ -80,6 +81,7 @@ def test_rows_without_old_log_probability_are_on_policy(overwrite: bool) -> None
     case = random_case(6, 6, 700)
     own = run(case, Objective(), "triton", torch.float32)[0].logp_T
     some = torch.arange(6) % 2 == 0
+    assert case.edges.old_logp_T is not None
     results = []
     for filler in (torch.full((6,), torch.nan), own):
         edges = case.edges._replace(old_logp_T=torch.where(some, filler, case.edges.old_logp_T))
@@ -178,7 +180,7 @@ def test_policy_rows_writes_beside_and_over_the_logits(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_no_edges_is_a_zero_loss(ratio: str, overwrite: bool) -> None:
+def test_no_edges_is_a_zero_loss(ratio: RatioName, overwrite: bool) -> None:
     none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     edges = Edges(none, none, none, None, none, none, torch.zeros(1, dtype=torch.int64), ids, none, none, 0)
     o = Objective(ratio=ratio, kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0)

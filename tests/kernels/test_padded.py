@@ -6,12 +6,16 @@ Dimension key: B sequences, L positions of each, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from g2rpo_kernels import FusedLinearGRPOLoss, GRPOOptions, grpo_loss, grpo_loss_of_logps, token_logprobs
+from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.padded.options import Level, LossType
 from torch import Tensor
 
+from budget import Tolerance
 from drawn import normal
 from padded_batches import (
     LEVELS,
@@ -28,7 +32,7 @@ from padded_batches import (
     textbook,
 )
 
-EPS = {"rtol": 1e-10, "atol": 1e-12}
+EPS = Tolerance(rtol=1e-10, atol=1e-12)
 
 
 def padded_losses(b: Batch, o: GRPOOptions, on_policy: bool, ratio: Tensor | None, num: float | None):
@@ -59,7 +63,7 @@ def value_and_gradients(b: Batch, loss_of: Loss) -> tuple[Tensor, ...]:
     return loss.detach(), *torch.autograd.grad(3 * loss, leaves)
 
 
-VARIANTS = [
+VARIANTS: list[tuple[dict[str, Any], bool]] = [
     ({}, True),
     ({"beta": 0.1}, False),
     ({"beta": 0.1, "use_bias_correction_kl": True}, True),
@@ -71,13 +75,17 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_every_loss_type_equals_the_textbook(level: str, loss_type: str, on_policy: bool) -> None:
+def test_every_loss_type_equals_the_textbook(level: Level, loss_type: LossType, on_policy: bool) -> None:
     b = make_batch()
-    sizes = {"max_completion_length": 9, "epsilon_high": 0.28, "delta": 1.4 if loss_type == "dapo" else None}
-    if loss_type == "cispo":
-        sizes["epsilon_high"] = 0.9
     for variant, with_ratio in VARIANTS:
-        o = GRPOOptions(loss_type=loss_type, importance_sampling_level=level, **sizes, **variant)
+        o = GRPOOptions(
+            loss_type=loss_type,
+            importance_sampling_level=level,
+            max_completion_length=9,
+            epsilon_high=0.9 if loss_type == "cispo" else 0.28,
+            delta=1.4 if loss_type == "dapo" else None,
+            **variant,
+        )
         case = (b, o, on_policy, b.ratio if with_ratio else None, NUM_ITEMS if with_ratio else None)
 
         def plain(hidden: Tensor, head: Tensor, bias: Tensor) -> Tensor:
@@ -96,7 +104,13 @@ def test_values_by_hand() -> None:
     logps = torch.log(torch.tensor([[0.6, 0.6, 0.9], [0.2, 0.3, 0.3]], dtype=torch.float64))
     old = torch.log(torch.tensor([[0.4, 0.4, 0.9], [0.4, 0.3, 0.3]], dtype=torch.float64))
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    values = {"grpo": -0.8, "bnpo": -4.0 / 3, "dr_grpo": -0.2, "luspo": -2.0, "dapo": -0.4}
+    values: dict[LossType, float] = {
+        "grpo": -0.8,
+        "bnpo": -4.0 / 3,
+        "dr_grpo": -0.2,
+        "luspo": -2.0,
+        "dapo": -0.4,
+    }
     for loss_type, value in values.items():
         out = grpo_loss_of_logps(
             logps,
@@ -109,11 +123,11 @@ def test_values_by_hand() -> None:
         # Clipped terms: -(1.2 * 2) twice and +0.8.
         assert float(out.loss) == pytest.approx(value, abs=1e-14)
         assert [float(x) for x in out.stats["clipped"]] == [3.0, 3.0]
-    assert out.logp_BL.shape == out.entropy_BL.shape == (2, 3)
+        assert out.logp_BL.shape == out.entropy_BL.shape == (2, 3)
 
 
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
-def test_masked_positions_have_no_influence_even_as_nan(level: str, loss_type: str) -> None:
+def test_masked_positions_have_no_influence_even_as_nan(level: Level, loss_type: LossType) -> None:
     b = make_batch()
     out = b.mask == 0
     nan = b.hidden.masked_fill(out[..., None], torch.nan)
@@ -201,7 +215,7 @@ def test_rewards_become_advantages_of_consecutive_groups() -> None:
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo", "vespo", "dr_grpo"])
-def test_micro_batches_add_up(loss_type: str) -> None:
+def test_micro_batches_add_up(loss_type: LossType) -> None:
     b = make_batch()
     o = GRPOOptions(loss_type=loss_type, max_completion_length=9, epsilon_high=1.2)
 
@@ -224,7 +238,7 @@ def test_micro_batches_add_up(loss_type: str) -> None:
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 1, 3)])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_token_logprobs_take_any_leading_dimensions(lead: tuple[int, ...], impl: str) -> None:
+def test_token_logprobs_take_any_leading_dimensions(lead: tuple[int, ...], impl: Impl) -> None:
     logits = normal(*lead, V, seed=7).requires_grad_()
     for tokens in ((), (3,)):
         ids = torch.randint(V, (*lead, *tokens), generator=torch.Generator().manual_seed(8))
@@ -315,8 +329,9 @@ def test_options_out_of_range_are_refused(settings: dict, message: str) -> None:
 )
 def test_arguments_that_do_not_fit_are_refused(change: dict, message: str) -> None:
     b = make_batch()
+    given: dict[str, Any] = {"advantages": b.advantages} | change
     with pytest.raises(ValueError, match=message):
-        grpo_loss(b.hidden @ b.head.T, b.ids, b.mask, **({"advantages": b.advantages} | change))
+        grpo_loss(b.hidden @ b.head.T, b.ids, b.mask, **given)
 
 
 def test_fused_linear_names_what_is_missing() -> None:
@@ -333,7 +348,7 @@ def test_fused_linear_names_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(("level", "loss_type"), LEVELS)
-def test_an_empty_mask_is_a_zero_loss(level: str, loss_type: str) -> None:
+def test_an_empty_mask_is_a_zero_loss(level: Level, loss_type: LossType) -> None:
     b = replace(make_batch(), mask=torch.zeros(B, L, dtype=torch.bool))
     o = GRPOOptions(
         loss_type=loss_type, importance_sampling_level=level, entropy_coef=0.1, max_completion_length=9

@@ -22,6 +22,8 @@ from g2rpo_kernels import (
     linear_policy_loss,
     policy_loss,
 )
+from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.policy_loss.surrogates import RatioName
 from torch import Tensor
 
 from budget import assert_within_budget, draws
@@ -142,7 +144,7 @@ def edges_of(batch: Batch, aggregation: str, on_policy: bool) -> Edges:
     )
 
 
-def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, Tensor, Tensor]:
+def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, ...]:
     hidden = batch.hidden_BLD.clone().requires_grad_()
     head = batch.head_VD.clone().requires_grad_()
     loss = loss_of(hidden, head)
@@ -152,7 +154,9 @@ def value_and_gradients(batch: Batch, loss_of) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("surrogate", [*SURROGATES, Soft(slope=2.0)], ids=str)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_policy_losses_equal_the_padded_textbook(surrogate: Surrogate, ratio: str, on_policy: bool) -> None:
+def test_policy_losses_equal_the_padded_textbook(
+    surrogate: Surrogate, ratio: RatioName, on_policy: bool
+) -> None:
     batch = make_batch()
     target = batch.target_BL[batch.mask_BL]
     for penalty, aggregation in itertools.product(PENALTIES, ("grpo", "dapo", "dr_grpo")):
@@ -165,7 +169,7 @@ def test_policy_losses_equal_the_padded_textbook(surrogate: Surrogate, ratio: st
         def logits_level(hidden: Tensor, head: Tensor) -> Tensor:
             return policy_loss(hidden[batch.mask_BL] @ head.T, target, edges, o, impl="cpu").loss  # noqa: B023
 
-        def linear(impl: str, chunk_bytes: int):
+        def linear(impl: Impl, chunk_bytes: int):
             def loss(hidden: Tensor, head: Tensor) -> Tensor:
                 return linear_policy_loss(
                     hidden[batch.mask_BL],
@@ -188,7 +192,7 @@ def test_policy_losses_equal_the_padded_textbook(surrogate: Surrogate, ratio: st
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_on_policy_loss_is_minus_the_weighted_advantage(ratio: str, impl: str) -> None:
+def test_on_policy_loss_is_minus_the_weighted_advantage(ratio: RatioName, impl: Impl) -> None:
     """r = 1: the loss is -sum w A, whatever the model; the gradient is that of REINFORCE."""
     batch = make_batch()
     edges = edges_of(batch, "grpo", on_policy=True)
@@ -228,7 +232,7 @@ def test_clip_values_by_hand() -> None:
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("surrogate", [*SURROGATES, Soft(slope=2.0)], ids=str)
-def test_shared_edges_equal_replicated_edges(surrogate: Surrogate, ratio: str) -> None:
+def test_shared_edges_equal_replicated_edges(surrogate: Surrogate, ratio: RatioName) -> None:
     shared, source, target, edge_M, replicated, hidden = shared_case()
     o = Objective(surrogate=surrogate, ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
     head = normal(V, D, seed=17)
@@ -246,12 +250,12 @@ def test_shared_edges_equal_replicated_edges(surrogate: Surrogate, ratio: str) -
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_linear_policy_loss_cpu_float32_within_budget(ratio: str) -> None:
+def test_linear_policy_loss_cpu_float32_within_budget(ratio: RatioName) -> None:
     shared, source, target, _, _, hidden = shared_case()
     o = Objective(ratio=ratio, kl_coef=0.1, entropy_coef=0.03, importance_cap=1.1)
     head = normal(V, D, seed=17)
 
-    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def run(impl: Impl, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = hidden.float().to(dtype).requires_grad_(), head.float().to(dtype).requires_grad_()
         out = linear_policy_loss(
             *leaves, target, shared, o, source_T=source, chunk_bytes=4 * V * 4, impl=impl
@@ -264,7 +268,7 @@ def test_linear_policy_loss_cpu_float32_within_budget(ratio: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_edges_of_zero_weight_contribute_nothing_even_from_nan(impl: str) -> None:
+def test_edges_of_zero_weight_contribute_nothing_even_from_nan(impl: Impl) -> None:
     hidden, head = torch.randn(4, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     on = torch.tensor([1.0, 0.0, 1.0, 0.0])
     nan = torch.tensor([-2.0, torch.nan, -2.0, torch.nan])
@@ -302,14 +306,14 @@ def test_huge_ratios_stay_finite(surrogate: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_frozen_parts_and_no_grad(impl: str) -> None:
+def test_frozen_parts_and_no_grad(impl: Impl) -> None:
     batch = make_batch()
     edges, target = edges_of(batch, "grpo", on_policy=False), batch.target_BL[batch.mask_BL]
     rows = batch.hidden_BLD[batch.mask_BL]
     full = rows.clone().requires_grad_(), batch.head_VD.clone().requires_grad_()
     want = torch.autograd.grad(linear_policy_loss(*full, target, edges, Objective(), impl=impl).loss, full)
     for moving in (0, 1):
-        leaves = [rows.clone(), batch.head_VD.clone()]
+        leaves = rows.clone(), batch.head_VD.clone()
         leaves[moving].requires_grad_()
         loss = linear_policy_loss(*leaves, target, edges, Objective(), impl=impl).loss
         torch.testing.assert_close(torch.autograd.grad(loss, leaves[moving])[0], want[moving], **EPS)
@@ -345,7 +349,7 @@ def test_cpu_gradients_are_handed_over_once() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_no_edges_is_a_zero_loss(ratio: str, impl: str) -> None:
+def test_no_edges_is_a_zero_loss(ratio: RatioName, impl: Impl) -> None:
     hidden, head = torch.randn(3, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     edges = Edges(none, none, none, None, none, none, torch.zeros(1, dtype=torch.int64), ids, none, none, 0)
@@ -374,7 +378,7 @@ def test_importance_stats_before_and_after_the_bounds(mask: bool, used: list[flo
 
 @pytest.mark.parametrize("ratio", ["token", "sequence", "product"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_edges_without_old_log_probability_are_on_policy(ratio: str, impl: str) -> None:
+def test_edges_without_old_log_probability_are_on_policy(ratio: RatioName, impl: Impl) -> None:
     """NaN there = this policy's own, detached."""
     batch = make_batch()
     edges, target = edges_of(batch, "grpo", on_policy=False), batch.target_BL[batch.mask_BL]

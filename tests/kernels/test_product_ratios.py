@@ -6,6 +6,7 @@ Whole losses with them stand against TRL's formulas in test_padded.py and agains
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,11 +103,12 @@ def test_kl_times_ratio_by_hand() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     logp, edges = one_row(-1.0, -1.0)
-    for settings, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"surrogate": "vespo"}, "ratio: wanted 'product' with surrogate='vespo', got 'token'"),
         ({"entropy_coef": float("nan")}, "entropy_coef: wanted a finite number, got nan"),
         ({"kl_coef": float("inf")}, "kl_coef: wanted a finite number, got inf"),
-    ):
+    ]
+    for settings, message in refused:
         with pytest.raises(ValueError, match=message):
             Objective(**settings)
     with pytest.raises(ValueError, match="wanted with ratio='product', got None"):

@@ -22,18 +22,33 @@ from g2rpo_kernels import (
     linear_policy_loss,
     token_loss,
 )
+from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.token_loss import LossFn, Ties
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from budget import WorstErrors, draws
+from budget import Tolerance, WorstErrors, draws
 from drawn import normal
 from logit_rows import LargestTensor
 from products import Work
 from random_losses import NAMES, Draw, Problem, outcome
-from token_losses import ROW_T, ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
+from token_losses import (
+    BATCH,
+    ROW_T,
+    ROWS,
+    D,
+    T,
+    Tied,
+    V,
+    example,
+    of_batch,
+    of_rows,
+    of_tokens,
+    with_entropy,
+)
 
 NUM_CASES = 204
-EPS = {"rtol": 1e-9, "atol": 1e-11}
+EPS = Tolerance(rtol=1e-9, atol=1e-11)
 
 
 def fused(p: Problem, dtype: torch.dtype, **more: Any) -> tuple[Tensor, ...]:
@@ -75,9 +90,6 @@ def test_random_losses_within_budget_in_float32() -> None:
     errors.check()
 
 
-BATCH = {"ties": "batch"}
-
-
 @pytest.mark.parametrize(
     ("loss", "options", "rows_of_a_chunk", "number"),
     [
@@ -94,11 +106,12 @@ BATCH = {"ties": "batch"}
         (of_batch, BATCH, 23, 4),
     ],
 )
-def test_number_of_products(loss: Callable, options: dict, rows_of_a_chunk: int, number: int) -> None:
+def test_number_of_products(loss: LossFn, options: Tied, rows_of_a_chunk: int, number: int) -> None:
     hidden, head, target = example()
-    given = {**options, "impl": "cpu", "chunk_bytes": rows_of_a_chunk * V * 8}
+    chunk_bytes = rows_of_a_chunk * V * 8
     with Work() as work:
-        got = outcome(token_loss(hidden, head, target, loss, **given).loss, [hidden, head])
+        out = token_loss(hidden, head, target, loss, **options, chunk_bytes=chunk_bytes, impl="cpu")
+        got = outcome(out.loss, [hidden, head])
     assert work.products == number * T * V * D
     want = outcome(token_loss(hidden, head, target, loss, **options, impl="reference").loss, [hidden, head])
     assert want[2].abs().max() > 1e-3
@@ -133,11 +146,13 @@ def test_frozen_parts_cost_no_product(moving: tuple[int, ...], number: int) -> N
     hidden, head, target = example()
     leaves = [hidden, head, torch.tensor(1.3, dtype=torch.float64, requires_grad=True)]
 
-    def run(impl: str, used: list[Tensor]) -> Tensor:
-        def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
-            return (with_entropy(used[2] * logp_T, entropy_T)) * used[2]
+    def run(impl: Impl, used: list[Tensor]) -> Tensor:
+        hidden, head, scale = used
 
-        return token_loss(*used[:2], target, loss, impl=impl, chunk_bytes=5 * V * 8).loss
+        def loss(logp_T: Tensor, entropy_T: Tensor) -> Tensor:
+            return (with_entropy(scale * logp_T, entropy_T)) * scale
+
+        return token_loss(hidden, head, target, loss, impl=impl, chunk_bytes=5 * V * 8).loss
 
     want = torch.autograd.grad(run("reference", leaves), leaves)
     used = [leaf if n in moving else leaf.detach() for n, leaf in enumerate(leaves)]
@@ -151,7 +166,7 @@ def test_frozen_parts_cost_no_product(moving: tuple[int, ...], number: int) -> N
 
 
 @pytest.mark.parametrize("ties", ["token", "batch"])
-def test_what_the_loss_closes_over_may_have_a_graph_of_its_own(ties: str) -> None:
+def test_what_the_loss_closes_over_may_have_a_graph_of_its_own(ties: Ties) -> None:
     """A critic on the same hidden states: its gradient adds to that of the log-probabilities."""
     hidden, head, target = example()
     critic = normal(D, seed=8).requires_grad_()
@@ -235,7 +250,8 @@ def test_entropy_that_matters_at_some_values_only() -> None:
 
     hidden, head, target = example()
     want = outcome(token_loss(hidden, head, target, loss, impl="reference").loss, [hidden, head])
-    for options in ({}, BATCH):
+    ties: tuple[Tied, ...] = ({}, BATCH)
+    for options in ties:
         out = token_loss(hidden, head, target, loss, impl="cpu", chunk_bytes=5 * V * 8, **options)
         for value, true in zip(outcome(out.loss, [hidden, head]), want, strict=True):
             torch.testing.assert_close(value, true, **EPS)
@@ -314,7 +330,7 @@ def test_named_objectives_written_by_hand(surrogate: Surrogate, ratio: Any, pena
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_absolute_value(impl: str) -> None:
+def test_absolute_value(impl: Impl) -> None:
     """Logits 0 and log 3: p = 1/4, 3/4. L = logp + 2 H; dL/dz = (1[target] - p) - 2 p (log p + H)."""
     hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
     head = torch.tensor([[0.0, 0.0], [torch.tensor(3.0).log(), 0.0]], requires_grad=True)
@@ -329,7 +345,7 @@ def test_absolute_value(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("ties", [{}, {"ties": "batch"}, {"ties": "row", "row_cuts": ()}], ids=str)
-def test_no_edges(impl: str, ties: dict) -> None:
+def test_no_edges(impl: Impl, ties: dict) -> None:
     hidden, head, _ = example(torch.float32)
     none = torch.zeros(0, dtype=torch.int64)
     given: dict[str, Any] = {"source_T": none, "impl": impl} | ties
@@ -373,6 +389,7 @@ def test_works_under_activation_checkpointing(reentrant: bool) -> None:
     checkpoint(loss, hidden, head, use_reentrant=reentrant).backward()
     for leaf, true in zip((hidden, head), want, strict=True):
         assert true.any()
+        assert leaf.grad is not None
         assert torch.equal(leaf.grad, true)
 
 
@@ -408,7 +425,8 @@ def test_bfloat16_leaves_get_gradients_of_their_dtype() -> None:
     target = torch.arange(T) % V
     got = outcome(token_loss(hidden, head, target, with_entropy).loss, [hidden, head])
     wide = [leaf.detach().double().requires_grad_() for leaf in (hidden, head)]
-    want = outcome(token_loss(*wide, target, with_entropy).loss, wide)
+    exact = token_loss(wide[0], wide[1], target, with_entropy)
+    want = outcome(exact.loss, wide)
     assert [value.dtype for value in got] == [torch.float32, torch.bfloat16, torch.bfloat16]
     for value, true in zip(got, want, strict=True):
         eps = torch.finfo(value.dtype).eps
