@@ -6,14 +6,14 @@ Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "pl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from g2rpo_kernels.policy_loss.kl import KlName
-from g2rpo_kernels.policy_loss.surrogates import SURROGATES, Clip, RatioName, Surrogate, surrogate_of
+from g2rpo_kernels.policy_loss.surrogates import SURROGATES, RatioName, Surrogate, surrogate_of
 from g2rpo_kernels.transfer import to_device
 
 
@@ -21,7 +21,7 @@ from g2rpo_kernels.transfer import to_device
 class Objective:
     """Which loss: a surrogate with its settings, and what stands beside it."""
 
-    surrogate: Surrogate | str = field(default_factory=Clip)
+    surrogate: Surrogate | str = "clip"
     """Or the name of one among `SURROGATES`, which becomes the record with its defaults."""
     ratio: RatioName = "token"
     """`sequence`: exp of the mean log-ratio over a row's trained tokens (GSPO, arXiv 2507.18071); `product`:
