@@ -102,6 +102,7 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     check_engine(config)
     try_own(config.credit, config.terms)
     rewards = load_rewards(config.reward)
+    _check_answers(recipe_of(config), rewards)
     device = find_device(config.run.device)
     run = open_directory(config, show)
     with removed_on_error(run):
@@ -272,6 +273,17 @@ def _reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:
     named = zip(rewards.channels, rewards.functions, strict=True)
     found = {name: getattr(function, "check_reference", None) for name, function in named}
     return {name: check for name, check in found.items() if check is not None}
+
+
+def _check_answers(recipe: Recipe, rewards: RewardSet) -> None:
+    """Pieces that compare answers need a channel that finds them."""
+    wanting = [f"{piece.section}.{piece.use}" for piece in recipe.pieces if piece.compares]
+    if wanting and not rewards.finds_answers:
+        raise ValueError(
+            f"reward.accuracy: wanted a channel that finds final answers for {', '.join(wanting)} (math, "
+            "exact_match, or a function with an attribute final_answer), got "
+            f"{rewards.channels[rewards.accuracy_index]}"
+        )
 
 
 def find_device(name: str) -> str:

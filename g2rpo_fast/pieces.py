@@ -129,6 +129,8 @@ class Piece:
     """Of the configuration."""
     use: ClassVar[str]
     """What a configuration calls it. Also a field that nothing sets: `asdict` shows it with the settings."""
+    compares: ClassVar[bool] = False
+    """Whether it reads `Scored.answers`."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -209,6 +211,11 @@ class Shaping(Piece, ABC):
     """A step of the chain from the rewards paid to those that credit begins with."""
 
     section = "shaping"
+
+    def channels(self) -> dict[str, str]:
+        """Setting -> the channel that it names, of those that are read: of `reward.functions`, or of a piece
+        before this one."""
+        return {}
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Rewards:

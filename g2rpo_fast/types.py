@@ -16,7 +16,7 @@ S packed tree positions, Q their nodes, T trained edges, M (edge, member) pairs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -238,6 +238,19 @@ def no_answer(rollout: Rollout) -> str | None:
     return None
 
 
+def channel_place(channels: Sequence[str], name: str) -> int:
+    """Where among the channels one is, by its name or, of "module:function", by the function's alone.
+
+    Raises:
+        ValueError: none of that name, or several.
+    """
+    exact = [place for place, channel in enumerate(channels) if channel == name]
+    found = exact or [place for place, channel in enumerate(channels) if channel.endswith(f":{name}")]
+    if len(found) != 1:
+        raise ValueError(f"wanted a reward channel from {', '.join(channels)}, got {name!r}")
+    return found[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
     """Named reward channels of R rollouts, and their weighted sum."""
@@ -253,10 +266,8 @@ class Rewards:
     guidance controller); NaN where that channel does not apply."""
 
     def channel(self, name: str) -> Doubles:
-        """[R] of one channel. Raises ValueError where there is none of that name."""
-        if name not in self.channels:
-            raise ValueError(f"wanted a reward channel from {', '.join(self.channels)}, got {name!r}")
-        return self.reward_RK[:, self.channels.index(name)]
+        """[R] of one channel. Raises ValueError where there is none of that name (`channel_place`)."""
+        return self.reward_RK[:, channel_place(self.channels, name)]
 
     def plus(self, name: str, reward_R: Doubles, weight: float = 1.0) -> Rewards:
         """With one more channel, which counts in the sum; NaN where it does not apply to a row."""
@@ -267,6 +278,19 @@ class Rewards:
             weight_K=np.append(self.weight_K, weight),
             total_R=self.total_R + weight * np.where(np.isnan(reward_R), 0.0, reward_R),
         )
+
+    def only(self, name: str, reward_R: Doubles) -> Rewards:
+        """With one more channel, which alone counts: the others weigh 0."""
+        silent = replace(self, weight_K=np.zeros_like(self.weight_K), total_R=np.zeros_like(self.total_R))
+        return silent.plus(name, reward_R)
+
+    def changed(self, name: str, reward_R: Doubles) -> Rewards:
+        """With other values of one channel, in the sum as well; accuracy stays."""
+        place = channel_place(self.channels, name)
+        reward_RK = self.reward_RK.copy()
+        reward_RK[:, place] = reward_R
+        paid_RK = np.where(np.isnan(reward_RK), 0.0, reward_RK) * self.weight_K
+        return replace(self, reward_RK=reward_RK, total_R=paid_RK.sum(1))
 
     def keep(self, rows: npt.NDArray[np.int64]) -> Rewards:
         """Some of the rows, in the order given."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from g2rpo_fast.embedded import UNTRAINED
 from g2rpo_fast.guidance import num_guided_of
 from g2rpo_fast.rollout.vllm.engine import COLDEST
+from g2rpo_fast.types import channel_place
 
 if TYPE_CHECKING:
     from g2rpo_fast.config.sections import Config
@@ -120,6 +121,17 @@ def _hints(config: Config) -> None:
         )
 
 
+def _channels(config: Config) -> None:
+    known = list(config.reward.functions)
+    for piece in config.shaping:
+        for key, name in piece.channels().items():
+            try:
+                channel_place(known, name)
+            except ValueError as error:
+                raise ValueError(f"shaping.{piece.use}.{key}: {error} (see reward.functions)") from error
+        known.append(piece.use)
+
+
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints, _channels,
 )  # fmt: skip

@@ -11,6 +11,9 @@ Reinforce-Rej                                        reject
 GPG                                                  center, valid_share
 NGRPO                                                virtual_sample
 DGPO                                                 center, mad, valid_share over tokens, difficulty
+SEED-GRPO                                            center, semantic_entropy
+PC-GRPO                                              center, puzzle_curriculum
+FAKER-Air                                            rank
 
 An empty chain leaves the raw rewards.
 """
@@ -23,8 +26,11 @@ from g2rpo_fast.credit.difficulty import Difficulty
 from g2rpo_fast.credit.mad import Mad
 from g2rpo_fast.credit.own import Own
 from g2rpo_fast.credit.positive import Positive
+from g2rpo_fast.credit.puzzle_curriculum import PuzzleCurriculum
+from g2rpo_fast.credit.rank import Rank
 from g2rpo_fast.credit.reject import Reject
 from g2rpo_fast.credit.rloo import Rloo
+from g2rpo_fast.credit.semantic_entropy import SemanticEntropy
 from g2rpo_fast.credit.std import Std
 from g2rpo_fast.credit.valid_share import ValidShare
 from g2rpo_fast.credit.virtual_sample import VirtualSample
@@ -46,6 +52,9 @@ CREDITS: dict[str, type[Credit]] = {
         VirtualSample,
         Mad,
         Difficulty,
+        SemanticEntropy,
+        PuzzleCurriculum,
+        Rank,
         Own,
     )
 }
@@ -61,8 +70,11 @@ __all__ = [
     "Difficulty",
     "Mad",
     "Positive",
+    "PuzzleCurriculum",
+    "Rank",
     "Reject",
     "Rloo",
+    "SemanticEntropy",
     "Std",
     "ValidShare",
     "VirtualSample",

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import numpy as np
 
-from g2rpo_fast.bounds import Ge, check_fields
+from g2rpo_fast.bounds import Ge, Le, check_fields
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.task import ALPHABET, Row, draw_rows
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
@@ -40,6 +40,9 @@ class EmbeddedConfig:
     """Held-out prompts: numbers of 8 digits."""
     warm_start_steps: Annotated[int, Ge(0)] = 150
     """Supervised steps that make the starting model. More make rewards less sparse."""
+    empty_thoughts: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of their transcripts whose trace is left out, so that the model may answer without one: thought
+    dropout (TON, arXiv 2505.16854; there 0.5)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "embedded")
@@ -80,7 +83,7 @@ def prepare(
     held_out_prompts = {row["prompt"] for row in held_out}
     write_rows(paths.eval_path, held_out)
     write_rows(paths.train_path, draw_rows(rng, TRAIN_LENGTHS, config.train_rows, held_out_prompts))
-    make_model(paths.model_dir, config.warm_start_steps, seed, held_out_prompts, report)
+    make_model(paths.model_dir, config, seed, held_out_prompts, report)
     complete.write_text(made_from)
     return paths
 
@@ -91,17 +94,25 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def make_model(
-    model_dir: Path, num_steps: int, seed: int, exclude: set[str], report: Callable[[str], None]
+    model_dir: Path, config: EmbeddedConfig, seed: int, exclude: set[str], report: Callable[[str], None]
 ) -> None:
     """Initialises, warm-starts and saves the model and its tokenizer."""
     tokenizer = build_tokenizer(ALPHABET)
     model = build_model(vocab_size=len(tokenizer), seed=seed)
     report(
         f"embedded task: sort 8 digits step by step; warm-starting a Qwen3 of "
-        f"{model.num_parameters() / 1e6:.1f}M parameters ({num_steps} supervised steps)"
+        f"{model.num_parameters() / 1e6:.1f}M parameters ({config.warm_start_steps} supervised steps)"
     )
     start_s = time.perf_counter()
-    warm_start(model, tokenizer, num_steps=num_steps, seed=seed, exclude=exclude, report=report)
+    warm_start(
+        model,
+        tokenizer,
+        num_steps=config.warm_start_steps,
+        seed=seed,
+        exclude=exclude,
+        empty_thoughts=config.empty_thoughts,
+        report=report,
+    )
     report(f"warm start took {time.perf_counter() - start_s:.0f} s")
     model.save_pretrained(model_dir)
     tokenizer.save_pretrained(model_dir)

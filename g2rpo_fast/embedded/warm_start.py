@@ -28,16 +28,20 @@ IGNORED = -100
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, exclude: Collection[str], *, seed: int
+    tokenizer: PreTrainedTokenizerBase, exclude: Collection[str], *, seed: int, empty_thoughts: float = 0.0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids_RS, target_RS), int64; targets are next tokens of the response, -100 elsewhere."""
+    """Endless (ids_RS, target_RS), int64; targets are next tokens of the response, -100 elsewhere.
+
+    A share `empty_thoughts` of the rows has no trace: thought dropout.
+    """
     rng = np.random.default_rng([seed, 1])
     while True:
         rows = []
         while len(rows) < BATCH_ROWS:
             row = selection_sort_row(draw_digits(rng, int(rng.choice(LENGTHS))))
             if row["prompt"] not in exclude:
-                rows.append(row)
+                empty = empty_thoughts > 0 and rng.random() < empty_thoughts
+                rows.append({**row, "trace": ""} if empty else row)
         yield collate(tokenizer, rows)
 
 
@@ -72,14 +76,16 @@ def warm_start(
     num_steps: int,
     seed: int,
     exclude: Collection[str],
+    empty_thoughts: float = 0.0,
     report: Callable[[str], None],
 ) -> list[float]:
     """Trains `model` in place and returns the loss (nats a token) of every step.
 
-    Prompts in `exclude` (held out, or kept for reinforcement learning) are never seen.
+    Prompts in `exclude` (held out, or kept for reinforcement learning) are never seen. A share
+    `empty_thoughts` of the transcripts has no trace.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
-    stream = batches(tokenizer, exclude, seed=seed)
+    stream = batches(tokenizer, exclude, seed=seed, empty_thoughts=empty_thoughts)
     losses: list[float] = []
     model.train()
     for step in range(num_steps):

@@ -56,8 +56,17 @@ class RewardSet:
 
         A function of one's own may have an attribute `final_answer(response, rollout)`; None without one.
         """
-        find = getattr(self.functions[self.accuracy_index], "final_answer", None)
+        find = self._final_answer
         return None if find is None else find(rollout.text, rollout)
+
+    @property
+    def finds_answers(self) -> bool:
+        """Whether the channel that counts as accuracy can tell what a response answers."""
+        return self._final_answer is not None
+
+    @property
+    def _final_answer(self) -> Callable[[str, Rollout], str | None] | None:
+        return getattr(self.functions[self.accuracy_index], "final_answer", None)
 
     @property
     def num_abandoned(self) -> int:

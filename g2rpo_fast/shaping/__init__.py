@@ -1,9 +1,35 @@
-"""Shaping: from the rewards that were paid to those that credit begins with (`pieces.Shaping`)."""
+"""Shaping: from the rewards that were paid to those that credit begins with (`pieces.Shaping`).
+
+DAPO                        overlong            added to the sum
+SGPO                        stepwise            added, in groups that fail
+P-GRPO                      gate                a channel is paid only behind another
+surrogate signals           length_format       in place of what was paid
+GRPO-lambda, efficient      length_penalty      added, in the batch's most accurate groups
+CRPO                        gate, weighted      in place of what was paid
+Pref-GRPO                   win_rate            in place of what was paid
+"""
 
 from g2rpo_fast.pieces import Shaping
+from g2rpo_fast.shaping.gate import Gate
+from g2rpo_fast.shaping.length_format import LengthFormat
+from g2rpo_fast.shaping.length_penalty import LengthPenalty
 from g2rpo_fast.shaping.overlong import Overlong
+from g2rpo_fast.shaping.stepwise import Stepwise
+from g2rpo_fast.shaping.weighted import Weighted
+from g2rpo_fast.shaping.win_rate import WinRate
 
-SHAPINGS: dict[str, type[Shaping]] = {piece.use: piece for piece in (Overlong,)}
+SHAPINGS: dict[str, type[Shaping]] = {
+    piece.use: piece for piece in (Overlong, Stepwise, Gate, LengthFormat, LengthPenalty, Weighted, WinRate)
+}
 """By the name in `use`."""
 
-__all__ = ["SHAPINGS", "Overlong"]
+__all__ = [
+    "SHAPINGS",
+    "Gate",
+    "LengthFormat",
+    "LengthPenalty",
+    "Overlong",
+    "Stepwise",
+    "Weighted",
+    "WinRate",
+]

@@ -20,6 +20,7 @@ from g2rpo_fast.objective.terms import Cispo, Clip, Disco, Entropy, Kl, Reinforc
 from g2rpo_fast.rounds import HintOnFailure
 from g2rpo_fast.select import InOrder, Vade
 from g2rpo_fast.trial import try_own
+from runs import needs_of
 
 RUNNABLE = [key for key, method in load_methods().items() if method.runnable and method.settings]
 
@@ -225,15 +226,21 @@ def test_help_shows_the_settings_of_the_pieces_that_are_chosen(capsys: pytest.Ca
 @pytest.mark.parametrize("key", RUNNABLE)
 def test_a_method_is_a_valid_configuration_on_the_embedded_task(key: str) -> None:
     values, _ = read_values("embedded", method=key)
-    hints = ["--data.hint-columns", "trace"] if key == "guide_grpo" else []
-    config = config_from_dict({**values, "data": {**values["data"], "hint_columns": ["trace"] * bool(hints)}})
+    needs = needs_of(key, "exact_match")
+    config = config_from_dict({**values, **{name: values[name] | needs[name] for name in needs}})
+    words = [
+        word
+        for name, section in needs.items()
+        for setting, value in section.items()
+        for word in (f"--{name}.{setting.replace('_', '-')}", *([value] if isinstance(value, str) else value))
+    ]
     settings = load_method(key).settings
     assert config.method == key
     assert config.guidance.enabled == ("guidance" in settings)
     assert config.embedded == load_config("embedded").embedded
     assert config.rollout == load_config("embedded").rollout
     assert set(settings) <= {*PIECES, "guidance", "objective", "optim"}
-    assert read_arguments(["embedded", "--method", key, *hints]) == config
+    assert read_arguments(["embedded", "--method", key, *words]) == config
 
 
 def test_methods_are_what_their_papers_say() -> None:

@@ -14,7 +14,9 @@ from g2rpo_fast.credit import (
     Difficulty,
     Mad,
     Positive,
+    Rank,
     Reject,
+    SemanticEntropy,
     Std,
     ValidShare,
     VirtualSample,
@@ -31,6 +33,8 @@ CHAINS: dict[str, tuple[Credit, ...]] = {
     "Reinforce-Rej": (Reject(),),
     "GPG": (Center(), ValidShare()),
     "NGRPO": (VirtualSample(),),
+    "SEED-GRPO": (Center(), SemanticEntropy()),
+    "FAKER-Air": (Rank(),),
     "DGPO": (Center(), Mad(), ValidShare(over="tokens"), Difficulty()),
 }
 
@@ -120,7 +124,7 @@ def test_odd_batches(name: str) -> None:
     assert np.isfinite(paid(chain, [1.0, 0.0], [0, 1])).all()
     alike = paid(chain, [0.1] * 3, [0] * 3)
     assert len(set(alike)) == 1
-    if name not in ("RAFT", "NGRPO"):
+    if name not in ("RAFT", "NGRPO", "FAKER-Air"):
         assert alike == [0.0] * 3
         assert paid(chain, [1.0, 0.0, 5.0, 0.0], [0, 0, 1, 0])[2] == 0.0
     rewards = [[1.0], [math.nan], [0.0], [math.nan]]

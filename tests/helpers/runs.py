@@ -34,6 +34,14 @@ def wobble(response: str, answer: str, rollout: Rollout) -> float:
     return len(response) % 3 / 2
 
 
+def last_letter(response: str, rollout: Rollout) -> str | None:
+    """What `wobble` takes for a final answer."""
+    return response[-1:] or None
+
+
+setattr(wobble, "final_answer", last_letter)  # noqa: B010
+
+
 def rare(response: str, answer: str, rollout: Rollout) -> float:
     """Paid to one response in seven: many a group has none."""
     return float(len(response) % 7 == 0)
@@ -42,6 +50,25 @@ def rare(response: str, answer: str, rollout: Rollout) -> float:
 def brevity(response: str, answer: str, rollout: Rollout) -> float | None:
     """A second channel; it does not apply to a response without a character."""
     return 1 / len(response) if response else None
+
+
+def process(response: str, answer: str, rollout: Rollout) -> float:
+    """A score of thoughts."""
+    return len(response) % 5 / 4
+
+
+def needs_of(method: str, paying: str = "runs:wobble") -> dict[str, dict[str, Any]]:
+    """What a method needs of the embedded task, as sections: hints, reward channels beside `paying`."""
+    channels = {
+        "sgpo": ["g2rpo_fast.embedded.channels:progress"],
+        "p_grpo": ["runs:process"],
+        "surrogate_signals": ["format"],
+        "crpo": ["format", "g2rpo_fast.embedded.channels:faithful"],
+        "ton": ["format"],
+    }
+    hints = {"data": {"hint_columns": ["trace"], "hint_template": "{hint}#{prompt}"}}
+    reward = {"functions": [paying, *channels.get(method, [])]}
+    return {"reward": reward, **(hints if method == "guide_grpo" else {})}
 
 
 def quiet(line: str) -> None:

@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config, config_from_dict, plain
 from g2rpo_fast.config.read import read_values, with_method
+from g2rpo_fast.embedded import prepare
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.methods import load_method, load_methods
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rounds import settled
 from g2rpo_fast.train import train
-from runs import tiny_config, without_times
+from runs import needs_of, tiny_config, without_times
 
-HINTS = {"data": {"eval_rows": 8, "hint_columns": ["trace"], "hint_template": "{hint}#{prompt}"}}
+HINTS = {"data": needs_of("guide_grpo")["data"]}
 RARE = {"reward": {"functions": ["runs:rare"]}}
 AHEAD = {"run": {"ahead": 1}, "objective": {"importance": "token_truncate"}}
 RUNNABLE = [key for key, method in load_methods().items() if method.runnable and method.settings]
@@ -43,10 +44,21 @@ def run(config: Config) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     return without_times(read_metrics(result.metrics_path)), load_file(result.model_dir / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The embedded task, made once, as sections of a run of one's own data."""
+    directory = tmp_path_factory.mktemp("task")
+    made = prepare(directory, tiny_config(directory).embedded, seed=0, report=lambda line: None)
+    return {
+        "model": {"path": str(made.model_dir)},
+        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
+    }
+
+
 @pytest.mark.parametrize("method", RUNNABLE)
-def test_a_method_runs(method: str, tmp_path: Path) -> None:
-    layers = [HINTS, RARE] if method == "guide_grpo" else []
-    records, weights = run(config_of(tmp_path, method, {"run": {"steps": 2}}, *layers))
+def test_a_method_runs(method: str, task: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    needs = needs_of(method, "runs:rare" if method in ("guide_grpo", "sgpo") else "runs:wobble")
+    records, weights = run(config_of(tmp_path, method, {"run": {"steps": 2}}, task, needs))
     assert [record["step"] for record in records] == [0, 1, 2]
     assert max(record["optim/grad_norm"] for record in records[1:]) > 0
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
@@ -61,6 +73,7 @@ CONTINUED = {
     "rounds, ahead": ("guide_grpo", [HINTS, RARE, AHEAD]),
     "resampling": ("dapo", [RARE]),
     "memory": ("g2rpo_a_official", [RARE]),
+    "memory of credit": ("air_quality_grpo", []),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
 
