@@ -43,7 +43,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"groups", "local", "vllm"},
     ],
     "g2rpo_kernels": [
-        {"extension", "transfer"},
+        {"extension", "packing", "transfer"},
         {"logprob", "tree_attention"},
         {"group_advantage", "linear_logprob"},
         {"policy_loss"},

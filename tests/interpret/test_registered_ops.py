@@ -9,9 +9,9 @@ import torch
 from g2rpo_kernels import Edges, Objective, logprob, policy_loss
 from g2rpo_kernels.group_advantage import triton as groups
 from g2rpo_kernels.linear_logprob import triton as linear_logprob
-from g2rpo_kernels.linear_logprob.linear import checked_linear
+from g2rpo_kernels.linear_logprob.linear import LINEAR, checked_linear
 from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss
-from g2rpo_kernels.linear_policy_loss.arguments import packed
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.logprob import triton as rows
 from g2rpo_kernels.policy_loss import triton as policy
 from g2rpo_kernels.policy_loss import triton_loss
@@ -32,8 +32,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     numbers = rows.row_numbers(logits, target, temperature=1.0, softcap=None)
     leaf, out, ones = logits.clone().requires_grad_(), torch.zeros_like(logits), torch.ones(4)
     inputs = policy.RowInputs.of(target, None, edges)
-    settings = policy.RowSettings.of(o, 0.9, None)
-    given = (list(inputs), list(settings), policy.flags_of(o, "none"))
+    given = policy.CALL.pack(policy.RowCall(inputs, o, 0.9, None))
     known = (numbers.lse_T, numbers.entropy_T, ones)
     rewards = torch.rand(4, 2), torch.tensor([5, 1, 5, 1])
     return {
@@ -60,14 +59,15 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         member_ptr_T1=torch.arange(5), member_row_M=torch.tensor([0, 0, 1, 1]), num_rows=2, row_cuts=(2, 4),
         member_advantage_M=torch.ones(4), member_weight_M=torch.ones(4),
     )  # fmt: skip
-    arguments = packed(linear, sequence, Objective(ratio="sequence"), None, needs)
+    problem = Problem(linear, sequence, Objective(ratio="sequence"), None, tuple(needs))
+    arguments = PROBLEM.pack(problem)
     frozen = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
     dhidden = torch.rand(4, 8)
     return {
-        "linear_logprob": (linear_logprob.forward_op, (None, *linear.packed())),
+        "linear_logprob": (linear_logprob.forward_op, (None, *LINEAR.pack(linear))),
         "linear_logprob_backward": (
             linear_logprob.backward_op,
-            (numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[8:]),
+            (numbers, torch.rand(4), None, torch.rand(4), needs, 4000, *frozen[: len(LINEAR.schema)]),
         ),
         "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
         "linear_policy_loss": (

@@ -16,9 +16,9 @@ from g2rpo_kernels import (
     policy_loss,
 )
 from g2rpo_kernels.linear_logprob import cpu as linear_logprob_cpu
-from g2rpo_kernels.linear_logprob.linear import checked_linear
+from g2rpo_kernels.linear_logprob.linear import LINEAR, checked_linear
 from g2rpo_kernels.linear_policy_loss import cpu as linear_policy_loss_cpu
-from g2rpo_kernels.linear_policy_loss.arguments import packed
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.logprob import cpu as logprob_cpu
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -42,7 +42,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     target, needs = torch.tensor([0, 5, 36, 2]), [True, False, True]
     leaf = hidden.clone().requires_grad_()
     linear = checked_linear(leaf, head, target, torch.tensor([3, 0, 0, 1]), bias, 0.9, 30.0, None)
-    arguments = packed(linear, edges_of(4), SEQUENCE[0], None, needs)
+    arguments = PROBLEM.pack(Problem(linear, edges_of(4), SEQUENCE[0], None, tuple(needs)))
     frozen = tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
     logits, rows = normal(4, V, seed=4), [normal(4, seed=seed) for seed in range(5, 9)]
     loss = torch.tensor(2.0, dtype=torch.float64)
@@ -52,10 +52,10 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             logprob_cpu.backward_op,
             (logits.detach(), target, rows, rows[0], None, rows[1], 0.9, 30.0),
         ),
-        "linear_logprob": (linear_logprob_cpu.forward_op, (None, *linear.packed())),
+        "linear_logprob": (linear_logprob_cpu.forward_op, (None, *LINEAR.pack(linear))),
         "linear_logprob_backward": (
             linear_logprob_cpu.backward_op,
-            ([*rows, rows[0].abs()], None, rows[0], None, needs, 600, *frozen[8:]),
+            ([*rows, rows[0].abs()], None, rows[0], None, needs, 600, *frozen[: len(LINEAR.schema)]),
         ),
         "linear_policy_gradients": (linear_policy_loss_cpu.gradients_op, frozen),
         "linear_policy_loss": (

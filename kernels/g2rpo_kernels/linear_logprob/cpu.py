@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats
-from g2rpo_kernels.linear_logprob.linear import Linear, tensors_of
+from g2rpo_kernels.linear_logprob.linear import LINEAR, Linear, tensors_of
 from g2rpo_kernels.linear_logprob.operator import operators
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.rows import RowGradients, RowStats
@@ -20,7 +20,7 @@ from g2rpo_kernels.logprob.rows import RowGradients, RowStats
 
 def forward_cpu(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, ...]:
     """(logp, entropy, lse, max, log_sum), [T] each."""
-    stats = chunked_stats(Linear.unpacked(*packed), chunk_bytes)
+    stats = chunked_stats(LINEAR.unpack(*packed), chunk_bytes)
     return stats.logp_C, stats.entropy_C, stats.max_C + stats.log_sum_C, stats.max_C, stats.log_sum_C
 
 
@@ -34,7 +34,7 @@ def backward_cpu(
     *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (hidden, head, bias), empty where not needed."""
-    given = Linear.unpacked(*packed)
+    given = LINEAR.unpack(*packed)
     logp_T, entropy_T, _, max_T, log_sum_T = numbers
     row_stats = RowStats(logp_T, entropy_T, max_T, log_sum_T)
     upstream = RowGradients(torch.zeros_like(logp_T) if c_T is None else c_T, e_T, g_T)
@@ -57,5 +57,5 @@ forward_op, backward_op = operators("linear_logprob_cpu", forward_cpu, backward_
 
 def linear_logprob_cpu(linear: Linear, chunk_bytes: int | None) -> LogProb:
     """Never more than `chunk_bytes` of logits at once, forward or backward. Once differentiable."""
-    logp_T, entropy_T, lse_T, _, _ = forward_op(chunk_bytes, *linear.packed())
+    logp_T, entropy_T, lse_T, _, _ = forward_op(chunk_bytes, *LINEAR.pack(linear))
     return LogProb(logp_T, entropy_T, lse_T)

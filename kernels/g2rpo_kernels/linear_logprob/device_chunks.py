@@ -15,7 +15,7 @@ Dimension key: S positions, D width, V vocabulary, T rows, C rows of a chunk, Z 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def _rows(linear: Linear, bound: int, gradient: bool) -> tuple[int, int]:
 class DeviceSums:
     """d hidden, d head and d bias in float32, summed over chunks; None for what needs no gradient."""
 
-    def __init__(self, linear: Linear, needs: list[bool]) -> None:
+    def __init__(self, linear: Linear, needs: Sequence[bool]) -> None:
         self._linear = linear
         self._added = False
         need_hidden, need_head, need_bias = needs

@@ -1,7 +1,5 @@
 """The problem that the linear ops share: hidden states, head, targets, scaling; and its validation.
 
-Operators of `torch.library` take tensors, numbers and strings only: `Linear.packed`, `Linear.unpacked`.
-
 Dimension key: S positions, D width, V vocabulary (columns of this rank), T rows, C rows of a chunk.
 """
 
@@ -9,19 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.shard import VocabShard
+from g2rpo_kernels.linear_logprob.shard import SHARD, VocabShard
 from g2rpo_kernels.logprob.checks import Impl, accumulation_dtype, check_index, check_scaling, choose_impl
+from g2rpo_kernels.packing import packing
 
-LINEAR_SCHEMA = (
-    "Tensor hidden_SD, Tensor head_VD, Tensor target_T, Tensor? source_T, Tensor? bias_V, "
-    "float temperature, float? softcap, str? group, SymInt start, SymInt size, str product_dtype"
-)
-"""Of what `Linear.packed` gives to an operator."""
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -56,28 +49,6 @@ class Linear:
         """Logits of a row, for the chunk bound."""
         return len(self.head_VD) if self.shard is None else self.shard.mean_columns
 
-    def packed(self) -> tuple[Any, ...]:
-        """Arguments of an operator, see LINEAR_SCHEMA."""
-        shard = self.shard
-        group = (None, 0, 0) if shard is None else (shard.group.group_name, shard.start, shard.size)
-        tensors = (self.hidden_SD, self.head_VD, self.target_T, self.source_T, self.bias_V)
-        return *tensors, self.temperature, self.softcap, *group, str(self.product_dtype).split(".")[1]
-
-    @classmethod
-    def unpacked(cls, *packed: Any) -> Linear:
-        hidden_SD, head_VD, target_T, source_T, bias_V, temperature, softcap, *group, product_dtype = packed
-        return cls(
-            hidden_SD=hidden_SD,
-            head_VD=head_VD,
-            target_T=target_T,
-            source_T=source_T,
-            bias_V=bias_V,
-            temperature=temperature,
-            softcap=softcap,
-            shard=VocabShard.named(*group),
-            product_dtype=getattr(torch, product_dtype),
-        )
-
     def like(self, needs: Sequence[bool], dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Unfilled gradients, as `tensors_of` gives them, in `dtype` (None = that of each operand)."""
         operands = (self.hidden_SD, self.head_VD, self.bias_V)
@@ -98,6 +69,10 @@ class Linear:
         if self.source_T is None:
             return self.hidden_SD[chunk]
         return self.hidden_SD.index_select(0, self.source_T[chunk])
+
+
+LINEAR = packing(Linear, shard=SHARD)
+"""As arguments of an operator."""
 
 
 def checked_linear(
@@ -158,6 +133,11 @@ def choose_linear_impl(impl: Impl | None, linear: Linear) -> Impl:
         if impl is None and linear.hidden_SD.device.type == "cpu":
             return "cpu"
     return choose_impl(impl, linear.hidden_SD)
+
+
+def needed(operands: Sequence[Tensor | None]) -> tuple[bool, ...]:
+    """Which of them need a gradient here."""
+    return tuple(torch.is_grad_enabled() and value is not None and value.requires_grad for value in operands)
 
 
 def tensors_of(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from g2rpo_kernels.linear_logprob.linear import LINEAR_SCHEMA, Linear, gradients_of
+from g2rpo_kernels.linear_logprob.linear import LINEAR, Linear, gradients_of
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -38,7 +38,7 @@ def operators(
         unfilled: numbers of a problem, not computed.
         num_returned: how many numbers there are.
     """
-    given = f"SymInt? chunk_bytes, {LINEAR_SCHEMA}"
+    given = f"SymInt? chunk_bytes, {LINEAR}"
     returned = ", ".join(["Tensor"] * num_returned)
     forward_op = torch.library.custom_op(
         f"g2rpo::{name}", forward, mutates_args=(), schema=f"({given}) -> ({returned})"
@@ -50,8 +50,8 @@ def operators(
         schema=f"(Tensor[] numbers, Tensor? c_T, Tensor? e_T, Tensor? g_T, bool[] needs, {given})"
         " -> (Tensor, Tensor, Tensor)",
     )
-    forward_op.register_fake(lambda chunk_bytes, *packed: unfilled(Linear.unpacked(*packed)))
-    backward_op.register_fake(lambda *given: Linear.unpacked(*given[6:]).like(given[4]))
+    forward_op.register_fake(lambda chunk_bytes, *packed: unfilled(LINEAR.unpack(*packed)))
+    backward_op.register_fake(lambda *given: LINEAR.unpack(*given[6:]).like(given[4]))
 
     @once_differentiable
     def differentiate(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.logprob.partials import RowPartials
+from g2rpo_kernels.packing import Packing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,16 +40,6 @@ class VocabShard:
     size: int
     """Tokens of the whole vocabulary."""
 
-    @classmethod
-    def named(cls, name: str | None, start: int, size: int) -> VocabShard | None:
-        """The shard whose group has this name (None = no shard): an operator takes strings, not groups."""
-        if name is None:
-            return None
-        from torch.distributed import distributed_c10d
-
-        group = distributed_c10d._resolve_process_group(name)  # pyright: ignore
-        return cls(group=group, start=start, size=size)
-
     @property
     def mean_columns(self) -> int:
         """The same on every rank, so that all cut the same chunks and meet in the same collectives."""
@@ -58,6 +49,23 @@ class VocabShard:
         """Targets as columns of this rank; -1 where another rank has them."""
         local_T = target_T - self.start
         return torch.where((local_T >= 0) & (local_T < columns), local_T, -1)
+
+
+def _packed(shard: VocabShard | None) -> tuple[str | None, int, int]:
+    return (None, 0, 0) if shard is None else (shard.group.group_name, shard.start, shard.size)
+
+
+def _unpacked(name: str | None, start: int, size: int) -> VocabShard | None:
+    if name is None:
+        return None
+    from torch.distributed import distributed_c10d
+
+    group = distributed_c10d._resolve_process_group(name)  # pyright: ignore
+    return VocabShard(group=group, start=start, size=size)
+
+
+SHARD = Packing(("str? group", "SymInt start", "SymInt size"), _packed, _unpacked)
+"""As arguments of an operator: a group by its name."""
 
 
 def reduce_partials(part: RowPartials, group: ProcessGroup) -> RowPartials:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import Linear, tensors_of
+from g2rpo_kernels.linear_logprob.linear import LINEAR, Linear, tensors_of
 from g2rpo_kernels.linear_logprob.operator import operators
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
 from g2rpo_kernels.logprob.partials import RowNumbers, finished
@@ -62,7 +62,7 @@ def copy_numbers(out: RowNumbers, rows: slice, values: RowNumbers) -> None:
 
 def forward_triton(chunk_bytes: int | None, *packed: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(logp, entropy, lse in float64), [T] each."""
-    linear = on_device(Linear.unpacked(*packed))
+    linear = on_device(LINEAR.unpack(*packed))
     numbers = empty_numbers(linear)
     device_rows = DeviceRows(linear, chunk_bytes, gradient=False)
     write_numbers(linear, device_rows, slice(0, linear.num_rows), numbers)
@@ -80,7 +80,7 @@ def backward_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (hidden, head, bias), empty where not needed."""
     _, entropy_T, lse_T = numbers
-    given = Linear.unpacked(*packed)
+    given = LINEAR.unpack(*packed)
     linear = on_device(given)
     device_rows, sums = DeviceRows(linear, chunk_bytes, gradient=True), DeviceSums(linear, needs)
     with torch.autocast(given.hidden_SD.device.type, enabled=False):
@@ -108,5 +108,5 @@ forward_op, backward_op = operators("linear_logprob", forward_triton, backward_t
 
 def linear_logprob_triton(linear: Linear, chunk_bytes: int | None) -> LogProb:
     """Never more than `chunk_bytes` of logits and their gradient at once. Once differentiable."""
-    logp_T, entropy_T, lse_T = forward_op(chunk_bytes, *linear.packed())
+    logp_T, entropy_T, lse_T = forward_op(chunk_bytes, *LINEAR.pack(linear))
     return LogProb(logp_T, entropy_T, lse_T.float())

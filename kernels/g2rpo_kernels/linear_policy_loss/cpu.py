@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
-from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, tensors_of
-from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM_SCHEMA, packed, unpacked
+from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
     known_beforehand,
@@ -36,12 +36,13 @@ from g2rpo_kernels.policy_loss.reference import loss_of
 
 def gradients_cpu(*arguments: Any) -> tuple[Tensor, ...]:
     """logp [T], entropy [T], and the loss's gradients of (hidden, head, bias), empty where not needed."""
-    given, edges, objective, chunk_bytes, needs = unpacked(*arguments)
-    if not any(needs):
-        stats = chunked_stats(given, chunk_bytes)
+    problem = PROBLEM.unpack(*arguments)
+    given = problem.linear
+    if not any(problem.needs):
+        stats = chunked_stats(given, problem.chunk_bytes)
         return stats.logp_C, stats.entropy_C, *tensors_of((None, None, None), given.hidden_SD)
-    work = _Pass(given, edges, objective, chunk_bytes, needs)
-    (work.token_ratios if objective.ratio == "token" else work.sequence_ratios)()
+    work = _Pass(problem)
+    (work.token_ratios if problem.objective.ratio == "token" else work.sequence_ratios)()
     gradients = tensors_of(work.sums.finish(given), given.hidden_SD)
     return work.stats.logp_C, work.stats.entropy_C, *gradients
 
@@ -50,13 +51,13 @@ gradients_op = torch.library.custom_op(
     "g2rpo::linear_policy_gradients_cpu",
     gradients_cpu,
     mutates_args=(),
-    schema=f"({PROBLEM_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @gradients_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    given, _, _, _, needs = unpacked(*arguments)
+    given, _, _, _, needs = PROBLEM.unpack(*arguments)
     logp_T, entropy_T = (given.hidden_SD.new_empty(given.num_rows, dtype=given.dtype) for _ in range(2))
     return logp_T, entropy_T, *given.like(needs)
 
@@ -116,10 +117,10 @@ def linear_policy_loss_cpu(
     """As the reference; never more than `chunk_bytes` of logits. Once differentiable, backward once."""
     edges = edges.cast(linear.dtype, linear.hidden_SD.device)
     tensors = (linear.hidden_SD, linear.head_VD, linear.bias_V)
-    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    needs = needed(tensors)
     with torch.no_grad():
-        arguments = packed(linear, edges, objective, chunk_bytes, needs)
-        logp_T, entropy_T, *found = gradients_op(*arguments)
+        problem = Problem(linear, edges, objective, chunk_bytes, needs)
+        logp_T, entropy_T, *found = gradients_op(*PROBLEM.pack(problem))
         out = loss_of(logp_T, entropy_T, edges, objective)
     if not any(needs):
         return out
@@ -129,12 +130,10 @@ def linear_policy_loss_cpu(
 class _Pass:
     """One pass over a problem: its buffer, and the statistics and gradients that it fills."""
 
-    def __init__(
-        self, given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None, needs: list[bool]
-    ) -> None:
-        keep_exp = given.softcap is None and not objective.entropy_coef
+    def __init__(self, problem: Problem) -> None:
+        given, self.edges, self.objective, chunk_bytes, needs = problem
+        keep_exp = given.softcap is None and not self.objective.entropy_coef
         self.linear = given.rounded(given.dtype)
-        self.edges, self.objective = edges, objective
         self.buffer = ChunkBuffer(self.linear, chunk_bytes, keep_exp)
         self.sums = GradientSums(self.linear, *needs)
         self.stats = RowStats(*(torch.zeros(given.num_rows, dtype=given.dtype) for _ in range(4)))

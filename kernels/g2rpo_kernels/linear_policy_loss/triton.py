@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, tensors_of
+from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
 from g2rpo_kernels.linear_logprob.triton import (
     copy_numbers,
     empty_numbers,
@@ -32,7 +32,7 @@ from g2rpo_kernels.linear_logprob.triton import (
     scaling,
     write_numbers,
 )
-from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM_SCHEMA, packed, unpacked
+from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
     Coefficients,
@@ -51,15 +51,15 @@ from g2rpo_kernels.policy_loss.triton import policy_rows
 
 def gradients_triton(*arguments: Any) -> tuple[Tensor, ...]:
     """logp [T], entropy [T], and float32 gradients of (hidden, head, bias), empty where not needed."""
-    given, edges, objective, chunk_bytes, needs = unpacked(*arguments)
-    work = _Pass(given, edges, objective, chunk_bytes, needs)
-    if not any(needs):
+    problem = PROBLEM.unpack(*arguments)
+    work = _Pass(problem)
+    if not any(problem.needs):
         work.statistics()
-    elif objective.ratio == "token":
+    elif problem.objective.ratio == "token":
         work.token_ratios()
     else:
         work.sequence_ratios()
-    gradients = tensors_of(work.sums.finish(), given.hidden_SD)
+    gradients = tensors_of(work.sums.finish(), problem.linear.hidden_SD)
     return work.numbers.logp_T, work.numbers.entropy_T, *gradients
 
 
@@ -67,13 +67,13 @@ gradients_op = torch.library.custom_op(
     "g2rpo::linear_policy_gradients",
     gradients_triton,
     mutates_args=(),
-    schema=f"({PROBLEM_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @gradients_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    given, _, _, _, needs = unpacked(*arguments)
+    given, _, _, _, needs = PROBLEM.unpack(*arguments)
     numbers = empty_numbers(given)
     return numbers.logp_T, numbers.entropy_T, *given.like(needs, torch.float32)
 
@@ -127,10 +127,11 @@ def linear_policy_loss_triton(
     """As the reference; never more than `chunk_bytes` of logits and their gradient. Once differentiable."""
     edges = edges.cast(torch.float32, given.head_VD.device)
     tensors = (given.hidden_SD, given.head_VD, given.bias_V)
-    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    needs = needed(tensors)
     with torch.no_grad():
         scaled, unscale = _scaled(edges) if given.product_dtype == torch.float16 else (edges, None)
-        logp_T, entropy_T, *found = gradients_op(*packed(given, scaled, objective, chunk_bytes, needs))
+        problem = Problem(given, scaled, objective, chunk_bytes, needs)
+        logp_T, entropy_T, *found = gradients_op(*PROBLEM.pack(problem))
         out = loss_of(logp_T, entropy_T, edges, objective)
     if not any(needs):
         return out
@@ -156,11 +157,9 @@ def _scaled(edges: Edges) -> tuple[Edges, Tensor]:
 class _Pass:
     """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
 
-    def __init__(
-        self, given: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None, needs: list[bool]
-    ) -> None:
+    def __init__(self, problem: Problem) -> None:
+        given, self.edges, self.objective, chunk_bytes, needs = problem
         self.linear = on_device(given)
-        self.edges, self.objective = edges, objective
         self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
         self.sums = DeviceSums(self.linear, needs)
         self.numbers = empty_numbers(self.linear)

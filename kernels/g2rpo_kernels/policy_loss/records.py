@@ -6,12 +6,14 @@ Dimension key: T trained edges, M (edge, member) pairs. A trailing 1 (T1) is "pl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.packing import Packing, packing
 from g2rpo_kernels.policy_loss.kl import KlName
 from g2rpo_kernels.policy_loss.surrogates import SURROGATES, RatioName, Surrogate, surrogate_of
 from g2rpo_kernels.transfer import to_device
@@ -65,6 +67,27 @@ class Objective:
         surrogate = surrogate_of(self.surrogate)
         known = SURROGATES.get(surrogate.name) is type(surrogate)
         return self.ratio == "token" and known and surrogate.scalars() is not None
+
+
+def _packed(surrogate: Surrogate) -> tuple[str, list[float]]:
+    """(module:class, settings with NaN for None)."""
+    values = [getattr(surrogate, field.name) for field in fields(surrogate)]
+    kind = f"{type(surrogate).__module__}:{type(surrogate).__qualname__}"
+    return kind, [math.nan if value is None else float(value) for value in values]
+
+
+def _unpacked(kind: str, settings: list[float]) -> Surrogate:
+    module, _, name = kind.partition(":")
+    found = getattr(sys.modules[module], name, None)
+    if found is None:
+        raise ValueError(f"surrogate: wanted a class at the top of its module, got {name} of {module}")
+    values = [None if math.isnan(value) else value for value in settings]
+    return found(**dict(zip([field.name for field in fields(found)], values, strict=True)))
+
+
+_SURROGATE = Packing(("str kind", "float[] settings"), _packed, _unpacked)
+OBJECTIVE = packing(Objective, surrogate=_SURROGATE)
+"""As arguments of an operator."""
 
 
 class Edges(NamedTuple):

@@ -21,7 +21,8 @@ from torch import Tensor
 from g2rpo_kernels.group_advantage.triton_groups import advantage
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
 from g2rpo_kernels.logprob.triton_rows import both, finish_row, row_sums, target_logit, write_dlogits
-from g2rpo_kernels.policy_loss.records import Edges, Objective
+from g2rpo_kernels.packing import packing
+from g2rpo_kernels.policy_loss.records import OBJECTIVE, Edges, Objective
 from g2rpo_kernels.policy_loss.surrogates import surrogate_of
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
 
@@ -179,52 +180,19 @@ class RowInputs(NamedTuple):
         return RowInputs(*map(moved, self))
 
 
-class RowSettings(NamedTuple):
-    """Run-time numbers; 0 = none, for `softcap` and `importance_cap`. `s0` to `s3`: `Surrogate.scalars`."""
+class RowCall(NamedTuple):
+    """All of a launch but the logits and where their gradient goes."""
 
+    inputs: RowInputs
+    objective: Objective
     temperature: float
-    softcap: float
-    eps: float
-    s0: float
-    s1: float
-    s2: float
-    s3: float
-    kl_coef: float
-    entropy_coef: float
-    importance_cap: float
-    importance_low: float
-
-    @classmethod
-    def of(
-        cls, objective: Objective, temperature: float, softcap: float | None, eps: float = 1.0
-    ) -> RowSettings:
-        scalars = surrogate_of(objective.surrogate).scalars()
-        assert scalars is not None
-        s0, s1, s2, s3 = (*scalars, *[0.0] * (4 - len(scalars)))
-        return cls(
-            temperature=temperature,
-            softcap=softcap or 0.0,
-            eps=eps,
-            s0=s0,
-            s1=s1,
-            s2=s2,
-            s3=s3,
-            kl_coef=objective.kl_coef,
-            entropy_coef=objective.entropy_coef,
-            importance_cap=objective.importance_cap or 0.0,
-            importance_low=objective.importance_low,
-        )
+    softcap: float | None
+    eps: float = 1.0
+    scale: str = "none"
+    """As `eps`, of rewards."""
 
 
-def flags_of(objective: Objective, scale: str) -> str:
-    """What the kernel is specialised on: surrogate, KL estimator, whether it multiplies the ratio, what
-    becomes of importance weights out of bounds, scale."""
-    times_ratio = "times_ratio" if objective.kl_times_ratio else "alone"
-    importance = "mask" if objective.importance_mask else "truncate"
-    if objective.importance_cap is None:
-        importance = "none"
-    return f"{surrogate_of(objective.surrogate).name} {objective.kl} {times_ratio} {importance} {scale}"
-
+CALL = packing(RowCall, inputs=packing(RowInputs), objective=OBJECTIVE)
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -237,28 +205,32 @@ def _empty_rows(logits_TV: Tensor) -> Rows:
     return a, b, c, d, e, lse_T, logits_TV.new_empty((len(STAT_ROWS), num_rows), dtype=torch.float32)
 
 
-def _specialisation(settings: RowSettings, flags: str) -> dict[str, Any]:
-    surrogate, kl, times_ratio, importance, scale = flags.split()
+def _settings(call: RowCall) -> dict[str, Any]:
+    """The kernel's numbers, and what it is specialised on."""
+    o, surrogate = call.objective, surrogate_of(call.objective.surrogate)
+    scalars = surrogate.scalars()
+    assert scalars is not None
     return {
-        "SCALE": scale,
-        "SURROGATE": surrogate,
-        "KL": kl,
-        "PENALTY": settings.kl_coef != 0,
-        "KL_TIMES_RATIO": times_ratio == "times_ratio",
-        "ENTROPY": settings.entropy_coef != 0,
-        "IMPORTANCE": importance,
+        "eps": call.eps,
+        **{f"s{i}": scalars[i] if i < len(scalars) else 0.0 for i in range(4)},
+        "kl_coef": o.kl_coef,
+        "entropy_coef": o.entropy_coef,
+        "importance_cap": o.importance_cap or 0.0,
+        "importance_low": o.importance_low,
+        "SCALE": call.scale,
+        "SURROGATE": surrogate.name,
+        "KL": o.kl,
+        "PENALTY": o.kl_coef != 0,
+        "KL_TIMES_RATIO": o.kl_times_ratio,
+        "ENTROPY": o.entropy_coef != 0,
+        "IMPORTANCE": "none" if not o.importance_cap else "mask" if o.importance_mask else "truncate",
         "BLOCK_R": BLOCK_R,
     }
 
 
-def _launch(
-    logits_TV: Tensor,
-    out_TV: Tensor | None,
-    packed: list[Tensor | None],
-    numbers: list[float],
-    flags: str,
-) -> Rows:
-    inputs, settings = RowInputs(*packed), RowSettings(*numbers)  # pyright: ignore[reportArgumentType]
+def _launch(logits_TV: Tensor, out_TV: Tensor | None, *packed: Any) -> Rows:
+    call = CALL.unpack(*packed)
+    inputs = call.inputs
     rows = _empty_rows(logits_TV)
     if not len(logits_TV):
         return rows
@@ -281,37 +253,29 @@ def _launch(
             out_stride_v=0 if out_TV is None else out_TV.stride(1),
             reward_stride_r=0 if reward_RK is None else reward_RK.stride(0),
             reward_stride_k=0 if reward_RK is None else reward_RK.stride(1),
-            inv_temperature=1 / settings.temperature,
-            **dict(zip(settings._fields[2:], settings[2:], strict=True)),
-            **_specialisation(settings, flags),
-            **scaling(settings.temperature, settings.softcap or None),
+            inv_temperature=1 / call.temperature,
+            **_settings(call),
+            **scaling(call.temperature, call.softcap),
             **tile_for(logits_TV).options,
         )
     return rows
 
 
-@torch.library.custom_op("g2rpo::policy_rows", mutates_args=())
-def rows_op(
-    logits_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _launch(logits_TV, None, packed, numbers, flags)
-
-
-@rows_op.register_fake
-def _(logits_TV: Tensor, packed: Any, numbers: Any, flags: Any) -> Rows:
-    return _empty_rows(logits_TV)
-
-
-@torch.library.custom_op("g2rpo::policy_rows_out", mutates_args=("out_TV",))
-def rows_out_op(
-    logits_TV: Tensor, out_TV: Tensor, packed: list[Tensor | None], numbers: list[float], flags: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _launch(logits_TV, out_TV, packed, numbers, flags)
-
-
-@rows_out_op.register_fake
-def _(logits_TV: Tensor, out_TV: Tensor, packed: Any, numbers: Any, flags: Any) -> Rows:
-    return _empty_rows(logits_TV)
+_RETURNED = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+rows_op = torch.library.custom_op(
+    "g2rpo::policy_rows",
+    lambda logits_TV, *packed: _launch(logits_TV, None, *packed),
+    mutates_args=(),
+    schema=f"(Tensor logits_TV, {CALL}) -> {_RETURNED}",
+)
+rows_out_op = torch.library.custom_op(
+    "g2rpo::policy_rows_out",
+    _launch,
+    mutates_args=("out_TV",),
+    schema=f"(Tensor logits_TV, Tensor(a!) out_TV, {CALL}) -> {_RETURNED}",
+)
+for _op in (rows_op, rows_out_op):
+    _op.register_fake(lambda logits_TV, *_: _empty_rows(logits_TV))
 
 
 def policy_rows(
@@ -345,8 +309,7 @@ def policy_rows(
             f"objective.surrogate: wanted one with a device function, got {objective.surrogate!r}"
         )
     inputs = RowInputs.of(target_T, bias_V, edges).on(logits_TV.device)
-    settings = RowSettings.of(objective, temperature, softcap)
-    arguments = (list(inputs), list(settings), flags_of(objective, "none"))
+    arguments = CALL.pack(RowCall(inputs, objective, temperature, softcap))
     with torch.no_grad():
         rows = rows_op(logits_TV, *arguments) if out is None else rows_out_op(logits_TV, out, *arguments)
     return PolicyRows(*rows[:5])

@@ -28,7 +28,7 @@ from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.stats import Stats
 from g2rpo_kernels.policy_loss.surrogates import surrogate_of
-from g2rpo_kernels.policy_loss.triton import RowInputs, RowSettings, flags_of, rows_op, rows_out_op
+from g2rpo_kernels.policy_loss.triton import CALL, RowCall, RowInputs, rows_op, rows_out_op
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS
 
 MASKS = {
@@ -152,8 +152,7 @@ def policy_loss_triton(
     check_logits(logits_TV)
     if objective.one_launch:
         inputs = RowInputs.of(target_T, None, edges).on(logits_TV.device)
-        settings = RowSettings.of(objective, temperature, softcap)
-        return _token_loss(logits_TV, inputs, settings, objective, "none", overwrite_logits)
+        return _token_loss(logits_TV, RowCall(inputs, objective, temperature, softcap), overwrite_logits)
     overwrite = overwrite_logits and torch.is_grad_enabled() and logits_TV.requires_grad
     run = _tied_overwriting if overwrite else _tied
     return run(logits_TV, target_T, edges, objective, temperature, softcap)
@@ -179,23 +178,16 @@ def policy_loss_from_rewards_triton(
         group_R=rewards.group_R,
         row_T=rewards.row_T,
     )
-    settings = RowSettings.of(objective, temperature, softcap, rewards.eps)
-    inputs = inputs.on(logits_TV.device)
-    return _token_loss(logits_TV, inputs, settings, objective, rewards.scale, overwrite_logits)
+    settings = (objective, temperature, softcap, rewards.eps, rewards.scale)
+    return _token_loss(logits_TV, RowCall(inputs.on(logits_TV.device), *settings), overwrite_logits)
 
 
-def _token_loss(
-    logits_TV: Tensor,
-    inputs: RowInputs,
-    settings: RowSettings,
-    objective: Objective,
-    scale: str,
-    overwrite_logits: bool,
-) -> PolicyLoss:
+def _token_loss(logits_TV: Tensor, call: RowCall, overwrite_logits: bool) -> PolicyLoss:
+    inputs, objective = call.inputs, call.objective
     wants_gradient = torch.is_grad_enabled() and logits_TV.requires_grad
     overwrite = overwrite_logits and wants_gradient
     given_TV = logits_TV.detach()
-    arguments = (list(inputs), list(settings), flags_of(objective, scale))
+    arguments = CALL.pack(call)
     with torch.no_grad():
         rows = rows_out_op(given_TV, given_TV, *arguments) if overwrite else rows_op(given_TV, *arguments)
         loss_T, logp_T, entropy_T, c_T, e_T, lse_T, stats_KT = rows
@@ -205,7 +197,7 @@ def _token_loss(
         loss = _Overwritten.apply(logits_TV, loss, given_TV)
     elif wants_gradient:
         vectors = (inputs.target_T, lse_T, entropy_T, c_T, e_T if objective.entropy_coef else None)
-        loss = _attach(logits_TV, loss, *vectors, settings.temperature, settings.softcap or None)
+        loss = _attach(logits_TV, loss, *vectors, call.temperature, call.softcap)
     return PolicyLoss(loss, logp_T, entropy_T, metrics)
 
 

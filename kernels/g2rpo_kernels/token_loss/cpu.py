@@ -9,10 +9,12 @@ Dimension key: S positions, D width, V vocabulary, T edges, C rows of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
-from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.linear import Linear, needed
 from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
 from g2rpo_kernels.linear_policy_loss.cpu import attach_op
 from g2rpo_kernels.logprob.rows import RowGradients, empty_stats
@@ -22,7 +24,7 @@ from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, Ow
 def token_loss_cpu(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int | None) -> TokenLoss:
     """As the reference; never more than `chunk_bytes` of logits. Once differentiable, backward once."""
     tensors = (given.hidden_SD, given.head_VD, given.bias_V)
-    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    needs = needed(tensors)
     if not any(needs):
         with torch.no_grad():
             stats = chunked_stats(given, chunk_bytes)
@@ -40,7 +42,7 @@ def token_loss_cpu(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int | N
 class _Pass:
     """One pass over a problem: its buffer, and the statistics and gradients that it fills."""
 
-    def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: list[bool]) -> None:
+    def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: Sequence[bool]) -> None:
         self.linear = given.rounded(given.dtype)
         self.own = own
         self.stats = empty_stats(given.num_rows, given.dtype)

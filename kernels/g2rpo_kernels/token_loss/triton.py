@@ -13,11 +13,13 @@ Dimension key: S positions, D width, V vocabulary, T edges, C rows of a chunk, Z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
-from g2rpo_kernels.linear_logprob.linear import Linear
+from g2rpo_kernels.linear_logprob.linear import Linear, needed
 from g2rpo_kernels.linear_logprob.triton import (
     copy_numbers,
     empty_numbers,
@@ -37,7 +39,7 @@ from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, Ow
 def token_loss_triton(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int | None) -> TokenLoss:
     """As the reference; never more than `chunk_bytes` of logits and their gradient. Once differentiable."""
     tensors = (given.hidden_SD, given.head_VD, given.bias_V)
-    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    needs = needed(tensors)
     with torch.no_grad():
         work = _Pass(given, own, chunk_bytes, needs)
         if any(needs):
@@ -61,7 +63,7 @@ def rows_of(numbers: RowNumbers, rows: slice) -> RowNumbers:
 class _Pass:
     """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
 
-    def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: list[bool]) -> None:
+    def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: Sequence[bool]) -> None:
         self.linear = on_device(given)
         self.own = own
         self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
