@@ -8,6 +8,7 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, logprob, policy_loss
 from g2rpo_kernels.group_advantage import triton as groups
+from g2rpo_kernels.linear_logprob import attach
 from g2rpo_kernels.linear_logprob import triton as linear_logprob
 from g2rpo_kernels.linear_logprob.linear import LINEAR, checked_linear
 from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss
@@ -71,7 +72,7 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
         "linear_policy_loss": (
-            linear_policy_loss.attach_op,
+            attach.attach_op,
             (torch.tensor(2.0), hidden, head, None, torch.tensor(0.5), dhidden, None, None),
         ),
     }

@@ -15,6 +15,7 @@ from g2rpo_kernels import (
     logprob,
     policy_loss,
 )
+from g2rpo_kernels.linear_logprob import attach
 from g2rpo_kernels.linear_logprob import cpu as linear_logprob_cpu
 from g2rpo_kernels.linear_logprob.linear import LINEAR, checked_linear
 from g2rpo_kernels.linear_policy_loss import cpu as linear_policy_loss_cpu
@@ -59,10 +60,10 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "linear_policy_gradients": (linear_policy_loss_cpu.gradients_op, frozen),
         "linear_policy_loss": (
-            linear_policy_loss_cpu.attach_op,
+            attach.hand_over_op,
             (loss, leaf, head, None, hidden.clone(), None, None),
         ),
-        "scale": (linear_policy_loss_cpu.scale_, (normal(3, seed=9), loss)),
+        "scale": (attach.scale_, (normal(3, seed=9), loss)),
     }
 
 

@@ -78,8 +78,14 @@ class ChunkBuffer:
             squash_(z_CV[tile], linear.softcap)
         return z_CV
 
-    def write_stats(self, z_CV: Tensor, chunk: slice, out: RowStats) -> None:
-        """Statistics of the chunk's logits, to its rows `out`."""
+    def forward(self, chunk: slice, stats: RowStats) -> tuple[Tensor, Tensor, RowStats]:
+        """(hidden states, logits, statistics) of a chunk; the last are its rows of `stats`, filled."""
+        x_CD, row = self._linear.rows(chunk), stats.rows(chunk)
+        z_CV = self.logits(chunk, x_CD)
+        self._write_stats(z_CV, chunk, row)
+        return x_CD, z_CV, row
+
+    def _write_stats(self, z_CV: Tensor, chunk: slice, out: RowStats) -> None:
         linear = self._linear
         partials = chunk_partials(
             z_CV,
@@ -130,8 +136,7 @@ def chunked_stats(given: Linear, chunk_bytes: int | None) -> RowStats:
     linear = given.rounded(given.dtype)
     buffer, stats = ChunkBuffer(linear, chunk_bytes), empty_stats(linear.num_rows, linear.dtype)
     for chunk in buffer.chunks:
-        z_CV = buffer.logits(chunk, linear.rows(chunk))
-        buffer.write_stats(z_CV, chunk, stats.rows(chunk))
+        buffer.forward(chunk, stats)
     return stats
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from g2rpo_kernels.linear_logprob.attach import hand_over_op
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
 from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
 from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
@@ -62,55 +62,6 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     return logp_T, entropy_T, *given.like(needs)
 
 
-@torch.library.custom_op("g2rpo::linear_policy_loss_cpu", mutates_args=())
-def attach_op(
-    loss: Tensor,
-    hidden_SD: Tensor,
-    head_VD: Tensor,
-    bias_V: Tensor | None,
-    dhidden_SD: Tensor | None,
-    dhead_VD: Tensor | None,
-    dbias_V: Tensor | None,
-) -> Tensor:
-    """The loss, as a function with these gradients. Backward hands them over, so it runs once."""
-    return loss.clone()
-
-
-@attach_op.register_fake
-def _(loss: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(loss)
-
-
-@torch.library.custom_op("g2rpo::scale_", mutates_args=("value",))
-def scale_(value: Tensor, factor: Tensor) -> None:
-    if float(factor) != 1.0:  # Multiplying by exactly 1 would only cost a pass over d head.
-        value.mul_(factor)
-
-
-@scale_.register_fake
-def _(value: Tensor, factor: Tensor) -> None:
-    return None
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Not saved for backward: what autograd holds is copied when it is accumulated.
-    ctx.gradients = inputs[4:]
-
-
-@once_differentiable
-def _hand_over(ctx: Any, grad_loss: Tensor) -> Any:
-    if ctx.gradients is None:
-        raise RuntimeError("linear loss: backward ran already; its gradients were handed over")
-    gradients, ctx.gradients = ctx.gradients, None
-    for value in gradients:
-        if value is not None:
-            scale_(value, grad_loss)
-    return None, *gradients, None, None, None
-
-
-attach_op.register_autograd(_hand_over, setup_context=_keep)
-
-
 def linear_policy_loss_cpu(
     linear: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None
 ) -> PolicyLoss:
@@ -124,7 +75,7 @@ def linear_policy_loss_cpu(
         out = loss_of(logp_T, entropy_T, edges, objective)
     if not any(needs):
         return out
-    return out._replace(loss=attach_op(out.loss, *tensors, *gradients_of(found, needs)))
+    return out._replace(loss=hand_over_op(out.loss, *tensors, *gradients_of(found, needs)))
 
 
 class _Pass:
@@ -141,7 +92,7 @@ class _Pass:
     def token_ratios(self) -> None:
         """Fills `stats`, and with gradients `sums`."""
         for chunk in self.buffer.chunks:
-            x_CD, z_CV, row = self._forward(chunk)
+            x_CD, z_CV, row = self.buffer.forward(chunk, self.stats)
             given = own_coefficients(row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective)
             self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
 
@@ -153,20 +104,13 @@ class _Pass:
             chunks = even_chunks(run, self.buffer.most_rows)
             if len(chunks) > 1 and not known:
                 for chunk in chunks:
-                    self._forward(chunk)
+                    self.buffer.forward(chunk, self.stats)
             tied_T = None
             for chunk in chunks:
-                x_CD, z_CV, row = self._forward(chunk)
+                x_CD, z_CV, row = self.buffer.forward(chunk, self.stats)
                 if tied_T is None:
                     tied_T = tied_coefficient(self.stats.logp_C, self.edges, self.objective)
                 given = penalty_coefficients(
                     row.logp_C, row.entropy_C, self.edges.rows(chunk), self.objective, tied_T[chunk]
                 )
                 self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(*given))
-
-    def _forward(self, chunk: slice) -> tuple[Tensor, Tensor, RowStats]:
-        """(hidden states, logits, statistics) of a chunk."""
-        x_CD, row = self.linear.rows(chunk), self.stats.rows(chunk)
-        z_CV = self.buffer.logits(chunk, x_CD)
-        self.buffer.write_stats(z_CV, chunk, row)
-        return x_CD, z_CV, row

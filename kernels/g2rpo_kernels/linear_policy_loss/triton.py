@@ -20,18 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
+from g2rpo_kernels.linear_logprob.attach import attach_op
 from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
-from g2rpo_kernels.linear_logprob.triton import (
-    copy_numbers,
-    empty_numbers,
-    numbers_of,
-    on_device,
-    scaling,
-    write_numbers,
-)
+from g2rpo_kernels.linear_logprob.triton_pass import DevicePass, empty_numbers
 from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
@@ -42,7 +34,6 @@ from g2rpo_kernels.linear_policy_loss.coefficients import (
     tied_coefficient,
 )
 from g2rpo_kernels.logprob.partials import RowNumbers
-from g2rpo_kernels.logprob.triton import row_gradient_
 from g2rpo_kernels.policy_loss.objective import active_edges
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
@@ -54,7 +45,7 @@ def gradients_triton(*arguments: Any) -> tuple[Tensor, ...]:
     problem = PROBLEM.unpack(*arguments)
     work = _Pass(problem)
     if not any(problem.needs):
-        work.statistics()
+        work.statistics(work.everything)
     elif problem.objective.ratio == "token":
         work.token_ratios()
     else:
@@ -76,49 +67,6 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     given, _, _, _, needs = PROBLEM.unpack(*arguments)
     numbers = empty_numbers(given)
     return numbers.logp_T, numbers.entropy_T, *given.like(needs, torch.float32)
-
-
-@torch.library.custom_op("g2rpo::linear_policy_loss", mutates_args=())
-def attach_op(
-    loss: Tensor,
-    hidden_SD: Tensor,
-    head_VD: Tensor,
-    bias_V: Tensor | None,
-    unscale: Tensor | None,
-    dhidden_SD: Tensor | None,
-    dhead_VD: Tensor | None,
-    dbias_V: Tensor | None,
-) -> Tensor:
-    """The loss, as a function with these gradients; backward multiplies and rounds them, once each."""
-    return loss.clone()
-
-
-@attach_op.register_fake
-def _(loss: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(loss)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, hidden_SD, head_VD, bias_V, *computed = inputs
-    ctx.save_for_backward(*computed)
-    ctx.dtypes = [None if like is None else like.dtype for like in (hidden_SD, head_VD, bias_V)]
-
-
-@once_differentiable
-def _backward(ctx: Any, grad_loss: Tensor) -> Any:
-    unscale, *gradients = ctx.saved_tensors
-    factor = grad_loss if unscale is None else grad_loss * unscale
-    pairs = zip(gradients, ctx.dtypes, strict=True)
-    grads = [None if value is None else _times(value, factor, dtype) for value, dtype in pairs]
-    return None, *grads, None, None, None, None
-
-
-attach_op.register_autograd(_backward, setup_context=_save)
-
-
-def _times(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """value * factor in `dtype`, in one launch."""
-    return torch.mul(value, factor, out=torch.empty_like(value, dtype=dtype))
 
 
 def linear_policy_loss_triton(
@@ -154,24 +102,17 @@ def _scaled(edges: Edges) -> tuple[Edges, Tensor]:
     return edges._replace(**moved), 1 / scale
 
 
-class _Pass:
-    """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
+class _Pass(DevicePass):
+    """One pass over a problem."""
 
     def __init__(self, problem: Problem) -> None:
-        given, self.edges, self.objective, chunk_bytes, needs = problem
-        self.linear = on_device(given)
-        self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
-        self.sums = DeviceSums(self.linear, needs)
-        self.numbers = empty_numbers(self.linear)
-
-    def statistics(self, rows: slice | None = None) -> None:
-        everything = slice(0, self.linear.num_rows)
-        write_numbers(self.linear, self.device_rows, rows or everything, self.numbers)
+        super().__init__(problem.linear, problem.chunk_bytes, problem.needs)
+        self.edges, self.objective = problem.edges, problem.objective
 
     def token_ratios(self) -> None:
         """Coefficients are each edge's own."""
         one_launch = self.objective.one_launch and self.linear.shard is None
-        for chunk in self.device_rows.chunks(slice(0, self.linear.num_rows)):
+        for chunk in self.device_rows.chunks(self.everything):
             x_CD = self.linear.rows(chunk)
             for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
                 (self._fused if one_launch else self._own)(part, z_ZV, dz_ZV)
@@ -180,15 +121,15 @@ class _Pass:
     def _fused(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
         """d logits of a part in one launch."""
         given = (self.linear.target_T[part], self.edges.rows(part), self.objective)
-        rows = policy_rows(z_ZV, *given, out=dz_ZV, **scaling(self.linear))
+        rows = policy_rows(z_ZV, *given, out=dz_ZV, **self.scaling)
         self.numbers.logp_T[part].copy_(rows.logp_T)
         self.numbers.entropy_T[part].copy_(rows.entropy_T)
 
     def _own(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
         """The same where the statistics of a row come from several ranks, or no kernel has the surrogate."""
-        row = self._numbers(part, z_ZV)
+        row = self.found(part, z_ZV)
         given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
-        self._gradient(part, z_ZV, dz_ZV, row, given)
+        self.gradient(part, z_ZV, dz_ZV, row, *given)
 
     def sequence_ratios(self) -> None:
         """The edges of a row share their coefficient's tied part."""
@@ -218,10 +159,10 @@ class _Pass:
         """A chunk whose tied coefficients are known, or will be after its only part."""
         x_CD = self.linear.rows(chunk)
         for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self._numbers(part, z_ZV)
+            row = self.found(part, z_ZV)
             if tied_T is None:
                 tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
-            self._gradient(part, z_ZV, dz_ZV, row, self._with_penalties(part, row, tied_T))
+            self.gradient(part, z_ZV, dz_ZV, row, *self._with_penalties(part, row, tied_T))
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
 
     def _late_chunk(self, chunk: slice) -> None:
@@ -229,24 +170,12 @@ class _Pass:
         x_CD = self.linear.rows(chunk)
         one_T = active_edges(self.edges).float()
         for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self._numbers(part, z_ZV)
-            self._gradient(part, z_ZV, dz_ZV, row, Coefficients(one_T[part], None))
+            row = self.found(part, z_ZV)
+            self.gradient(part, z_ZV, dz_ZV, row, one_T[part])
         tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
-        row = RowNumbers(*(value_T[chunk] for value_T in self.numbers))
-        late_C, _ = self._with_penalties(chunk, row, tied_T)
+        late_C, _ = self._with_penalties(chunk, self.numbers.rows(chunk), tied_T)
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), late_C)
-
-    def _numbers(self, part: slice, z_ZV: Tensor) -> RowNumbers:
-        row = numbers_of(self.linear, part, z_ZV)
-        copy_numbers(self.numbers, part, row)
-        return row
 
     def _with_penalties(self, rows: slice, row: RowNumbers, tied_T: Tensor) -> Coefficients:
         edges = self.edges.rows(rows)
         return penalty_coefficients(row.logp_T, row.entropy_T, edges, self.objective, tied_T[rows])
-
-    def _gradient(
-        self, part: slice, z_ZV: Tensor, dz_ZV: Tensor, row: RowNumbers, given: Coefficients
-    ) -> None:
-        target_Z = self.linear.target_T[part]
-        row_gradient_(z_ZV, target_Z, row.lse_T, row.entropy_T, *given, out=dz_ZV, **scaling(self.linear))

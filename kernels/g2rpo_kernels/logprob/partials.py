@@ -48,6 +48,9 @@ class RowNumbers(NamedTuple):
     lse_T: Tensor
     """float64: as one float32 it would lose a shift of the logits."""
 
+    def rows(self, rows: slice) -> RowNumbers:
+        return RowNumbers(*(value_T[rows] for value_T in self))
+
 
 def finished(partials: RowPartials) -> RowNumbers:
     """logp, entropy, lse; in float64 inside, so that confident rows keep their digits."""

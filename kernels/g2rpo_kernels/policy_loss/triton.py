@@ -210,6 +210,7 @@ def _settings(call: RowCall) -> dict[str, Any]:
     o, surrogate = call.objective, surrogate_of(call.objective.surrogate)
     scalars = surrogate.scalars()
     assert scalars is not None
+    assert len(scalars) <= 4
     return {
         "eps": call.eps,
         **{f"s{i}": scalars[i] if i < len(scalars) else 0.0 for i in range(4)},
@@ -274,8 +275,8 @@ rows_out_op = torch.library.custom_op(
     mutates_args=("out_TV",),
     schema=f"(Tensor logits_TV, Tensor(a!) out_TV, {CALL}) -> {_RETURNED}",
 )
-for _op in (rows_op, rows_out_op):
-    _op.register_fake(lambda logits_TV, *_: _empty_rows(logits_TV))
+rows_op.register_fake(lambda logits_TV, *_: _empty_rows(logits_TV))
+rows_out_op.register_fake(lambda logits_TV, *_: _empty_rows(logits_TV))
 
 
 def policy_rows(

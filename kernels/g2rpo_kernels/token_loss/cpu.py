@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import torch
 
+from g2rpo_kernels.linear_logprob.attach import hand_over_op
 from g2rpo_kernels.linear_logprob.chunks import ChunkBuffer, GradientSums, chunked_stats, even_chunks
 from g2rpo_kernels.linear_logprob.linear import Linear, needed
 from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
-from g2rpo_kernels.linear_policy_loss.cpu import attach_op
 from g2rpo_kernels.logprob.rows import RowGradients, empty_stats
 from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, OwnLoss, Ties, TokenLoss
 
@@ -36,7 +36,7 @@ def token_loss_cpu(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int | N
     logp_T, entropy_T = work.stats.logp_C, work.stats.entropy_C
     loss = own.finished(logp_T, entropy_T)
     work.coefficients.verdict(ties)
-    return TokenLoss(loss + attach_op(torch.zeros_like(loss), *tensors, *gradients), logp_T, entropy_T)
+    return TokenLoss(loss + hand_over_op(torch.zeros_like(loss), *tensors, *gradients), logp_T, entropy_T)
 
 
 class _Pass:
@@ -63,8 +63,7 @@ class _Pass:
             self.buffer.keep_exp = self.keep_exp and not seen
             if seen:
                 for chunk in chunks:
-                    z_CV = self.buffer.logits(chunk, self.linear.rows(chunk))
-                    self.buffer.write_stats(z_CV, chunk, self.stats.rows(chunk))
+                    self.buffer.forward(chunk, self.stats)
                 self.coefficients.evaluate()
             for chunk in chunks:
                 self._chunk(chunk, seen)
@@ -77,10 +76,11 @@ class _Pass:
 
     def _chunk(self, chunk: slice, seen: bool) -> None:
         """The gradients of a chunk, whose statistics and coefficients are known if `seen`."""
-        x_CD = self.linear.rows(chunk)
-        z_CV = self.buffer.logits(chunk, x_CD)
-        if not seen:
-            self.buffer.write_stats(z_CV, chunk, self.stats.rows(chunk))
+        if seen:
+            x_CD, row = self.linear.rows(chunk), self.stats.rows(chunk)
+            z_CV = self.buffer.logits(chunk, x_CD)
+        else:
+            x_CD, z_CV, row = self.buffer.forward(chunk, self.stats)
             if self.own.look is None:
                 self.coefficients.evaluate()
         c_C, e_C = self.coefficients.rows(chunk)
@@ -88,4 +88,4 @@ class _Pass:
             # The loss uses the entropy at these values, though not at the placeholders.
             self.buffer.keep_exp = self.keep_exp = False
             z_CV = self.buffer.logits(chunk, x_CD)
-        self.sums.add(self.buffer, chunk, x_CD, z_CV, self.stats.rows(chunk), RowGradients(c_C, e_C))
+        self.sums.add(self.buffer, chunk, x_CD, z_CV, row, RowGradients(c_C, e_C))

@@ -18,21 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
+from g2rpo_kernels.linear_logprob.attach import attach_op
 from g2rpo_kernels.linear_logprob.linear import Linear, needed
-from g2rpo_kernels.linear_logprob.triton import (
-    copy_numbers,
-    empty_numbers,
-    numbers_of,
-    on_device,
-    scaling,
-    write_numbers,
-)
+from g2rpo_kernels.linear_logprob.triton_pass import DevicePass
 from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import Coefficients
-from g2rpo_kernels.linear_policy_loss.triton import attach_op
-from g2rpo_kernels.logprob.partials import RowNumbers
-from g2rpo_kernels.logprob.triton import row_gradient_
 from g2rpo_kernels.token_loss.own_loss import PLACEHOLDERS, EdgeCoefficients, OwnLoss, Ties, TokenLoss
 
 
@@ -45,7 +35,7 @@ def token_loss_triton(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int 
         if any(needs):
             work.run()
         else:
-            work.statistics(slice(0, given.num_rows))
+            work.statistics(work.everything)
     logp_T, entropy_T, _ = work.numbers
     loss = own.finished(logp_T, entropy_T)
     if any(needs):
@@ -56,19 +46,12 @@ def token_loss_triton(given: Linear, own: OwnLoss, ties: Ties, chunk_bytes: int 
     return TokenLoss(loss, logp_T, entropy_T)
 
 
-def rows_of(numbers: RowNumbers, rows: slice) -> RowNumbers:
-    return RowNumbers(*(value_T[rows] for value_T in numbers))
-
-
-class _Pass:
-    """One pass over a problem: its buffers, and the statistics and gradients that it fills."""
+class _Pass(DevicePass):
+    """One pass over a problem."""
 
     def __init__(self, given: Linear, own: OwnLoss, chunk_bytes: int | None, needs: Sequence[bool]) -> None:
-        self.linear = on_device(given)
+        super().__init__(given, chunk_bytes, needs)
         self.own = own
-        self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
-        self.sums = DeviceSums(self.linear, needs)
-        self.numbers = empty_numbers(self.linear)
         for value_T, placeholder in zip(self.numbers, PLACEHOLDERS, strict=False):
             value_T.fill_(placeholder)
         self.unscale: Tensor | None = None
@@ -77,9 +60,6 @@ class _Pass:
             uses_entropy = own.probe(self.numbers.logp_T).e_C is not None
             self.coefficients = EdgeCoefficients(own, self.numbers.logp_T, self.numbers.entropy_T)
             self.late = not (uses_entropy or self.device_rows.one_part or own.look is not None)
-
-    def statistics(self, run: slice) -> None:
-        write_numbers(self.linear, self.device_rows, run, self.numbers)
 
     def run(self) -> None:
         """Fills `numbers` and `sums`."""
@@ -99,21 +79,20 @@ class _Pass:
                     self._chunk(chunk, seen)
 
     def _runs(self, half: bool) -> list[slice]:
-        everything = slice(0, self.linear.num_rows)
-        if half and everything.stop:
-            return [everything]
+        if half and self.linear.num_rows:
+            return [self.everything]
         if self.own.cuts is None or self.own.look is not None:
-            return self.device_rows.chunks(everything)
+            return self.device_rows.chunks(self.everything)
         return whole_row_runs(self.own.cuts, self.device_rows.most_rows)
 
     def _chunk(self, chunk: slice, seen: bool) -> None:
         """A chunk whose numbers and coefficients are known if `seen`, else found part by part."""
         x_CD = self.linear.rows(chunk)
         for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = rows_of(self.numbers, part) if seen else self._numbers(part, z_ZV)
+            row = self.numbers.rows(part) if seen else self.found(part, z_ZV)
             if not seen and self.own.look is None:
                 self.coefficients.evaluate()
-            self._gradient(part, z_ZV, dz_ZV, row, self._scaled(part))
+            self.gradient(part, z_ZV, dz_ZV, row, *self._scaled(part))
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
 
     def _late_chunk(self, chunk: slice) -> None:
@@ -121,18 +100,12 @@ class _Pass:
         x_CD = self.linear.rows(chunk)
         one_T = torch.ones_like(self.numbers.logp_T)
         for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self._numbers(part, z_ZV)
-            self._gradient(part, z_ZV, dz_ZV, row, Coefficients(one_T[part], None))
+            self.gradient(part, z_ZV, dz_ZV, self.found(part, z_ZV), one_T[part])
         if self.coefficients.evaluate().e_C is not None:
             # The loss uses the entropy at these values, though not at the placeholders.
             self._chunk(chunk, seen=True)
         else:
             self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), self._scaled(chunk).c_C)
-
-    def _numbers(self, part: slice, z_ZV: Tensor) -> RowNumbers:
-        row = numbers_of(self.linear, part, z_ZV)
-        copy_numbers(self.numbers, part, row)
-        return row
 
     def _scaled(self, rows: slice) -> Coefficients:
         """Coefficients of some edges; in float16 those of all are known, and the largest becomes about 1."""
@@ -143,9 +116,3 @@ class _Pass:
             exponent = torch.frexp(self.coefficients.largest()).exponent
             self.unscale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
         return Coefficients(c_C / self.unscale, None if e_C is None else e_C / self.unscale)
-
-    def _gradient(
-        self, part: slice, z_ZV: Tensor, dz_ZV: Tensor, row: RowNumbers, given: Coefficients
-    ) -> None:
-        target_Z = self.linear.target_T[part]
-        row_gradient_(z_ZV, target_Z, row.lse_T, row.entropy_T, *given, out=dz_ZV, **scaling(self.linear))
