@@ -146,7 +146,7 @@ class Piece:
         return None
 
     def at(self, memory: Memory, clock: Clock) -> Self:
-        """The piece with the settings that it has in a step."""
+        """The piece with the settings that it has in a step: one that moves begins as it is given."""
         return self
 
     def observe(self, memory: Memory, outcome: Outcome) -> Memory:
@@ -249,6 +249,12 @@ class RowTokens:
     """Of that policy's distribution of the token (nats)."""
     hot_logp_N: Doubles | None = None
     """As old_logp_N, at a second temperature."""
+
+    @property
+    def of_rows(self) -> dict[int, np.ndarray]:
+        """Row -> where its tokens are."""
+        rows, first = np.unique(self.row_N, return_index=True)
+        return dict(zip(rows.tolist(), np.split(np.arange(len(self.row_N)), first[1:]), strict=True))
 
 
 class TokenPiece(Piece):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from g2rpo_fast.credit import CREDITS, TOKEN_CREDITS
-from g2rpo_fast.objective import TERMS, WEIGHTS
+from g2rpo_fast.credit import CREDITS, TOKEN_CREDITS, WEIGHTS
+from g2rpo_fast.objective import TERMS
 from g2rpo_fast.pieces import Piece
 from g2rpo_fast.rounds import ROUNDS
 from g2rpo_fast.select import SELECTIONS

@@ -14,6 +14,7 @@ DGPO                                                 center, mad, valid_share ov
 SEED-GRPO                                            center, semantic_entropy
 PC-GRPO                                              center, puzzle_curriculum
 FAKER-Air                                            rank
+GRPO-lambda (traces)                                 center, std, floor
 
 An empty chain leaves the raw rewards.
 """
@@ -23,6 +24,7 @@ from g2rpo_fast.credit.center import Center
 from g2rpo_fast.credit.chain import advantages
 from g2rpo_fast.credit.channels import Channels
 from g2rpo_fast.credit.difficulty import Difficulty
+from g2rpo_fast.credit.floor import Floor
 from g2rpo_fast.credit.mad import Mad
 from g2rpo_fast.credit.own import Own
 from g2rpo_fast.credit.positive import Positive
@@ -32,10 +34,11 @@ from g2rpo_fast.credit.reject import Reject
 from g2rpo_fast.credit.rloo import Rloo
 from g2rpo_fast.credit.semantic_entropy import SemanticEntropy
 from g2rpo_fast.credit.std import Std
+from g2rpo_fast.credit.tokens import TOKEN_CREDITS, WEIGHTS
 from g2rpo_fast.credit.valid_share import ValidShare
 from g2rpo_fast.credit.virtual_sample import VirtualSample
 from g2rpo_fast.credit.whiten import Whiten
-from g2rpo_fast.pieces import Credit, TokenCredit
+from g2rpo_fast.pieces import Credit
 
 CREDITS: dict[str, type[Credit]] = {
     piece.use: piece
@@ -55,15 +58,16 @@ CREDITS: dict[str, type[Credit]] = {
         SemanticEntropy,
         PuzzleCurriculum,
         Rank,
+        Floor,
         Own,
     )
 }
 """By the name in `use`."""
-TOKEN_CREDITS: dict[str, type[TokenCredit]] = {}
 
 __all__ = [
     "CREDITS",
     "TOKEN_CREDITS",
+    "WEIGHTS",
     "BatchStd",
     "Center",
     "Channels",

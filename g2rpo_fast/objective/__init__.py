@@ -4,11 +4,10 @@ from g2rpo_fast.objective.config import ObjectiveConfig
 from g2rpo_fast.objective.edges import edges_of
 from g2rpo_fast.objective.kernel import fused_objective
 from g2rpo_fast.objective.terms import TERMS
-from g2rpo_fast.objective.weights import WEIGHTS, token_weights
+from g2rpo_fast.objective.weights import token_weights
 
 __all__ = [
     "TERMS",
-    "WEIGHTS",
     "ObjectiveConfig",
     "edges_of",
     "fused_objective",

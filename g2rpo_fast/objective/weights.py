@@ -16,11 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from g2rpo_fast.pieces import Weight
 from g2rpo_fast.types import Bools, Doubles, Longs
-
-WEIGHTS: dict[str, type[Weight]] = {}
-"""Factors of tokens beside the aggregation, by the name in `use`."""
 
 
 def _sequence_mean(count_R: Longs, num_rollouts: int, constant_length: int) -> Doubles:

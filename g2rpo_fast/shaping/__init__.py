@@ -7,19 +7,22 @@ surrogate signals           length_format       in place of what was paid
 GRPO-lambda, efficient      length_penalty      added, in the batch's most accurate groups
 CRPO                        gate, weighted      in place of what was paid
 Pref-GRPO                   win_rate            in place of what was paid
+SPINE                       majority            in place of what was paid
 """
 
 from g2rpo_fast.pieces import Shaping
 from g2rpo_fast.shaping.gate import Gate
 from g2rpo_fast.shaping.length_format import LengthFormat
 from g2rpo_fast.shaping.length_penalty import LengthPenalty
+from g2rpo_fast.shaping.majority import Majority
 from g2rpo_fast.shaping.overlong import Overlong
 from g2rpo_fast.shaping.stepwise import Stepwise
 from g2rpo_fast.shaping.weighted import Weighted
 from g2rpo_fast.shaping.win_rate import WinRate
 
 SHAPINGS: dict[str, type[Shaping]] = {
-    piece.use: piece for piece in (Overlong, Stepwise, Gate, LengthFormat, LengthPenalty, Weighted, WinRate)
+    piece.use: piece
+    for piece in (Overlong, Majority, Stepwise, Gate, LengthFormat, LengthPenalty, Weighted, WinRate)
 }
 """By the name in `use`."""
 
@@ -28,6 +31,7 @@ __all__ = [
     "Gate",
     "LengthFormat",
     "LengthPenalty",
+    "Majority",
     "Overlong",
     "Stepwise",
     "Weighted",

@@ -216,7 +216,7 @@ def test_the_page_of_a_method_says_everything(capsys: pytest.CaptureFixture[str]
     for items in (method.differs, method.needs, method.refuses, method.namesakes, method.aliases):
         assert all(item in words for item in items)
     assert all(line in out for line in method.equation.splitlines())
-    assert "run it" not in out
+    assert "run it: g2rpo-fast train --method dcpo" in out
 
 
 def test_a_page_is_wrapped_to_the_width() -> None:

@@ -74,6 +74,7 @@ CONTINUED = {
     "resampling": ("dapo", [RARE]),
     "memory": ("g2rpo_a_official", [RARE]),
     "memory of credit": ("air_quality_grpo", []),
+    "moving setting": ("dcpo", [RARE]),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
 

@@ -7,6 +7,8 @@ Dimension key: N trained tokens of whole rows end to end, R rows, Q groups.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from g2rpo_kernels.policy_loss.objective import sums_by_row
 from g2rpo_kernels.policy_loss.surrogates import MAX_LOG_RATIO
@@ -61,3 +63,40 @@ def group_maxima(value_R: Tensor, tokens: Tokens) -> Tensor:
     """[Q] the largest of each group, detached; -inf of one without rows."""
     least_Q = torch.full_like(value_R[:1], -torch.inf).expand(tokens.num_groups)
     return least_Q.scatter_reduce(0, tokens.group_R, value_R.detach(), "amax")
+
+
+class PaddedRows(NamedTuple):
+    """Row tokens side by side: L = the most tokens of a row."""
+
+    value_RL: Tensor
+    """`fill` beyond a row's end."""
+    row_N: Tensor
+    place_N: Tensor
+
+    def flat(self, value_RL: Tensor) -> Tensor:
+        """[N] of what was made of them."""
+        return value_RL[self.row_N, self.place_N]
+
+
+def padded_rows(value_N: Tensor, tokens: Tokens, *, fill: float = 0.0) -> PaddedRows:
+    """[N] -> [R, L], for what reads a row in its order; differentiable."""
+    size_R = torch.bincount(tokens.row_N, minlength=len(tokens.group_R))
+    start_R = size_R.cumsum(0) - size_R
+    place_N = torch.arange(len(value_N), device=value_N.device) - start_R[tokens.row_N]
+    empty_RL = value_N.new_full((len(size_R), int(size_R.max())), fill)
+    return PaddedRows(empty_RL.index_put((tokens.row_N, place_N), value_N), tokens.row_N, place_N)
+
+
+def spread(value_N: Tensor, tokens: Tokens) -> Tensor:
+    """[N] in [0, 1], detached: 0 at the row's least value, 1 at its most; 0 in rows of one value."""
+    value_N = value_N.detach()
+    least_R, most_R = (_extreme(value_N, tokens, which) for which in ("amin", "amax"))
+    width_N = (most_R - least_R)[tokens.row_N]
+    return torch.where(width_N > 0, (value_N - least_R[tokens.row_N]) / width_N.where(width_N > 0, 1.0), 0.0)
+
+
+def _extreme(value_N: Tensor, tokens: Tokens, which: str) -> Tensor:
+    far = torch.inf if which == "amin" else -torch.inf
+    start_R = value_N.new_full((len(tokens.group_R),), far)
+    counted_N = value_N.masked_fill(~counted(tokens), far)
+    return start_R.scatter_reduce(0, tokens.row_N, counted_N, which)

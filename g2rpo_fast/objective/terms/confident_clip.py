@@ -1,0 +1,38 @@
+"""A clipped ratio with the token's confidence inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from g2rpo_fast.bounds import Ge, Gt
+from g2rpo_fast.objective.terms.clip import Clip
+from g2rpo_fast.pieces import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidentClip(Clip):
+    """As `clip`, of w_t r_t, w_t = clip(alpha (sigmoid(tau pi_t) - mu), least, most), pi_t of the old policy.
+
+    TR-GRPO's equation taken literally (arXiv 2511.00066): a confident token with A > 0 begins beyond the
+    bound and has no gradient. The weight `confident` stands outside. Evidence: approx.
+    """
+
+    use = "confident_clip"
+    alpha: Annotated[float, Gt(0)] = 2.0
+    tau: Annotated[float, Gt(0)] = 9.0
+    mu: Annotated[float, Ge(0)] = 0.25
+    least: Annotated[float, Gt(0)] = 1.0
+    most: Annotated[float, Gt(0)] = 1.4
+
+    def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
+        old_N = torch.where(tokens.old_logp_N.isnan(), logp_N.detach(), tokens.old_logp_N)
+        gate_N = torch.sigmoid(self.tau * old_N.exp())
+        weight_N = (self.alpha * (gate_N - self.mu)).clamp(self.least, self.most)
+        return super().log_ratio(logp_N, tokens) + weight_N.log()
+
+    def kernel(self) -> None:
+        return None
