@@ -131,6 +131,8 @@ class Piece:
     """What a configuration calls it. Also a field that nothing sets: `asdict` shows it with the settings."""
     compares: ClassVar[bool] = False
     """Whether it reads `Scored.answers`."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Columns of the store that another piece of the run must keep."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -132,6 +132,18 @@ def _channels(config: Config) -> None:
         known.append(piece.use)
 
 
+def _columns(config: Config) -> None:
+    chains = (config.rounds, config.shaping, config.credit, config.token_credit, config.weights, config.terms)
+    pieces = (config.selection, *(piece for chain in chains for piece in chain))
+    kept = {column for piece in pieces for column in piece.columns()}
+    for piece in pieces:
+        if missing := sorted(piece.reads - kept):
+            raise ValueError(
+                f"{piece.section}: wanted with {piece.use} a piece that keeps {', '.join(missing)} of each "
+                f"prompt, got selection.use = {config.selection.use}"
+            )
+
+
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints, _channels,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints, _channels, _columns,
 )  # fmt: skip

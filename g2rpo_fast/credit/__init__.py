@@ -15,6 +15,7 @@ SEED-GRPO                                            center, semantic_entropy
 PC-GRPO                                              center, puzzle_curriculum
 FAKER-Air                                            rank
 GRPO-lambda (traces)                                 center, std, floor
+SPO (single-stream)                                  tracker_baseline, whiten
 
 An empty chain leaves the raw rewards.
 """
@@ -35,6 +36,7 @@ from g2rpo_fast.credit.rloo import Rloo
 from g2rpo_fast.credit.semantic_entropy import SemanticEntropy
 from g2rpo_fast.credit.std import Std
 from g2rpo_fast.credit.tokens import TOKEN_CREDITS, WEIGHTS
+from g2rpo_fast.credit.tracker_baseline import TrackerBaseline
 from g2rpo_fast.credit.valid_share import ValidShare
 from g2rpo_fast.credit.virtual_sample import VirtualSample
 from g2rpo_fast.credit.whiten import Whiten
@@ -59,6 +61,7 @@ CREDITS: dict[str, type[Credit]] = {
         PuzzleCurriculum,
         Rank,
         Floor,
+        TrackerBaseline,
         Own,
     )
 }
@@ -80,6 +83,7 @@ __all__ = [
     "Rloo",
     "SemanticEntropy",
     "Std",
+    "TrackerBaseline",
     "ValidShare",
     "VirtualSample",
     "Whiten",

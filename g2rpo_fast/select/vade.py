@@ -10,6 +10,7 @@ import numpy as np
 
 from g2rpo_fast.bounds import Ge, Le
 from g2rpo_fast.pieces import Chosen, Clock, Outcome, PromptStore, Selection
+from g2rpo_fast.select.counts import sums
 from g2rpo_fast.types import Prompt
 
 
@@ -43,12 +44,6 @@ class Vade(Selection):
 
     def learned(self, store: PromptStore, outcome: Outcome) -> PromptStore:
         alpha_P, beta_P = store.columns["alpha"], store.columns["beta"]
-        scored = outcome.scored
-        plain = [row for row, rollout in enumerate(scored.rollouts) if rollout.plain]
-        success_R = scored.rewards.accuracy_R[plain]
-        place_R = store.places([scored.rollouts[row].prompt for row in plain])[~np.isnan(success_R)]
-        success_R = success_R[~np.isnan(success_R)]
-        seen_P = np.bincount(place_R, minlength=len(alpha_P))
-        right_P = np.bincount(place_R, weights=success_R, minlength=len(alpha_P))
+        seen_P, right_P = sums(store, outcome.scored, outcome.scored.rewards.accuracy_R)
         kept_P = np.where(seen_P > 0, self.decay, self.rest)
         return store.put(alpha=kept_P * alpha_P + right_P, beta=kept_P * beta_P + seen_P - right_P)

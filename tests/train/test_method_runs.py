@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def test_a_method_runs(method: str, task: dict[str, dict[str, Any]], tmp_path: P
     assert [record["step"] for record in records] == [0, 1, 2]
     assert max(record["optim/grad_norm"] for record in records[1:]) > 0
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    if not load_method(method).settings.get("rounds"):
+        assert [record["rollout/rows"] for record in records[1:]] == [24.0, 24.0]  # 4 prompts x 6
     guided = records[1]["rollout/guidance_tokens"] > 0
     assert guided == ("guidance" in load_method(method).settings)
 
@@ -75,6 +78,8 @@ CONTINUED = {
     "memory": ("g2rpo_a_official", [RARE]),
     "memory of credit": ("air_quality_grpo", []),
     "moving setting": ("dcpo", [RARE]),
+    "tracker, ahead": ("spo_single_stream", [AHEAD]),
+    "sizes": ("knapsack_rl", [RARE, {"embedded": {"train_rows": 8}, "selection": {"known": 4}}]),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
 
@@ -104,6 +109,19 @@ def test_vade_keeps_what_it_learns_and_chooses_by_it(tmp_path: Path) -> None:
     assert alpha.max() > 0.5
     groups = dict.fromkeys(ask.prompt.id for ask in sample(parts, parts.state).asks)
     assert len(groups) == 4
+    parts.close()
+
+
+def test_group_sizes_follow_what_was_learned_and_spend_the_budget(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, "v0_allocation", RARE, {"embedded": {"train_rows": 8}, "selection": {"known": 4}}
+    )
+    records, _ = run(config)
+    assert [record["rollout/rows"] for record in records[1:]] == [24.0] * 4
+    parts = assemble(config, lambda line: None)
+    sizes = Counter(ask.prompt.id for ask in sample(parts, parts.state).asks)
+    assert sum(sizes.values()) == 24
+    assert 2 <= min(sizes.values()) < 6 < max(sizes.values())
     parts.close()
 
 
