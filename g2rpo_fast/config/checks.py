@@ -113,6 +113,20 @@ def _terms(config: Config) -> None:
         )
 
 
+def _products(config: Config) -> None:
+    """There the importance weights are part of the ratio, which only the kernels' loss sees apart."""
+    products = [term.use for term in config.terms if getattr(term, "ratio", None) == "product"]
+    if not products or config.objective.importance_level != "token":
+        return
+    others = [term.use for term in config.terms if term.kernel() is None]
+    others += [piece.use for piece in config.rounds if piece.hints]
+    if others:
+        raise ValueError(
+            f"objective.importance: wanted none, or weights of sequences, with terms = {products[0]} (a "
+            f"product of ratios) beside {', '.join(others)}, got {config.objective.importance!r}"
+        )
+
+
 def _hints(config: Config) -> None:
     wanting = [piece.use for piece in config.rounds if piece.hints]
     if wanting and not config.data.hint_columns:
@@ -145,5 +159,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _hints, _channels, _columns,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _hints, _channels,
+    _columns,
 )  # fmt: skip

@@ -348,3 +348,13 @@ def test_functions_are_tried_before_anything_is_spent(pieces: Any, told: str, tm
     assert not directory.exists()
     good = Config(credit=[my_credit], terms=[my_loss])  # pyright: ignore[reportArgumentType]
     try_own(good.credit, good.terms)
+
+
+@pytest.mark.parametrize("beside", ["trace_clip", "entropy_band"])
+def test_importance_inside_a_product_of_ratios_is_refused_where_it_cannot_be(beside: str) -> None:
+    weights = {"importance": "token_truncate"}
+    Config(terms=["vespo"], objective=weights)  # pyright: ignore[reportArgumentType]
+    Config(terms=["vespo", beside])  # pyright: ignore[reportArgumentType]
+    wanted = f"none, or weights of sequences, with terms = vespo .* {beside}, got 'token_truncate'"
+    with pytest.raises(ValueError, match=f"^objective.importance: wanted {wanted}"):
+        Config(terms=["vespo", beside], objective=weights)  # pyright: ignore[reportArgumentType]

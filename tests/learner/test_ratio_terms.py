@@ -16,6 +16,7 @@ from g2rpo_fast.objective.terms import (
     EntropyBand,
     EvenClip,
     HybridClip,
+    Own,
     TraceClip,
 )
 from g2rpo_fast.objective.terms.trace_clip import discounted
@@ -36,6 +37,17 @@ def traced(x: Padded, trace: str) -> Tensor:
                 factor[row, t, j] = late if trace == "recent" else max(late, 0.8 ** (j - start))
     ratio = (factor @ x.log_ratio(x.old)[..., None])[..., 0].exp()
     return -x.sum(minimum(ratio, x.advantage, 0.02, 0.03))
+
+
+def product(x: Padded) -> Tensor:
+    """TRL's RLOO: the mean over rows of the clipped ratio of whole sequences."""
+    ratio = torch.where(x.mask, x.log_ratio(x.old), 0.0).sum(1, keepdim=True).exp()
+    return -x.sum(minimum(ratio, x.advantage, 0.02, 0.03).expand_as(x.logp))
+
+
+def nothing(logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
+    """Keeps the loss from the kernels."""
+    return 0 * logp_N.sum()
 
 
 def confident(x: Padded) -> Tensor:
@@ -96,6 +108,7 @@ CASES = {
     "both traces": Case(
         (TraceClip(decay=0.8, trace="both", low=0.02, high=0.03),), lambda x: traced(x, "both")
     ),
+    "product of ratios": Case((Clip(ratio="product", low=0.02, high=0.03), Own(function=nothing)), product),
     "confidence inside": Case((ConfidentClip(low=0.2, high=0.3),), confident),
     "two levels": Case(
         (HybridClip(share=0.7, sequence_low=0.01, sequence_high=0.02, low=0.02, high=0.03),),

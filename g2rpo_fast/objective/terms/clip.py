@@ -28,4 +28,4 @@ class Clip(Surrogate):
     dual: Annotated[float, Gt(1), InfinityToo] | None = None
     """Most that a ratio counts where the advantage is negative."""
     ratio: RatioName = "token"
-    """Ratio per token, or one per sequence: exp of the mean log-ratio."""
+    """Per token, or one per sequence: exp of the mean log-ratio, or of its sum (product, TRL's RLOO)."""

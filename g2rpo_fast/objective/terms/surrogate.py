@@ -21,7 +21,7 @@ from torch import Tensor
 from g2rpo_fast.objective.terms.rows import bounded, log_ratio, row_means, row_sums
 from g2rpo_fast.pieces import Stats, Term, Ties, Tokens
 
-RatioName = Literal["token", "sequence"]
+RatioName = Literal["token", "sequence", "product"]
 
 
 class Surrogate(Term):
