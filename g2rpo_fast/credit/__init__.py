@@ -16,6 +16,7 @@ PC-GRPO                                              center, puzzle_curriculum
 FAKER-Air                                            rank
 GRPO-lambda (traces)                                 center, std, floor
 SPO (single-stream)                                  tracker_baseline, whiten
+VSPO                                                 center, std, copies
 
 An empty chain leaves the raw rewards.
 """
@@ -24,6 +25,7 @@ from g2rpo_fast.credit.batch_std import BatchStd
 from g2rpo_fast.credit.center import Center
 from g2rpo_fast.credit.chain import advantages
 from g2rpo_fast.credit.channels import Channels
+from g2rpo_fast.credit.copies import Copies
 from g2rpo_fast.credit.difficulty import Difficulty
 from g2rpo_fast.credit.floor import Floor
 from g2rpo_fast.credit.mad import Mad
@@ -62,6 +64,7 @@ CREDITS: dict[str, type[Credit]] = {
         Rank,
         Floor,
         TrackerBaseline,
+        Copies,
         Own,
     )
 }
@@ -74,6 +77,7 @@ __all__ = [
     "BatchStd",
     "Center",
     "Channels",
+    "Copies",
     "Difficulty",
     "Mad",
     "Positive",

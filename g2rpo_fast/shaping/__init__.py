@@ -7,11 +7,13 @@ surrogate signals           length_format       in place of what was paid
 GRPO-lambda, efficient      length_penalty      added, in the batch's most accurate groups
 CRPO                        gate, weighted      in place of what was paid
 Pref-GRPO                   win_rate            in place of what was paid
+Train Long, Think Short     length_budget       added to the sum
 SPINE                       majority            in place of what was paid
 """
 
 from g2rpo_fast.pieces import Shaping
 from g2rpo_fast.shaping.gate import Gate
+from g2rpo_fast.shaping.length_budget import LengthBudget
 from g2rpo_fast.shaping.length_format import LengthFormat
 from g2rpo_fast.shaping.length_penalty import LengthPenalty
 from g2rpo_fast.shaping.majority import Majority
@@ -22,13 +24,24 @@ from g2rpo_fast.shaping.win_rate import WinRate
 
 SHAPINGS: dict[str, type[Shaping]] = {
     piece.use: piece
-    for piece in (Overlong, Majority, Stepwise, Gate, LengthFormat, LengthPenalty, Weighted, WinRate)
+    for piece in (
+        Overlong,
+        Majority,
+        Stepwise,
+        Gate,
+        LengthFormat,
+        LengthPenalty,
+        Weighted,
+        WinRate,
+        LengthBudget,
+    )
 }
 """By the name in `use`."""
 
 __all__ = [
     "SHAPINGS",
     "Gate",
+    "LengthBudget",
     "LengthFormat",
     "LengthPenalty",
     "Majority",

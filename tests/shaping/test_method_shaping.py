@@ -15,6 +15,7 @@ from g2rpo_fast.pieces import Scored, Shaping
 from g2rpo_fast.shaping import (
     SHAPINGS,
     Gate,
+    LengthBudget,
     LengthFormat,
     LengthPenalty,
     Stepwise,
@@ -189,6 +190,7 @@ PIECES: dict[str, Shaping] = {
     "length_penalty": LengthPenalty(),
     "weighted": Weighted(weights={"process": 0.5}),
     "win_rate": WinRate(),
+    "length_budget": LengthBudget(),
 }
 
 
@@ -213,7 +215,7 @@ def test_odd_batches(name: str) -> None:
 
 
 def test_every_other_piece_is_tried() -> None:
-    assert {"overlong", *PIECES} == set(SHAPINGS)
+    assert {"overlong", "majority", *PIECES} == set(SHAPINGS)
 
 
 def test_a_channel_goes_by_its_functions_name_where_one_alone_has_it() -> None:

@@ -59,11 +59,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("method", RUNNABLE)
 def test_a_method_runs(method: str, task: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     needs = needs_of(method, "runs:rare" if method in ("guide_grpo", "sgpo") else "runs:wobble")
-    records, weights = run(config_of(tmp_path, method, {"run": {"steps": 2}}, task, needs))
+    config = config_of(tmp_path, method, {"run": {"steps": 2}}, task, needs)
+    records, weights = run(config)
     assert [record["step"] for record in records] == [0, 1, 2]
     assert max(record["optim/grad_norm"] for record in records[1:]) > 0
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
-    if not load_method(method).settings.get("rounds"):
+    if not any(piece.repeats for piece in config.rounds):
         assert [record["rollout/rows"] for record in records[1:]] == [24.0, 24.0]  # 4 prompts x 6
     guided = records[1]["rollout/guidance_tokens"] > 0
     assert guided == ("guidance" in load_method(method).settings)
@@ -80,6 +81,7 @@ CONTINUED = {
     "moving setting": ("dcpo", [RARE]),
     "tracker, ahead": ("spo_single_stream", [AHEAD]),
     "sizes": ("knapsack_rl", [RARE, {"embedded": {"train_rows": 8}, "selection": {"known": 4}}]),
+    "moving weights": ("lambda_grpo", [AHEAD]),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
 

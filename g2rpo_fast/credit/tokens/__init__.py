@@ -9,12 +9,22 @@ from g2rpo_fast.credit.tokens.confident import Confident
 from g2rpo_fast.credit.tokens.conflicts import Conflicts
 from g2rpo_fast.credit.tokens.forking import Forking
 from g2rpo_fast.credit.tokens.hotter import Hotter
+from g2rpo_fast.credit.tokens.learned_length import LearnedLength
 from g2rpo_fast.pieces import TokenCredit, Weight
 
 TOKEN_CREDITS: dict[str, type[TokenCredit]] = {
     piece.use: piece for piece in (ByProbability, Conflicts, Forking, Hotter)
 }
 """By the name in `use`."""
-WEIGHTS: dict[str, type[Weight]] = {piece.use: piece for piece in (Confident,)}
+WEIGHTS: dict[str, type[Weight]] = {piece.use: piece for piece in (Confident, LearnedLength)}
 
-__all__ = ["TOKEN_CREDITS", "WEIGHTS", "ByProbability", "Confident", "Conflicts", "Forking", "Hotter"]
+__all__ = [
+    "TOKEN_CREDITS",
+    "WEIGHTS",
+    "ByProbability",
+    "Confident",
+    "Conflicts",
+    "Forking",
+    "Hotter",
+    "LearnedLength",
+]

@@ -14,7 +14,7 @@ from g2rpo_fast.objective.terms.entropy import Entropy
 from g2rpo_fast.objective.terms.entropy_band import EntropyBand
 from g2rpo_fast.objective.terms.even_clip import EvenClip
 from g2rpo_fast.objective.terms.hybrid_clip import HybridClip
-from g2rpo_fast.objective.terms.kl import Kl
+from g2rpo_fast.objective.terms.kl import Kl, KlControlled
 from g2rpo_fast.objective.terms.own import Own
 from g2rpo_fast.objective.terms.reinforce import Reinforce
 from g2rpo_fast.objective.terms.sapo import Sapo
@@ -36,6 +36,7 @@ __all__ = [
     "EvenClip",
     "HybridClip",
     "Kl",
+    "KlControlled",
     "Own",
     "Reinforce",
     "Sapo",
@@ -50,6 +51,6 @@ TERMS: dict[str, type[Term]] = {
     for term in (
         *(Clip, Cispo, Sapo, Reinforce, Vespo),
         *(TraceClip, HybridClip, ElasticClip, EvenClip, ConfidentClip, Shaped),
-        *(Kl, Entropy, EntropyBand, Disco, Own),
+        *(Kl, KlControlled, Entropy, EntropyBand, Disco, Own),
     )
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,9 +11,9 @@ from g2rpo_kernels.policy_loss.kl import KLS
 from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
 
-from g2rpo_fast.bounds import Gt
+from g2rpo_fast.bounds import Ge, Gt, Lt
 from g2rpo_fast.objective.terms.rows import log_ratio, row_means
-from g2rpo_fast.pieces import Stats, Term, Ties, Tokens
+from g2rpo_fast.pieces import Clock, Memory, Outcome, Stats, Term, Ties, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +61,46 @@ class Kl(Term):
     def kernel(self) -> dict[str, Any]:
         settings = {"kl": self.estimator, "kl_coef": self.coef}
         return settings if self.times == "one" else settings | {"kl_times_ratio": True, "ratio": self.times}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlControlled(Kl):
+    """`kl` whose weight follows the distance: after each step I <- keep I + e, then coef <- clip(coef
+    exp(kp e + ki I), low, high), e = the step's mean KL of a token - target.
+
+    FAKER-Air (arXiv 2511.22169). Evidence: code; there the KL of two Gaussians, averaged over steps.
+    """
+
+    use = "kl_controlled"
+    coef: Annotated[float, Gt(0)] = 5e-4
+    """Before the first step; then it is the memory's."""
+    target: Annotated[float, Ge(0)] = 10.0
+    """Nats a token."""
+    kp: Annotated[float, Ge(0)] = 0.05
+    ki: Annotated[float, Ge(0)] = 0.01
+    keep: Annotated[float, Ge(0), Lt(1)] = 0.95
+    low: Annotated[float, Gt(0)] = 1e-6
+    high: Annotated[float, Gt(0)] = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high < self.low:
+            raise ValueError(f"terms.{self.use}.high: wanted at least low = {self.low:g}, got {self.high:g}")
+
+    def memory(self) -> Memory:
+        return {"coef": self.coef, "sum": 0.0}
+
+    def at(self, memory: Memory, clock: Clock) -> KlControlled:
+        return replace(self, coef=memory["coef"])
+
+    def notes(self, memory: Memory, clock: Clock) -> dict[str, float]:
+        return {"terms/kl_coef": memory["coef"]}
+
+    def observe(self, memory: Memory, outcome: Outcome) -> Memory:
+        """An update without a token tells nothing."""
+        error = outcome.stats.get("update/kl", math.nan) - self.target
+        if not math.isfinite(error):
+            return memory
+        summed = self.keep * memory["sum"] + error
+        change = math.exp(min(max(self.kp * error + self.ki * summed, -20.0), 20.0))
+        return {"coef": min(max(memory["coef"] * change, self.low), self.high), "sum": summed}
