@@ -33,7 +33,9 @@ class Difficulty(Credit):
         judged_R = ~np.isnan(accuracy_R)
         right_Q = np.bincount(index_R, np.where(judged_R, accuracy_R, 0.0))
         share_Q = right_Q / np.maximum(np.bincount(index_R, judged_R.astype(np.float64)), 1)
-        weight_Q = np.exp(-np.where(share_Q > 0, share_Q, 1.0) / self.temperature)
+        acc_Q = np.where(share_Q > 0, share_Q, 1.0)
+        easier = ((acc_Q - acc_Q.min(initial=1.0)) / self.temperature).tolist()
+        weight_Q = np.asarray([math.exp(-above) for above in easier])
         factor_R = np.ones(len(a_R))
         factor_R[valid_R] = (weight_Q * len(weight_Q) / math.fsum(weight_Q))[index_R]
         return a_R * factor_R

@@ -6,6 +6,8 @@ key: R rows, Q groups.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from g2rpo_fast.types import Bools, Doubles, Ints, Longs
@@ -50,6 +52,11 @@ def totals(value_R: Doubles, group_R: Ints | Longs) -> Doubles:
 def differs(value_R: Doubles, group_R: Ints | Longs) -> Bools:
     """[R] whether the row's group has members of different value, by more than rounding."""
     return deviations(value_R, group_R)[1] > 0
+
+
+def sigmoids(value_R: Doubles) -> Doubles:
+    """[R] 1 / (1 + exp(-value)), by the C library: NumPy's own exp differs between processors. NaN stays."""
+    return np.asarray([0.5 + 0.5 * math.tanh(value / 2) for value in value_R.tolist()], np.float64)
 
 
 def whole(value_R: Doubles) -> Longs:

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Ge, Gt, Le
-from g2rpo_fast.credit.groups import deviations
+from g2rpo_fast.credit.groups import deviations, sigmoids
 from g2rpo_fast.pieces import Scored, Shaping
 from g2rpo_fast.types import Bools, Rewards
 
@@ -34,7 +34,7 @@ class LengthPenalty(Shaping):
         length_R = np.asarray(lengths, np.float64)[right_R]
         deviation_R, std_R = deviations(length_R, scored.group_R[right_R])
         penalty_R = np.zeros(len(lengths))
-        penalty_R[right_R] = -self.alpha / (1 + np.exp(-deviation_R / np.where(std_R > 0, std_R, 1.0)))
+        penalty_R[right_R] = -self.alpha * sigmoids(deviation_R / np.where(std_R > 0, std_R, 1.0))
         return scored.rewards.plus(self.use, penalty_R)
 
     def in_top_groups(self, scored: Scored) -> Bools:

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Gt
-from g2rpo_fast.credit.groups import totals
+from g2rpo_fast.credit.groups import sigmoids, totals
 from g2rpo_fast.pieces import Scored, Shaping
 from g2rpo_fast.types import Rewards
 
@@ -38,5 +38,5 @@ class Stepwise(Shaping):
         judged_R = ~np.isnan(rewards.accuracy_R)
         right_R = totals(np.where(judged_R, rewards.accuracy_R, 0.0), group_R)
         failed_R = (right_R == 0) & (totals(judged_R.astype(np.float64), group_R) > 0)
-        grade_R = 1 / (1 + np.exp(-self.beta * (rewards.channel(self.channel) - self.gamma)))
+        grade_R = sigmoids(self.beta * (rewards.channel(self.channel) - self.gamma))
         return rewards.plus(self.use, np.where(failed_R, grade_R, np.nan))

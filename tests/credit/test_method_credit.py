@@ -105,6 +105,11 @@ def test_harder_questions_weigh_more() -> None:
     assert np.round([got[0], got[4]], 4).tolist() == [1.1244, 0.8756]
 
 
+def test_a_low_temperature_leaves_the_hardest_question() -> None:
+    totals, groups = [1, 0, 0, 0, 1, 1, 1, 0], [0] * 4 + [1] * 4
+    assert paid((Difficulty(temperature=1e-6),), totals, groups) == [2, 0, 0, 0, 0, 0, 0, 0]
+
+
 def test_a_group_that_differs_by_other_rewards_counts_as_solved() -> None:
     """Accuracy is the first channel: half in group 0, nobody in group 1, not told in group 2."""
     none = math.nan

@@ -82,6 +82,22 @@ def test_groups_without_a_signal_are_replaced_until_there_are_enough() -> None:
     assert settled((Resample(),), few, {}).rollouts == ()
 
 
+def test_enough_groups_with_a_signal_may_be_fewer_than_all() -> None:
+    """Of five groups two of the four drawn first differ, then the fifth: silent ones fill up, in order."""
+    rewards = [[0.0], [0.0], [1.0], [0.0], [1.0], [1.0], [0.0], [1.0], [2.0], [1.0]]
+    scored = scored_of(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    rows = tuple(replace(r, round=int(r.group == 4)) for r in scored.rollouts)
+    later = replace(scored, rollouts=rows)
+    first = later.keep(range(8))
+    assert next_round((Resample(enough=0.5),), first, {}, none_more) == []
+    assert settled((Resample(enough=0.5),), first, {}).group_R.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    asked: list[int] = []
+    assert next_round((Resample(enough=0.6),), first, {}, lambda count: asked.append(count) or []) == []
+    assert asked == [1]
+    assert settled((Resample(enough=0.6),), later, {}).group_R.tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
+    assert settled((Resample(),), later, {}).group_R.tolist() == [1, 1, 3, 3, 4, 4]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counting(Round):
     """Counts the steps, asks for one more prompt, keeps the first rows."""

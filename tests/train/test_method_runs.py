@@ -45,8 +45,11 @@ def run(config: Config) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     return without_times(read_metrics(result.metrics_path)), load_file(result.model_dir / "model.safetensors")
 
 
+Task = dict[str, dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     """The embedded task, made once, as sections of a run of one's own data."""
     directory = tmp_path_factory.mktemp("task")
     made = prepare(directory, tiny_config(directory).embedded, seed=0, report=lambda line: None)
@@ -57,7 +60,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", RUNNABLE)
-def test_a_method_runs(method: str, task: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_method_runs(method: str, task: Task, tmp_path: Path) -> None:
     needs = needs_of(method, "runs:rare" if method in ("guide_grpo", "sgpo") else "runs:wobble")
     config = config_of(tmp_path, method, {"run": {"steps": 2}}, task, needs)
     records, weights = run(config)
@@ -87,22 +90,22 @@ CONTINUED = {
 
 
 @pytest.mark.parametrize("name", CONTINUED)
-def test_a_continued_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
+def test_a_continued_run_is_the_uninterrupted_one(name: str, task: Task, tmp_path: Path) -> None:
     """From the checkpoint in the middle: metrics and weights bit for bit."""
     method, layers = CONTINUED[name]
     kept = {"checkpoint": {"every": 2, "keep": 9}}
-    whole, weights = run(config_of(tmp_path / "whole", method, *layers, kept))
+    whole, weights = run(config_of(tmp_path / "whole", method, task, *layers, kept))
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "model")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_00000004")
-    again, after = run(config_of(tmp_path / "again", method, *layers, kept))
+    again, after = run(config_of(tmp_path / "again", method, task, *layers, kept))
     assert again == whole
     assert len(again) == 5
     assert all(torch.equal(after[key], weights[key]) for key in weights)
 
 
-def test_vade_keeps_what_it_learns_and_chooses_by_it(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "vade", RARE)
+def test_vade_keeps_what_it_learns_and_chooses_by_it(task: Task, tmp_path: Path) -> None:
+    config = config_of(tmp_path, "vade", task, RARE)
     run(config)
     parts = assemble(config, lambda line: None)
     alpha, beta = parts.state.store.columns["alpha"], parts.state.store.columns["beta"]
@@ -127,8 +130,8 @@ def test_group_sizes_follow_what_was_learned_and_spend_the_budget(tmp_path: Path
     parts.close()
 
 
-def test_failed_groups_get_rows_from_a_hint_and_train_without_it(tmp_path: Path) -> None:
-    parts = assemble(config_of(tmp_path, "guide_grpo", HINTS, RARE), lambda line: None)
+def test_failed_groups_get_rows_from_a_hint_and_train_without_it(task: Task, tmp_path: Path) -> None:
+    parts = assemble(config_of(tmp_path, "guide_grpo", task, HINTS, RARE), lambda line: None)
     batch = sample(parts, parts.state)
     scored, _ = score(parts, parts.state, batch)
     first = [r for r in scored.rollouts if r.round == 0]
@@ -153,8 +156,8 @@ def test_failed_groups_get_rows_from_a_hint_and_train_without_it(tmp_path: Path)
     parts.close()
 
 
-def test_resampling_takes_the_next_prompts_of_the_data(tmp_path: Path) -> None:
-    parts = assemble(config_of(tmp_path, "dapo", RARE), lambda line: None)
+def test_resampling_takes_the_next_prompts_of_the_data(task: Task, tmp_path: Path) -> None:
+    parts = assemble(config_of(tmp_path, "dapo", task, RARE), lambda line: None)
     first = sample(parts, parts.state)
     assert first.num_prompts > 4
     asked = list(dict.fromkeys(ask.prompt.id for ask in first.asks))
@@ -167,10 +170,12 @@ def test_resampling_takes_the_next_prompts_of_the_data(tmp_path: Path) -> None:
     parts.close()
 
 
-def test_a_step_that_settles_on_nothing_leaves_the_weights(tmp_path: Path) -> None:
+def test_a_step_that_settles_on_nothing_leaves_the_weights(task: Task, tmp_path: Path) -> None:
     never = {"reward": {"functions": ["exact_match"]}}
-    begun, before = run(config_of(tmp_path / "none", "guide_grpo", HINTS, never, {"run": {"steps": 0}}))
-    records, after = run(config_of(tmp_path / "some", "guide_grpo", HINTS, never, {"run": {"steps": 3}}))
+    begun, before = run(config_of(tmp_path / "none", "guide_grpo", task, HINTS, never, {"run": {"steps": 0}}))
+    records, after = run(
+        config_of(tmp_path / "some", "guide_grpo", task, HINTS, never, {"run": {"steps": 3}})
+    )
     assert len(begun) == 1
     trained = [record["rollout/trained_rows"] for record in records[1:]]
     assert trained == [0.0, 0.0, 0.0]
