@@ -8,6 +8,7 @@ GRPO-lambda, efficient      length_penalty      added, in the batch's most accur
 CRPO                        gate, weighted      in place of what was paid
 Pref-GRPO                   win_rate            in place of what was paid
 Train Long, Think Short     length_budget       added to the sum
+PRS                         stages              a channel is paid only behind all before it
 SPINE                       majority            in place of what was paid
 """
 
@@ -18,6 +19,7 @@ from g2rpo_fast.shaping.length_format import LengthFormat
 from g2rpo_fast.shaping.length_penalty import LengthPenalty
 from g2rpo_fast.shaping.majority import Majority
 from g2rpo_fast.shaping.overlong import Overlong
+from g2rpo_fast.shaping.stages import Stages
 from g2rpo_fast.shaping.stepwise import Stepwise
 from g2rpo_fast.shaping.weighted import Weighted
 from g2rpo_fast.shaping.win_rate import WinRate
@@ -34,6 +36,7 @@ SHAPINGS: dict[str, type[Shaping]] = {
         Weighted,
         WinRate,
         LengthBudget,
+        Stages,
     )
 }
 """By the name in `use`."""
@@ -46,6 +49,7 @@ __all__ = [
     "LengthPenalty",
     "Majority",
     "Overlong",
+    "Stages",
     "Stepwise",
     "Weighted",
     "WinRate",

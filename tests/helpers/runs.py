@@ -65,6 +65,7 @@ def needs_of(method: str, paying: str = "runs:wobble") -> dict[str, dict[str, An
         "surrogate_signals": ["format"],
         "crpo": ["format", "g2rpo_fast.embedded.channels:faithful"],
         "ton": ["format"],
+        "prs": ["format"],
     }
     hints = {"data": {"hint_columns": ["trace"], "hint_template": "{hint}#{prompt}"}}
     reward = {"functions": [paying, *channels.get(method, [])]}

@@ -18,6 +18,7 @@ from g2rpo_fast.shaping import (
     LengthBudget,
     LengthFormat,
     LengthPenalty,
+    Stages,
     Stepwise,
     Weighted,
     WinRate,
@@ -191,6 +192,7 @@ PIECES: dict[str, Shaping] = {
     "weighted": Weighted(weights={"process": 0.5}),
     "win_rate": WinRate(),
     "length_budget": LengthBudget(),
+    "stages": Stages(),
 }
 
 
