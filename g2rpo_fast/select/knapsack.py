@@ -45,8 +45,9 @@ class Knapsack(Sized):
 
 
 def worth(n: Longs, p: float) -> Doubles:
-    """Chance of a group with both outcomes, times what it teaches: [len(n)] for group sizes `n`."""
-    return (1 - p**n - (1 - p) ** n) * p * (1 - p) ** 2
+    """Chance of a group with both outcomes, times what it teaches: [len(n)] for group sizes `n`. By the C
+    library: NumPy's own powers differ between processors."""
+    return np.asarray([(1 - p**size - (1 - p) ** size) * p * (1 - p) ** 2 for size in n.tolist()])
 
 
 def best_sizes(rate_C: Doubles, budget: int, least: int, most: int) -> Longs:

@@ -26,6 +26,13 @@ from runs import needs_of, tiny_config, without_times
 HINTS = {"data": needs_of("guide_grpo")["data"]}
 RARE = {"reward": {"functions": ["runs:rare"]}}
 AHEAD = {"run": {"ahead": 1}, "objective": {"importance": "token_truncate"}}
+FEW = {
+    "model": {"path": None},
+    "data": {"path": None, "eval_path": None},
+    "embedded": {"train_rows": 8},
+    "selection": {"known": 4},
+}
+"""A task of its own, of so few prompts that each is met again, and known then."""
 RUNNABLE = [key for key, method in load_methods().items() if method.runnable and method.settings]
 
 
@@ -83,7 +90,7 @@ CONTINUED = {
     "memory of credit": ("air_quality_grpo", []),
     "moving setting": ("dcpo", [RARE]),
     "tracker, ahead": ("spo_single_stream", [AHEAD]),
-    "sizes": ("knapsack_rl", [RARE, {"embedded": {"train_rows": 8}, "selection": {"known": 4}}]),
+    "sizes": ("knapsack_rl", [RARE, FEW]),
     "moving weights": ("lambda_grpo", [AHEAD]),
     "tied": ("disco", [RARE, {"optim": {"minibatches": 2}}]),
 }
@@ -118,9 +125,7 @@ def test_vade_keeps_what_it_learns_and_chooses_by_it(task: Task, tmp_path: Path)
 
 
 def test_group_sizes_follow_what_was_learned_and_spend_the_budget(tmp_path: Path) -> None:
-    config = config_of(
-        tmp_path, "v0_allocation", RARE, {"embedded": {"train_rows": 8}, "selection": {"known": 4}}
-    )
+    config = config_of(tmp_path, "v0_allocation", RARE, FEW)
     records, _ = run(config)
     assert [record["rollout/rows"] for record in records[1:]] == [24.0] * 4
     parts = assemble(config, lambda line: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
@@ -76,9 +77,11 @@ class LearnedLength(Weight):
                 f"{self.section}.{self.use}.r: wanted 1 + r z above 0, in groups of {int(size_R.max())} "
                 f"below {1 / np.sqrt(max(size_R.max() - 1, 1)):.3g}, got {self.r:g}"
             )
-        score_R = np.exp(h_R**self.power)
+        # By the C library: NumPy's own functions differ between processors.
+        raised_R = np.asarray([h**self.power for h in h_R.tolist()])
+        score_R = np.asarray([math.exp(raised) for raised in raised_R.tolist()])
         f_R = size_R * score_R / totals(score_R, group_R)
-        u_R = h_R**self.power * np.log(h_R)
+        u_R = raised_R * np.asarray([math.log(h) for h in h_R.tolist()])
         change_R = u_R - totals(f_R * u_R, group_R) / size_R
         return f_R * (_sum(count_R) / max(_sum(f_R * count_R), 1.0)), change_R
 
