@@ -10,12 +10,12 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from g2rpo_fast.config.choice import NONE_WORDS, PIECES, SINGLE
+from g2rpo_fast.config.choice import NONE_WORDS, PIECES, SINGLE, settings_of
 from g2rpo_fast.config.read import EMBEDDED, read_values, sections_of
 from g2rpo_fast.config.renamed import KEYS, renamed
 from g2rpo_fast.config.sections import Config, section_types
@@ -146,14 +146,28 @@ def defaults(sections: Mapping[str, Any]) -> Any:
 def _chain_field(name: str, chain: Sequence[Piece]) -> tuple[str, type, Any]:
     names = [piece.use for piece in chain]
     unique = [f"{use}_{i}" if use in names[:i] else use for i, use in enumerate(names)]
-    entries = [(use, type(piece), field(default=piece)) for use, piece in zip(unique, chain, strict=True)]
+    shown = map(_without_use, chain)
+    entries = [(use, type(piece), field(default=piece)) for use, piece in zip(unique, shown, strict=True)]
     cls = make_dataclass(name.title().replace("_", ""), entries, frozen=True, kw_only=True)
     cls.__doc__ = f"Settings of the pieces that --{name}.use names."
     return name, cls, field(default=cls())
 
 
+def _without_use(piece: Piece) -> Any:
+    """The piece as one of a class whose settings are all that the help shows: --terms.use chooses, nothing else."""
+    cls = type(piece)
+    shown = make_dataclass(cls.__name__, [("use", ClassVar[str])], bases=(cls,), frozen=True, kw_only=True)
+    shown.__doc__ = cls.__doc__
+    return shown(**{name: getattr(piece, name) for name in settings_of(cls)})
+
+
+def _piece(shown: Any) -> Piece:
+    cls = type(shown).__bases__[0]
+    return cls(**{name: getattr(shown, name) for name in settings_of(cls)})
+
+
 def _chain(name: str, found: Any) -> Any:
-    pieces = tuple(getattr(found, f.name) for f in fields(found))
+    pieces = tuple(_piece(getattr(found, f.name)) for f in fields(found))
     return pieces[0] if name in SINGLE else pieces
 
 
