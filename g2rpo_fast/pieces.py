@@ -134,6 +134,9 @@ class Piece:
     reads: ClassVar[frozenset[str]] = frozenset()
     """Columns of the store that another piece of the run must keep."""
 
+    apart: ClassVar[Mapping[str, str]] = {}
+    """Names of pieces that it cannot be beside -> why."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if isinstance(cls.__dict__.get("use"), str):

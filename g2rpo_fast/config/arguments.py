@@ -154,7 +154,7 @@ def _chain_field(name: str, chain: Sequence[Piece]) -> tuple[str, type, Any]:
 
 
 def _without_use(piece: Piece) -> Any:
-    """The piece as one of a class whose settings are all that the help shows: --terms.use chooses, nothing else."""
+    """The piece as one of a class whose settings are all that the help shows: --terms.use alone chooses."""
     cls = type(piece)
     shown = make_dataclass(cls.__name__, [("use", ClassVar[str])], bases=(cls,), frozen=True, kw_only=True)
     shown.__doc__ = cls.__doc__

@@ -12,6 +12,7 @@ from g2rpo_fast.types import channel_place
 
 if TYPE_CHECKING:
     from g2rpo_fast.config.sections import Config
+    from g2rpo_fast.pieces import Piece
 
 
 def _paths(config: Config) -> None:
@@ -146,9 +147,22 @@ def _channels(config: Config) -> None:
         known.append(piece.use)
 
 
-def _columns(config: Config) -> None:
+def _pieces(config: Config) -> tuple[Piece, ...]:
     chains = (config.rounds, config.shaping, config.credit, config.token_credit, config.weights, config.terms)
-    pieces = (config.selection, *(piece for chain in chains for piece in chain))
+    return (config.selection, *(piece for chain in chains for piece in chain))
+
+
+def _apart(config: Config) -> None:
+    pieces = _pieces(config)
+    for piece in pieces:
+        for other in pieces:
+            if why := piece.apart.get(other.use):
+                beside = f"{other.section} = {other.use} ({why})"
+                raise ValueError(f"{piece.section}: wanted {piece.use} without {beside}, got both")
+
+
+def _columns(config: Config) -> None:
+    pieces = _pieces(config)
     kept = {column for piece in pieces for column in piece.columns()}
     for piece in pieces:
         if missing := sorted(piece.reads - kept):
@@ -160,5 +174,5 @@ def _columns(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _hints, _channels,
-    _columns,
+    _columns, _apart,
 )  # fmt: skip

@@ -23,6 +23,7 @@ class BatchStd(Credit):
 
     use = "batch_std"
     eps: Annotated[float, Gt(0)] = 1e-4
+    """Added to the standard deviation."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         total_R = scored.rewards.total_R

@@ -25,6 +25,7 @@ class Channels(Credit):
 
     use = "channels"
     eps: Annotated[float, Gt(0)] = 1e-4
+    """Added to the standard deviation."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         rewards = scored.rewards

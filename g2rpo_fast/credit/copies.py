@@ -23,6 +23,7 @@ class Copies(Credit):
 
     use = "copies"
     kappa: Annotated[float, Ge(0)] = 0.5
+    """0 = copies count in full, 1 = as one."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         number = Counter(prompt for prompt, _ in {(r.prompt.id, r.group) for r in scored.rollouts})

@@ -18,6 +18,7 @@ class Floor(Credit):
 
     use = "floor"
     least: Annotated[float, Le(0)] = -0.1
+    """Advantages below it become it."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         return np.maximum(a_R, self.least)

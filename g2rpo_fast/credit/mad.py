@@ -23,6 +23,7 @@ class Mad(Credit):
 
     use = "mad"
     eps: Annotated[float, Gt(0)] = 1e-4
+    """Added to the sum of deviations."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         group_R = scored.group_R

@@ -30,7 +30,9 @@ class PuzzleCurriculum(Credit):
     use = "puzzle_curriculum"
     compares = True
     scale: Annotated[float, Gt(0)] = 4.0
+    """4 makes d (1 - d) at most 1."""
     gamma: Annotated[float, Ge(0)] = 0.5
+    """Power of the dispersion; 0 = it does not count."""
     num_choices: Annotated[int, Ge(2)] | None = None
     """Options of a question with choices; none = answers are orders."""
 

@@ -26,6 +26,7 @@ class Rank(Credit):
 
     use = "rank"
     blend: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Share of the averaged z-score; 0 = ranks alone."""
     rate: Annotated[float, Gt(0), Le(1)] = 0.05
     """How fast mean and std follow the batch."""
     mean: float = 0.0
@@ -33,6 +34,7 @@ class Rank(Credit):
     std: Annotated[float, Ge(0)] = 1.0
     """Before the first step."""
     eps: Annotated[float, Gt(0)] = 1e-6
+    """Added to the standard deviation."""
 
     def memory(self) -> Memory:
         return {"mean": self.mean, "std": self.std}

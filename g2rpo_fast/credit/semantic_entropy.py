@@ -27,6 +27,7 @@ class SemanticEntropy(Credit):
     use = "semantic_entropy"
     compares = True
     alpha: Annotated[float, Gt(0)] = 0.02
+    """How much of the advantage the largest entropy takes."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         answers, group_R = scored.answers, scored.group_R

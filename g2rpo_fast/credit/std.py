@@ -22,6 +22,7 @@ class Std(Credit):
 
     use = "std"
     eps: Annotated[float, Gt(0)] = 1e-4
+    """Added to the standard deviation."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         return a_R / (deviations(a_R, scored.group_R)[1] + self.eps)

@@ -25,6 +25,7 @@ class VirtualSample(Credit):
     best: float = 1.0
     """The best reward that there is."""
     eps: Annotated[float, Gt(0)] = 1e-6
+    """Added to the standard deviation."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         groups = np.unique(scored.group_R)

@@ -28,6 +28,7 @@ class Whiten(Credit):
     over: Literal["rows", "tokens"] = "rows"
     """What the batch's mean and standard deviation are taken over."""
     eps: Annotated[float, Gt(0)] = 1e-4
+    """Added to the standard deviation."""
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
         count_R = None

@@ -25,6 +25,7 @@ class HintOnFailure(Round):
     repeats = True
     hints = True
     failed: Annotated[float, Ge(0), Le(0.5)] = 0.001
+    """Success rate up to which a group counts as failed."""
 
     def again(self, scored: Scored, memory: Memory, more: More) -> list[Ask]:
         if any(rollout.round for rollout in scored.rollouts):

@@ -24,6 +24,7 @@ class Horizon(Round):
     begin: Annotated[float, Gt(0), Le(1)] = 0.6
     """Share of the most tokens in the first stage; there 3 of 5."""
     stages: Annotated[int, Ge(2)] = 3
+    """Of the run, of equal length."""
 
     def share(self, clock: Clock) -> float:
         stage = min(self.stages * clock.step // max(clock.total_steps, 1), self.stages - 1)

@@ -38,6 +38,7 @@ class Tracker(Selection):
     rho: Annotated[float, Ge(0), Lt(1)] = 0.875
     """What the past of a prompt counts when it is seen again: 1 / (1 - rho) rollouts are remembered."""
     explore: Annotated[float, Gt(0)] = 0.05
+    """Added to every prompt's weight: what is settled is still asked now and then."""
 
     def columns(self) -> dict[str, float]:
         return {RIGHT: 0.5, WRONG: 0.5}

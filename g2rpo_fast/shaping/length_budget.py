@@ -25,6 +25,7 @@ class LengthBudget(Shaping):
     first: Annotated[float, Ge(1)] = 256.0
     """Tokens in the first stage."""
     decay: Annotated[float, Gt(0), Le(1)] = 0.7
+    """By which the budget shrinks from stage to stage."""
     stages: Annotated[int, Ge(1)] = 4
     """In each of which the budget stays; there 150 of 600 steps each."""
     weight: Annotated[float, Gt(0)] = 0.5

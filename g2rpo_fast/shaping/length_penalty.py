@@ -27,6 +27,7 @@ class LengthPenalty(Shaping):
     top: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of the groups, rounded up."""
     alpha: Annotated[float, Ge(0)] = 0.6
+    """Most that length costs."""
 
     def __call__(self, scored: Scored) -> Rewards:
         right_R = (scored.rewards.accuracy_R > 0) & self.in_top_groups(scored)

@@ -24,6 +24,7 @@ class Overlong(Shaping):
     share: Annotated[float, Gt(0), Le(1)] = 0.2
     """C, as a share of the most tokens; there 4096 of 20480."""
     weight: Annotated[float, Gt(0)] = 1.0
+    """Of the penalty in the sum of rewards."""
 
     def __call__(self, scored: Scored) -> Rewards:
         most = scored.clock.max_tokens

@@ -28,7 +28,9 @@ class Stepwise(Shaping):
     channel: str = "progress"
     """The share of a response before its first wrong step."""
     beta: Annotated[float, Gt(0)] = 5.0
+    """How steep the sigmoid is."""
     gamma: float = 0.5
+    """Progress that is paid half."""
 
     def channels(self) -> dict[str, str]:
         return {"channel": self.channel}

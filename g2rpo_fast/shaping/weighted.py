@@ -22,6 +22,7 @@ class Weighted(Shaping):
 
     use = "weighted"
     accuracy: Annotated[float, Ge(0)] = 10.0
+    """Paid for a success."""
     weights: dict[str, float] = field(default_factory=dict)
     """Channel -> w_k."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from g2rpo_fast import Config, train
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import PIECES, config_from_dict, load_config, plain
+from g2rpo_fast.config.choice import settings_of
 from g2rpo_fast.config.read import read_values
 from g2rpo_fast.credit import Center, Channels, Std, Whiten
 from g2rpo_fast.methods import load_method, load_methods
@@ -196,6 +200,8 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--terms.use"], "--terms.use: wanted a value, got []"),
         (["--terms.clip.low", "-1"], "terms.clip.low: wanted at least 0, got -1"),
         (["--method", "gspoo"], "arXiv identifier, got 'gspoo'; the nearest are GSPO"),
+        (["--terms.clip.use", "sapo"], "Unrecognized options: --terms.clip.use"),
+        (["--terms.use", "trace_clip", "--terms.trace_clip.ratio", "sequence"], "--terms.trace-clip.ratio"),
         (["--method", "streambp"], "--method: wanted a method that runs, got streambp (status: no)"),
         (["--method", NOT_YET], f"--method: wanted a method that runs, got {NOT_YET} (status: not yet)"),
         (["--method", "a", "b"], "--method: wanted one value"),
@@ -301,6 +307,28 @@ def test_every_piece_has_settings_with_help() -> None:
             assert cls.__doc__
             if use not in ("own", "in_order"):
                 assert "vidence" in cls.__doc__, (section, use)
+            assert set(settings_of(cls)) - documented(cls) == set(), (section, use)
+
+
+def documented(cls: type) -> set[str]:
+    """Fields of a class and of its bases that have a text under them."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("g2rpo_fast"):
+            (body,) = (
+                node.body
+                for node in ast.parse(inspect.getsource(base)).body
+                if isinstance(node, ast.ClassDef)
+            )
+            found |= {
+                field.target.id
+                for field, text in pairwise(body)
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            }
+    return found
 
 
 def test_a_function_is_a_piece_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +379,12 @@ def test_functions_are_tried_before_anything_is_spent(pieces: Any, told: str, tm
     assert not directory.exists()
     good = Config(credit=[my_credit], terms=[my_loss])  # pyright: ignore[reportArgumentType]
     try_own(good.credit, good.terms)
+
+
+def test_pieces_that_do_not_go_together_are_refused() -> None:
+    both = r"wanted hotter without terms = entropy \(both would steer the entropy\), got both"
+    with pytest.raises(ValueError, match=f"^token_credit: {both}$"):
+        Config(token_credit=["hotter"], terms=["clip", "entropy"])  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("beside", ["trace_clip", "entropy_band"])

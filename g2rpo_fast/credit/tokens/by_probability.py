@@ -22,8 +22,11 @@ class ByProbability(TokenCredit):
     use = "by_probability"
     needs = frozenset({"old_logp"})
     form: Literal["linear", "sigmoid"] = "linear"
+    """How the factor grows with the probability."""
     slope: Annotated[float, Ge(0)] = 0.2
+    """Of the line or the sigmoid."""
     offset: Annotated[float, Ge(0)] = 0.8
+    """Factor of a token of probability 0 (linear); probability whose factor is 1 (sigmoid)."""
 
     def __call__(self, a_N: Doubles, tokens: RowTokens, scored: Scored) -> Doubles:
         assert tokens.old_logp_N is not None

@@ -24,10 +24,15 @@ class Confident(Weight):
     use = "confident"
     needs = frozenset({"old_logp"})
     alpha: Annotated[float, Gt(0)] = 2.0
+    """Scale of the sigmoid."""
     tau: Annotated[float, Gt(0)] = 9.0
+    """How fast it rises with the probability."""
     mu: Annotated[float, Ge(0)] = 0.25
+    """Taken off the sigmoid."""
     low: Annotated[float, Gt(0)] = 1.0
+    """Least weight."""
     high: Annotated[float, Gt(0)] = 1.4
+    """Largest weight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

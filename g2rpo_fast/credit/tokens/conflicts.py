@@ -28,6 +28,7 @@ class Conflicts(TokenCredit):
     use = "conflicts"
     needs = frozenset({"entropy"})
     gamma: Annotated[float, Ge(0)] = 0.1
+    """Cost of a nat of the row's mean entropy."""
     most: Annotated[float, Gt(0), InfinityToo] = math.log(2)
     """inf = no row is left out."""
 

@@ -22,6 +22,7 @@ class Forking(TokenCredit):
     use = "forking"
     needs = frozenset({"entropy"})
     share: Annotated[float, Gt(0), Le(1)] = 0.2
+    """Of the row's trained tokens."""
 
     def __call__(self, a_N: Doubles, tokens: RowTokens, scored: Scored) -> Doubles:
         assert tokens.entropy_N is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -25,12 +26,17 @@ class Hotter(TokenCredit):
 
     use = "hotter"
     needs = frozenset({"old_logp", "hot_logp"})
+    apart = MappingProxyType(dict.fromkeys(("entropy", "entropy_band"), "both would steer the entropy"))
     target: Annotated[float, Ge(0)] = 0.5
     """H0, nats."""
     hot: Annotated[float, Gt(1)] = 1.2
+    """Second temperature where the entropy is at or below the target."""
     cold: Annotated[float, Gt(0), Lt(1)] = 0.8
+    """Second temperature above it."""
     most: Annotated[float, Gt(0)] = 0.1
+    """Distance from the target, in nats, beyond which nothing more is added."""
     success: float = 0.05
+    """A row whose reward exceeds it is right."""
     entropy: float = 0.0
     """H before the first update; then it is the memory's."""
 

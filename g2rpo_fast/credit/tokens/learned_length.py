@@ -31,6 +31,7 @@ class LearnedLength(Weight):
 
     use = "learned_length"
     r: Annotated[float, Gt(0)] = 1 / 9
+    """How far a length of one standard deviation moves h from 1."""
     power: float = 0.0
     """Before the first step; then it is the memory's."""
     rate: Annotated[float, Gt(0)] = 0.1

@@ -23,10 +23,15 @@ class ConfidentClip(Clip):
 
     use = "confident_clip"
     alpha: Annotated[float, Gt(0)] = 2.0
+    """Scale of the sigmoid."""
     tau: Annotated[float, Gt(0)] = 9.0
+    """How fast it rises with the probability."""
     mu: Annotated[float, Ge(0)] = 0.25
+    """Taken off the sigmoid."""
     least: Annotated[float, Gt(0)] = 1.0
+    """Smallest weight."""
     most: Annotated[float, Gt(0)] = 1.4
+    """Largest weight."""
 
     def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
         old_N = torch.where(tokens.old_logp_N.isnan(), logp_N.detach(), tokens.old_logp_N)

@@ -32,9 +32,11 @@ class Disco(Term):
 
     use = "disco"
     score: Literal["logp", "ratio"] = "logp"
+    """Of a row: its mean log-probability, or its mean ratio."""
     tau: Annotated[float, Gt(0), InfinityToo] = 10.0
     """10 for logp, 1 for ratio in the paper; inf = DisCO-b."""
     beta: Annotated[float, Ge(0)] = 1e3
+    """Weight of the squared hinge on the divergence; 0 = none."""
     delta: Annotated[float, Ge(0)] = 1e-4
     """How far the policy may go for nothing, in nats."""
 

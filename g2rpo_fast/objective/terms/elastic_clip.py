@@ -26,8 +26,11 @@ class ElasticClip(Clip):
 
     use = "elastic_clip"
     by_magnitude: Annotated[float, Ge(0)] = 0.5
+    """How much |A| widens the range."""
     by_group: Annotated[float, Ge(0)] = 0.5
+    """How much the group's disagreement widens it."""
     most: Annotated[float, Gt(0)] = 3.0
+    """|A| beyond which it is no wider."""
 
     @property
     def ties(self) -> Ties:

@@ -27,8 +27,11 @@ class EntropyBand(Term):
 
     use = "entropy_band"
     below: Annotated[float, Ge(0)] = 0.01
+    """Weight of entropy below the band."""
     above: Annotated[float, Ge(0)] = 0.01
+    """Weight of entropy above it."""
     share: Annotated[float, Gt(0), Le(1)] = 0.2
+    """Of the row's tokens, that are forking."""
 
     @property
     def ties(self) -> Ties:

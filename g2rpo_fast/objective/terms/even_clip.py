@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from g2rpo_kernels.policy_loss.surrogates import ratio_of
@@ -28,7 +28,10 @@ class EvenClip(Clip):
     """
 
     use = "even_clip"
+    ratio: Literal["token"] = "token"
+    """No other: each token has its bin."""
     bins: Annotated[int, Ge(1)] = 4
+    """Of entropy, with about as many tokens each."""
     least: Annotated[float, Gt(0)] = 1e-3
     """Smallest spread that a bin is scaled from: below it, as on the first pass, scale = 1."""
 

@@ -27,9 +27,13 @@ class HybridClip(Clip):
     """
 
     use = "hybrid_clip"
+    ratio: Literal["token"] = "token"
+    """No other: the sequence's is beside it."""
     high: Annotated[float, Ge(0), InfinityToo] = 0.28
     sequence_low: Annotated[float, Ge(0), InfinityToo] = 3e-4
+    """The sequence's ratio is clipped from below at 1 minus it."""
     sequence_high: Annotated[float, Ge(0), InfinityToo] = 4e-4
+    """And from above at 1 plus it."""
     mix: Literal["average", "entropy"] = "average"
     """average: m_t = share; entropy: m_t = the token's entropy, 0 at the row's least, 1 at its most."""
     share: Annotated[float, Ge(0), Le(1)] = 0.5

@@ -29,6 +29,7 @@ class Kl(Term):
     coef: Annotated[float, Gt(0)] = 0.04
     """Its weight (GRPO's paper: 0.04)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of the divergence, from one sampled token."""
     times: Literal["one", "token", "sequence"] = "one"
     """What multiplies the estimate: nothing, the unclipped ratio of the token, or that of the sequence."""
 
@@ -77,10 +78,15 @@ class KlControlled(Kl):
     target: Annotated[float, Ge(0)] = 10.0
     """Nats a token."""
     kp: Annotated[float, Ge(0)] = 0.05
+    """Proportional gain."""
     ki: Annotated[float, Ge(0)] = 0.01
+    """Integral gain."""
     keep: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """Of the integral, from step to step."""
     low: Annotated[float, Gt(0)] = 1e-6
+    """Least coefficient."""
     high: Annotated[float, Gt(0)] = 1e-2
+    """Largest coefficient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

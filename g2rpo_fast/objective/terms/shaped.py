@@ -33,6 +33,7 @@ class Shaped(Clip):
     gamma: Annotated[float, Gt(0)] | None = None
     """None = the quantile."""
     quantile: Annotated[float, Gt(0), Lt(1)] = 0.9
+    """Of the batch's off-policy ratios, that gamma becomes."""
 
     @property
     def ties(self) -> Ties:

@@ -25,8 +25,12 @@ class TraceClip(Clip):
     """
 
     use = "trace_clip"
+    ratio: Literal["token"] = "token"
+    """No other: the trace is one of its own."""
     decay: Annotated[float, Gt(0), Le(1)] = 0.99
+    """gamma lambda; 1 = all of the history counts in full."""
     trace: Literal["recent", "both"] = "both"
+    """Which earlier tokens count most."""
 
     @property
     def ties(self) -> Ties:

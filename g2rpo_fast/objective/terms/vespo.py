@@ -22,6 +22,10 @@ class Vespo(Surrogate):
     record = g2rpo_kernels.Vespo
     ratio = "product"
     k_pos: Annotated[float, Gt(0)] = 2.0
+    """Power, where the advantage is positive."""
     rate_pos: Annotated[float, Gt(0)] = 3.0
+    """Rate of decay, where it is positive."""
     k_neg: Annotated[float, Gt(0)] = 3.0
+    """Power, where it is negative."""
     rate_neg: Annotated[float, Gt(0)] = 2.0
+    """Rate of decay, where it is negative."""
