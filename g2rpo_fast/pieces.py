@@ -134,8 +134,8 @@ class Piece:
     reads: ClassVar[frozenset[str]] = frozenset()
     """Columns of the store that another piece of the run must keep."""
 
-    apart: ClassVar[Mapping[str, str]] = {}
-    """Names of pieces that it cannot be beside -> why."""
+    steers: ClassVar[str | None] = None
+    """What it keeps near a value of its own: no two pieces of a run may steer the same."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -152,13 +152,15 @@ def _pieces(config: Config) -> tuple[Piece, ...]:
     return (config.selection, *(piece for chain in chains for piece in chain))
 
 
-def _apart(config: Config) -> None:
-    pieces = _pieces(config)
-    for piece in pieces:
-        for other in pieces:
-            if why := piece.apart.get(other.use):
-                beside = f"{other.section} = {other.use} ({why})"
-                raise ValueError(f"{piece.section}: wanted {piece.use} without {beside}, got both")
+def _steered(config: Config) -> None:
+    steering: dict[str, Piece] = {}
+    for piece in _pieces(config):
+        first = piece if piece.steers is None else steering.setdefault(piece.steers, piece)
+        if first is not piece:
+            raise ValueError(
+                f"{piece.section}: wanted one piece that steers the {piece.steers}, got {piece.use} beside "
+                f"{first.section} = {first.use}"
+            )
 
 
 def _columns(config: Config) -> None:
@@ -174,5 +176,5 @@ def _columns(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _hints, _channels,
-    _columns, _apart,
+    _columns, _steered,
 )  # fmt: skip

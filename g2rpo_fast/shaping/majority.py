@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Majority(Shaping):
     """
 
     use = "majority"
+    compares = True
 
     def __call__(self, scored: Scored) -> Rewards:
         answers, group_R = scored.answers, scored.group_R
@@ -34,5 +35,4 @@ class Majority(Shaping):
                 for group, answer in zip(group_R.tolist(), answers, strict=True)
             ]
         )
-        silenced = replace(scored.rewards, total_R=np.zeros(len(answers)))
-        return silenced.plus(self.use, agrees_R)
+        return scored.rewards.only(self.use, agrees_R)

@@ -381,9 +381,9 @@ def test_functions_are_tried_before_anything_is_spent(pieces: Any, told: str, tm
     try_own(good.credit, good.terms)
 
 
-def test_pieces_that_do_not_go_together_are_refused() -> None:
-    both = r"wanted hotter without terms = entropy \(both would steer the entropy\), got both"
-    with pytest.raises(ValueError, match=f"^token_credit: {both}$"):
+def test_two_pieces_that_steer_the_same_are_refused() -> None:
+    both = "wanted one piece that steers the entropy, got entropy beside token_credit = hotter"
+    with pytest.raises(ValueError, match=f"^terms: {both}$"):
         Config(token_credit=["hotter"], terms=["clip", "entropy"])  # pyright: ignore[reportArgumentType]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -26,7 +25,7 @@ class Hotter(TokenCredit):
 
     use = "hotter"
     needs = frozenset({"old_logp", "hot_logp"})
-    apart = MappingProxyType(dict.fromkeys(("entropy", "entropy_band"), "both would steer the entropy"))
+    steers = "entropy"
     target: Annotated[float, Ge(0)] = 0.5
     """H0, nats."""
     hot: Annotated[float, Gt(1)] = 1.2

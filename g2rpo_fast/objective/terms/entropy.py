@@ -16,6 +16,7 @@ class Entropy(Term):
     """-coef w H, H the entropy (nats) of the token's distribution (A3C, arXiv 1602.01783). Evidence: code."""
 
     use = "entropy"
+    steers = "entropy"
     coef: float = 0.01
     """Its weight (A3C: 0.01); above 0 a bonus, below a penalty."""
 

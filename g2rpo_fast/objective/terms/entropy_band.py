@@ -26,6 +26,7 @@ class EntropyBand(Term):
     """
 
     use = "entropy_band"
+    steers = "entropy"
     below: Annotated[float, Ge(0)] = 0.01
     """Weight of entropy below the band."""
     above: Annotated[float, Ge(0)] = 0.01
