@@ -175,6 +175,8 @@ class Selection(Piece, ABC):
     """Which prompts a step trains on, and how many rollouts each gets."""
 
     section = "selection"
+    ordered: ClassVar[bool] = False
+    """Whether it goes on from `Clock.cursor`: the prompts after those that a step began with are others."""
 
     @abstractmethod
     def choose(
@@ -200,6 +202,8 @@ class Round(Piece):
     """Whether it may ask again: a round's rows are then scored before the next is asked for."""
     hints: ClassVar[bool] = False
     """Whether it samples from prompts with hints."""
+    takes_more: ClassVar[bool] = False
+    """Whether it asks for further prompts: of a selection that has an order, which never repeats itself."""
 
     def first(self, asks: Sequence[Ask], memory: Memory, clock: Clock) -> list[Ask]:
         return list(asks)

@@ -128,6 +128,15 @@ def _products(config: Config) -> None:
         )
 
 
+def _more(config: Config) -> None:
+    taking = [piece.use for piece in config.rounds if piece.takes_more]
+    if taking and not config.selection.ordered:
+        raise ValueError(
+            f"selection: wanted one with an order, such as in_order, with rounds = {taking[0]} (which asks "
+            f"for the prompts after those it has), got {config.selection.use}: its draw would repeat them"
+        )
+
+
 def _hints(config: Config) -> None:
     wanting = [piece.use for piece in config.rounds if piece.hints]
     if wanting and not config.data.hint_columns:
@@ -175,6 +184,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _hints, _channels,
-    _columns, _steered,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _more, _hints,
+    _channels, _columns, _steered,
 )  # fmt: skip

@@ -25,6 +25,7 @@ class Resample(Round):
 
     use = "resample"
     repeats = True
+    takes_more = True
     most: Annotated[int, Ge(2)] = 10
     """Rounds of a step, the first included."""
     enough: Annotated[float, Gt(0), Le(1)] = 1.0

@@ -15,6 +15,7 @@ class InOrder(Selection):
     """The next prompts of the epoch (`data.shuffle`: of a new permutation each epoch), all groups alike."""
 
     use = "in_order"
+    ordered = True
 
     def choose(
         self, prompts: Sequence[Prompt], store: PromptStore, clock: Clock, *, count: int, size: int

@@ -381,6 +381,14 @@ def test_functions_are_tried_before_anything_is_spent(pieces: Any, told: str, tm
     try_own(good.credit, good.terms)
 
 
+def test_more_prompts_are_asked_of_a_selection_with_an_order() -> None:
+    Config(rounds=["resample"])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ValueError, match=r"^selection: wanted one with an order, .* with rounds = resample .* vade"
+    ):
+        Config(rounds=["resample"], selection="vade")  # pyright: ignore[reportArgumentType]
+
+
 def test_two_pieces_that_steer_the_same_are_refused() -> None:
     both = "wanted one piece that steers the entropy, got entropy beside token_credit = hotter"
     with pytest.raises(ValueError, match=f"^terms: {both}$"):
