@@ -258,6 +258,8 @@ class RowTokens:
     """Of that policy's distribution of the token (nats)."""
     hot_logp_N: Doubles | None = None
     """As old_logp_N, at a second temperature."""
+    influence_N: Doubles | None = None
+    """How much a step on the token would raise its group's right rows (`learner.influence`)."""
 
     @property
     def of_rows(self) -> dict[int, np.ndarray]:
@@ -270,7 +272,7 @@ class TokenPiece(Piece):
     """Base of pieces that read `RowTokens`."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of old_logp, entropy and hot_logp, which cost a look at the old policy, those that are read."""
+    """Of old_logp, entropy, hot_logp and influence, which cost a look at the old policy, those it reads."""
 
     def hot_temperature(self) -> float:
         """Of `hot_logp`, where that is needed: in units of the policy's own temperature."""

@@ -13,9 +13,11 @@ import torch
 from g2rpo_kernels import linear_logprob
 from torch import Tensor
 
+from g2rpo_fast.learner.influence import Seen, influence
 from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.pieces import TokenPiece
-from g2rpo_fast.types import Doubles, Longs
+from g2rpo_fast.types import Bools, Doubles, Longs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,30 +28,44 @@ class Look:
     entropy_N: Doubles
     hot_logp_N: Doubles | None = None
     """logp at a second temperature."""
+    influence_N: Doubles | None = None
+    """See `influence`."""
 
     def keep(self, index_N: Longs) -> Look:
         """Of some of the tokens."""
-        hot_N = self.hot_logp_N
+        hot_N, influence_N = self.hot_logp_N, self.influence_N
         return Look(
             logp_N=self.logp_N[index_N],
             entropy_N=self.entropy_N[index_N],
             hot_logp_N=None if hot_N is None else hot_N[index_N],
+            influence_N=None if influence_N is None else influence_N[index_N],
         )
 
 
 @torch.no_grad()
-def look(policy: Policy, streams: Sequence[Stream], num_tokens: int, *, hot: float | None = None) -> Look:
+def look(
+    policy: Policy,
+    streams: Sequence[Stream],
+    batch: TrainBatch,
+    *,
+    hot: float | None = None,
+    right_B: Bools | None = None,
+) -> Look:
     """One forward of each stream, and one product with the head; a second one with `hot`.
 
     Args:
-        num_tokens: of the batch that the streams' plans index.
+        batch: that the streams' plans index.
         hot: a second temperature, in units of the policy's own.
+        right_B: which rows of the batch are right, where the tokens' influence on them is wanted.
     """
-    numbers = [np.full(num_tokens, np.nan) for _ in range(2 + (hot is not None))]
+    numbers = [np.full(len(batch.sequences.ids_N), np.nan) for _ in range(2 + (hot is not None))]
+    seen: list[Seen] = []
     for stream in streams:
         hidden_SD = policy.hidden(stream.plan).hidden_SD
         found = policy.through_head(linear_logprob, hidden_SD, stream)
         values: list[Tensor] = [found.logp_T, found.entropy_T]
+        if right_B is not None:
+            seen.append(Seen(stream, hidden_SD[stream.source_T].to(found.lse_T), found.lse_T))
         if hot is not None:
             temperature = hot * policy.temperature
             values.append(
@@ -57,7 +73,12 @@ def look(policy: Policy, streams: Sequence[Stream], num_tokens: int, *, hot: flo
             )
         for value_T, out_N in zip(values, numbers, strict=True):
             stream.scatter(value_T, out_N)
-    return Look(logp_N=numbers[0], entropy_N=numbers[1], hot_logp_N=numbers[2] if hot is not None else None)
+    return Look(
+        logp_N=numbers[0],
+        entropy_N=numbers[1],
+        hot_logp_N=numbers[2] if hot is not None else None,
+        influence_N=None if right_B is None else influence(policy, seen, batch, right_B),
+    )
 
 
 def hot_temperature(pieces: Sequence[TokenPiece]) -> float | None:

@@ -70,8 +70,9 @@ def _row_tokens(
         }
         if seen is not None:
             found |= {"old_logp_N": seen.logp_N[at], "entropy_N": seen.entropy_N[at]}
-            if seen.hot_logp_N is not None:
-                found["hot_logp_N"] = seen.hot_logp_N[at]
+            for name in ("hot_logp_N", "influence_N"):
+                if (value_N := getattr(seen, name)) is not None:
+                    found[name] = value_N[at]
         for name, value in found.items():
             numbers.setdefault(name, []).append(value)
     order_K = np.argsort(_join(numbers["row_N"]), kind="stable")

@@ -35,7 +35,7 @@ from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients
 from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
-from g2rpo_fast.types import SOURCES
+from g2rpo_fast.types import SOURCES, Bools
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ class Learner:
             batches, looks = self._credited(batches, looks, scored)
         streams = [self._streams(batch) for batch in batches]
         if reads_old or self._asks_first(batches):
-            hot = hot_temperature(pieces)
+            hot, moves = hot_temperature(pieces), any("influence" in piece.needs for piece in pieces)
             looks = [
-                look(self.policy, of_batch, len(batch.sequences.ids_N), hot=hot)
+                look(self.policy, of_batch, batch, hot=hot, right_B=_right(batch, scored) if moves else None)
                 for batch, of_batch in zip(batches, streams, strict=True)
             ]
         if reads_old:
@@ -283,3 +283,9 @@ class Learner:
             linear_loss(self.policy, micro, *coefficients).loss.backward()
         tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
         return replace(step, micros=micros)
+
+
+def _right(batch: TrainBatch, scored: Scored | None) -> Bools:
+    """[rows of the batch] whether the row was paid."""
+    assert scored is not None, "influence wants `scored`"
+    return scored.rewards.total_R[batch.rollout_R] > 0

@@ -8,12 +8,13 @@ from g2rpo_fast.credit.tokens.by_probability import ByProbability
 from g2rpo_fast.credit.tokens.confident import Confident
 from g2rpo_fast.credit.tokens.conflicts import Conflicts
 from g2rpo_fast.credit.tokens.forking import Forking
+from g2rpo_fast.credit.tokens.hidden_reward import HiddenReward
 from g2rpo_fast.credit.tokens.hotter import Hotter
 from g2rpo_fast.credit.tokens.learned_length import LearnedLength
 from g2rpo_fast.pieces import TokenCredit, Weight
 
 TOKEN_CREDITS: dict[str, type[TokenCredit]] = {
-    piece.use: piece for piece in (ByProbability, Conflicts, Forking, Hotter)
+    piece.use: piece for piece in (ByProbability, Conflicts, Forking, HiddenReward, Hotter)
 }
 """By the name in `use`."""
 WEIGHTS: dict[str, type[Weight]] = {piece.use: piece for piece in (Confident, LearnedLength)}
@@ -25,6 +26,7 @@ __all__ = [
     "Confident",
     "Conflicts",
     "Forking",
+    "HiddenReward",
     "Hotter",
     "LearnedLength",
 ]
