@@ -1,4 +1,4 @@
-"""Forty random cases of each op in float32 and forty in float16: values and every gradient.
+"""A hundred random cases of each op in float32 and a hundred in float16: values and every gradient.
 
 `logprob`, `policy_loss` with token ratios, and tree attention have theirs beside their other tests. The
 budget (style rule 26) holds for the worst error of all cases of an op, see `Errors`.
@@ -30,7 +30,7 @@ from budget import draws
 from logit_rows import weighted
 from random_policies import Errors, moved, random_case, random_objective
 
-NUM_CASES = 40
+NUM_CASES = 100
 DTYPES = [torch.float32, torch.float16]
 SCALINGS = [(1.0, None), (0.8, None), (1.1, 20.0)]
 LINEAR_GRADIENTS = ("gradient of hidden", "gradient of head", "gradient of bias")

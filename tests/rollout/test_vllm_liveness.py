@@ -57,8 +57,8 @@ def test_what_works_is_waited_for_however_long(tmp_path: Path, loops: int) -> No
     with stand_in(tmp_path) as process, busy_loops(loops):
         for command in ("spin", "hold_lock", "work_elsewhere"):
             began = time.monotonic()
-            assert ask(process, command, seconds=LIMIT_S + 1.5) is None
-            assert time.monotonic() - began > LIMIT_S + 1
+            assert ask(process, command, seconds=2 * LIMIT_S) is None  # of a speed measured before: roughly
+            assert time.monotonic() - began > LIMIT_S
         assert len(ask(process, "answer", size=30_000_000)) == 30_000_000
 
 
