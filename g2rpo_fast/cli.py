@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from g2rpo_fast.interrupts import Terminated
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _status_of(error: Exception) -> int | None:
     """Tells in a line what a run may meet. None: a fault of the program, which has a note that says so."""
     if is_fault(error):
         return None
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, PieceError):
         status = 2
     else:
         from g2rpo_fast.safekeeping import STOPS

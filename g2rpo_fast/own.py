@@ -44,3 +44,20 @@ def function_of(given: Callable[..., Any] | str, key: str, *, instead: str = "")
 def name_of(function: Callable[..., Any]) -> str:
     """What stands for a function in a record of the run."""
     return f"{function.__module__}:{function.__qualname__}"
+
+
+class PieceError(ValueError):
+    """A piece cannot do with what the run gave it, or a user's function in one failed; one line, naming it.
+
+    In a run, whose work is saved, it ends it; before one it is a mistake like any other.
+    """
+
+
+def called(key: str, given: Callable[..., Any] | str, *arguments: Any) -> Any:
+    """What the function returns. Raises PieceError, naming `key`, for whatever it raises."""
+    function = function_of(given, key)
+    try:
+        return function(*arguments)
+    except Exception as error:  # the user's function may raise anything
+        name = given if isinstance(given, str) else name_of(function)
+        raise PieceError(f"{key}: {name}: {type(error).__name__}: {error}") from error

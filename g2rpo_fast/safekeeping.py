@@ -19,11 +19,12 @@ from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import latest_checkpoint, prune_checkpoints, save_checkpoint
 from g2rpo_fast.files import WriteError
 from g2rpo_fast.model import write_small_files
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.types import EngineError
 from g2rpo_fast.usage import FAULT
 
-STOPS = (RewardError, EngineError, FloatingPointError, WriteError, torch.OutOfMemoryError)
+STOPS = (RewardError, PieceError, EngineError, FloatingPointError, WriteError, torch.OutOfMemoryError)
 """Errors that a run may meet without a fault of the program."""
 
 

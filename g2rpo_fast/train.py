@@ -48,13 +48,14 @@ def train(config: Config, *, show: Callable[[str], None] = print) -> TrainResult
 
     Raises:
         ValueError: wrong configuration, data or model; nothing was spent.
-        RewardError, EngineError: a reward function or the rollout engine failed.
+        RewardError, PieceError, EngineError: a reward function, a piece of the method or the rollout engine
+            failed.
         FloatingPointError: weights or logits are no longer finite, or too many updates in a row had a
             non-finite gradient.
         WriteError: a file of the run could not be written.
 
-    Whatever it is but a ValueError, the last state that the weights agree with was saved, and a note of the
-    exception says where.
+    Whatever ended a run that had begun, the last state that the weights agree with was saved, and a note of
+    the exception says where.
     """
     parts = assemble(config, show)
     with closing(parts), parts.interrupts.handled():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from g2rpo_fast.own import name_of
+from g2rpo_fast.own import PieceError, name_of
 from g2rpo_fast.pieces import Clock, Credit, Piece, PromptStore, Scored, Term, Tokens
 from g2rpo_fast.types import Prompt, Rewards, Rollout
 
@@ -106,8 +106,8 @@ def _rollout(group: int, member: int) -> Rollout:
 def _called(piece: Piece, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:  # the user's function may raise anything
-        raise ValueError(f"{_name(piece)}: {type(error).__name__}: {error}") from error
+    except PieceError as error:
+        raise ValueError(str(error)) from error
 
 
 def _name(piece: Piece) -> str:

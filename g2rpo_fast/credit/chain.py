@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import Credit, PromptStore, Scored
 from g2rpo_fast.types import Doubles
 
@@ -32,8 +33,8 @@ def advantages(chain: Sequence[Credit], scored: Scored, store: PromptStore) -> D
 
 def _checked(a_R: Doubles, name: str, num_rows: int) -> Doubles:
     if a_R.shape != (num_rows,):
-        raise ValueError(f"{name}: wanted [{num_rows}] numbers, one a row, got {list(a_R.shape)}")
+        raise PieceError(f"{name}: wanted [{num_rows}] numbers, one a row, got {list(a_R.shape)}")
     bad = np.flatnonzero(~np.isfinite(a_R))
     if len(bad):
-        raise ValueError(f"{name}: wanted finite numbers, got {a_R[bad[0]]} at row {bad[0]}")
+        raise PieceError(f"{name}: wanted finite numbers, got {a_R[bad[0]]} at row {bad[0]}")
     return a_R

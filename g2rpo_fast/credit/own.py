@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from g2rpo_fast.own import function_of
+from g2rpo_fast.own import called, function_of
 from g2rpo_fast.pieces import Credit, PromptStore, Scored
 from g2rpo_fast.types import Doubles
 
@@ -23,4 +23,4 @@ class Own(Credit):
         function_of(self.function, f"{self.section}.{self.use}.function")
 
     def __call__(self, a_R: Doubles, scored: Scored, store: PromptStore) -> Doubles:
-        return function_of(self.function, f"{self.section}.{self.use}.function")(a_R, scored, store)
+        return called(f"{self.section}.{self.use}.function", self.function, a_R, scored, store)

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Ge, Gt
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import Credit, PromptStore, Scored
 from g2rpo_fast.types import Doubles
 
@@ -40,7 +41,7 @@ class PuzzleCurriculum(Credit):
         answers, group_R, total_R = scored.answers, scored.group_R, scored.rewards.total_R
         outside = total_R[np.abs(total_R - 0.5) > 0.5 + ROUNDING]
         if len(outside):
-            raise ValueError(f"credit.{self.use}: wanted rewards in [0, 1], got {outside[0]}")
+            raise PieceError(f"credit.{self.use}: wanted rewards in [0, 1], got {outside[0]}")
         factor_R = np.zeros(len(a_R))
         for group in np.unique(group_R):
             rows = np.flatnonzero(group_R == group)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import Credit, PromptStore, Scored
 from g2rpo_fast.types import Doubles
 
@@ -24,7 +25,7 @@ class TrackerBaseline(Credit):
         total_R = scored.rewards.total_R
         outside = np.flatnonzero((total_R < 0) | (total_R > 1))
         if len(outside):
-            raise ValueError(
+            raise PieceError(
                 f"{self.section}.{self.use}: wanted rewards in [0, 1], of all channels together, got "
                 f"{total_R[outside[0]]:g}"
             )

@@ -16,6 +16,7 @@ from g2rpo_fast.learner.micro import MicroBatch
 from g2rpo_fast.learner.policy import Policy
 from g2rpo_fast.objective.terms.rows import counted, safe
 from g2rpo_fast.objective.tokens import joined
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import Stats, Term, Ties, Tokens
 
 WIDER: tuple[Ties, ...] = ("token", "row", "group", "batch")
@@ -56,15 +57,18 @@ def own_loss(policy: Policy, micro: MicroBatch, terms: Sequence[Term], seen: See
     # Groups are cut apart like rows: each is a run of edges.
     bins: dict[str, Any] = {"row_cuts": rows.cuts(ties)} if ties in ("row", "group") else {}
     hidden_SD = policy.hidden(micro.stream.plan).hidden_SD
-    out = policy.through_head(
-        token_loss,
-        hidden_SD,
-        micro.stream,
-        loss,
-        ties="row" if bins else ties,
-        look=None if seen is None else tuple(value_T.to(tokens.weight_N.dtype) for value_T in seen),
-        **bins,
-    )
+    try:
+        out = policy.through_head(
+            token_loss,
+            hidden_SD,
+            micro.stream,
+            loss,
+            ties="row" if bins else ties,
+            look=None if seen is None else tuple(value_T.to(tokens.weight_N.dtype) for value_T in seen),
+            **bins,
+        )
+    except ValueError as error:  # what the terms return is no loss
+        raise error if isinstance(error, PieceError) else PieceError(f"terms: {error}") from error
     logp_N, entropy_N = out.logp_T[rows.edge_N], out.entropy_T[rows.edge_N]
     return Loss(out.loss, out.logp_T, stats_of(terms, logp_N, entropy_N, tokens))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from g2rpo_fast.learner.look import Look
 from g2rpo_fast.objective.batch import TrainBatch
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import RowTokens, Scored, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.types import Doubles, Longs
 
@@ -92,8 +93,8 @@ def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
 def _checked(piece: TokenPiece, value_K: Doubles, num_tokens: int) -> Doubles:
     name = f"{piece.section}.{piece.use}"
     if np.shape(value_K) != (num_tokens,):
-        raise ValueError(f"{name}: wanted [{num_tokens}] numbers, one a token, got {list(np.shape(value_K))}")
+        raise PieceError(f"{name}: wanted [{num_tokens}] numbers, one a token, got {list(np.shape(value_K))}")
     bad = np.flatnonzero(~np.isfinite(value_K))
     if len(bad):
-        raise ValueError(f"{name}: wanted finite numbers, got {value_K[bad[0]]} at token {bad[0]}")
+        raise PieceError(f"{name}: wanted finite numbers, got {value_K[bad[0]]} at token {bad[0]}")
     return value_K

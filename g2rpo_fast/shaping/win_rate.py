@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from g2rpo_fast.own import function_of
+from g2rpo_fast.own import PieceError, called, function_of
 from g2rpo_fast.pieces import Scored, Shaping
 from g2rpo_fast.types import Doubles, Rewards
 
@@ -64,13 +64,11 @@ class WinRate(Shaping):
         return lambda one, other: 0.5 + 0.5 * float(np.sign(value_R[one] - value_R[other]))
 
     def _by_text(self, scored: Scored) -> Callable[[int, int], float]:
-        better = function_of(self.comparator, self._key)
-
         def asked(one: int, other: int) -> float:
             first, second = scored.rollouts[one], scored.rollouts[other]
-            won = better(first.text, second.text, first.prompt.text)
+            won = called(self._key, self.comparator, first.text, second.text, first.prompt.text)
             if not (isinstance(won, Real) and 0 <= float(won) <= 1):
-                raise ValueError(f"{self._key}: wanted a number in [0, 1], got {won!r}")
+                raise PieceError(f"{self._key}: wanted a number in [0, 1], got {won!r}")
             return float(won)
 
         if not self.both_orders:

@@ -13,13 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_fast.assemble import assemble
+from g2rpo_fast.cli import _status_of
 from g2rpo_fast.config import Config, config_from_dict, plain
 from g2rpo_fast.config.read import read_values, with_method
 from g2rpo_fast.embedded import prepare
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.methods import load_method, load_methods
 from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.rounds import settled
+from g2rpo_fast.safekeeping import FAULT
 from g2rpo_fast.train import train
 from runs import needs_of, tiny_config, without_times
 
@@ -194,3 +197,35 @@ def test_hints_that_are_not_there_are_wanted_by_name(tmp_path: Path) -> None:
         config_of(tmp_path, "guide_grpo")
     values, _ = read_values("embedded", method="grpo")
     assert values["guidance"]["enabled"] is False
+
+
+def gone_later(a_R: Any, scored: Any, store: Any) -> Any:
+    return a_R if scored.clock.step < 2 else scored.nothing
+
+
+def endless_later(logp_N: torch.Tensor, entropy_N: torch.Tensor, tokens: Any) -> torch.Tensor:
+    """Finite where it is tried, and in a run's first micro-batch, of which it is told by its old policy."""
+    return logp_N.sum() / (0 if len(logp_N) > 12 else 1)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told", "done"),
+    [
+        (
+            {"credit": [gone_later]},
+            r"credit\.own\.function: test_method_runs:gone_later: Attr",
+            2,
+        ),
+        ({"terms": [endless_later]}, r"terms: loss: wanted a finite value, got -?inf", 0),
+    ],
+)
+def test_a_function_that_fails_in_a_run_ends_it_in_a_line_and_loses_nothing(
+    pieces: Any, told: str, done: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(tiny_config(tmp_path, evaluate={"every": 0}), **pieces)
+    with pytest.raises(PieceError, match=f"^{told}") as caught:
+        train(config, show=lambda line: None)
+    assert _status_of(caught.value) == 1
+    line = capsys.readouterr().err
+    assert f"the state after step {done} is saved" in line
+    assert FAULT not in line

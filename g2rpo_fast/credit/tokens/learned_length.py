@@ -10,6 +10,7 @@ import numpy as np
 
 from g2rpo_fast.bounds import Gt
 from g2rpo_fast.credit.groups import deviations, totals
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.pieces import Clock, Memory, Outcome, RowTokens, Scored, Weight
 from g2rpo_fast.types import Doubles
 
@@ -74,7 +75,7 @@ class LearnedLength(Weight):
         std_R = np.sqrt(totals(deviation_R**2, group_R) / size_R)
         h_R = 1 + self.r * deviation_R / np.where(std_R > 0, std_R, 1.0)
         if h_R.min(initial=1.0) <= 0:
-            raise ValueError(
+            raise PieceError(
                 f"{self.section}.{self.use}.r: wanted 1 + r z above 0, in groups of {int(size_R.max())} "
                 f"below {1 / np.sqrt(max(size_R.max() - 1, 1)):.3g}, got {self.r:g}"
             )

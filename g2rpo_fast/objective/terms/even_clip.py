@@ -12,7 +12,7 @@ from torch import Tensor
 from g2rpo_fast.bounds import Ge, Gt
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import counted, log_ratio, safe
-from g2rpo_fast.objective.terms.surrogate import signed
+from g2rpo_fast.objective.terms.surrogate import weighed
 from g2rpo_fast.pieces import Ties, Tokens
 
 
@@ -40,12 +40,10 @@ class EvenClip(Clip):
         return "batch"
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
-        plus_N, minus_N = signed(tokens)
         log_ratio_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
         shift_N, scale_N = self.standard(log_ratio_N.detach(), entropy_N.detach(), tokens)
         values = self.surrogate(ratio_of(scale_N * (log_ratio_N - shift_N)), safe(logp_N, tokens))
-        used = (plus_N != 0) | (minus_N != 0)
-        return -torch.where(used, plus_N * values.plus + minus_N * values.minus, 0.0).sum()
+        return weighed(values.plus, values.minus, tokens)
 
     def standard(self, log_ratio_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """(shift, scale) of each token's bin."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from g2rpo_kernels import Clip as ClipRecord
 from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from g2rpo_fast.bounds import Ge, InfinityToo, Le
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import log_ratio, row_means, safe, spread
-from g2rpo_fast.objective.terms.surrogate import signed
+from g2rpo_fast.objective.terms.surrogate import weighed
 from g2rpo_fast.pieces import Ties, Tokens
 
 
@@ -44,7 +43,6 @@ class HybridClip(Clip):
         return "row"
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
-        plus_N, minus_N = signed(tokens)
         by_token_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
         row_N = row_means(by_token_N.detach(), tokens)[tokens.row_N]
         safe_N = safe(logp_N, tokens)
@@ -52,10 +50,9 @@ class HybridClip(Clip):
         token = self.surrogate(ratio_of(by_token_N), safe_N)
         whole = ClipRecord(low=self.sequence_low, high=self.sequence_high)(ratio_of(by_row_N), safe_N)
         mix_N = spread(entropy_N, tokens) if self.mix == "entropy" else self.share
-        plus = mix_N * token.plus + (1 - mix_N) * whole.plus
-        minus = mix_N * token.minus + (1 - mix_N) * whole.minus
-        used = (plus_N != 0) | (minus_N != 0)
-        return -torch.where(used, plus_N * plus + minus_N * minus, 0.0).sum()
+        plus_N = mix_N * token.plus + (1 - mix_N) * whole.plus
+        minus_N = mix_N * token.minus + (1 - mix_N) * whole.minus
+        return weighed(plus_N, minus_N, tokens)
 
     def kernel(self) -> None:
         return None

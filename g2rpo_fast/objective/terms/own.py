@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from g2rpo_fast.own import function_of
+from g2rpo_fast.own import called, function_of
 from g2rpo_fast.pieces import Term, Ties, Tokens
 
 
@@ -29,16 +29,16 @@ class Own(Term):
         function_of(self.function, f"{self.section}.{self.use}.function")
 
     @property
-    def called(self) -> Callable[..., Tensor]:
+    def told(self) -> Callable[..., Tensor]:
         return function_of(self.function, f"{self.section}.{self.use}.function")
 
     @property
     def ties(self) -> Ties:
-        return getattr(self.called, "ties", "batch")
+        return getattr(self.told, "ties", "batch")
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(getattr(self.called, "needs", ("old_logp",)))
+        return frozenset(getattr(self.told, "needs", ("old_logp",)))
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
-        return self.called(logp_N, entropy_N, tokens)
+        return called(f"{self.section}.{self.use}.function", self.function, logp_N, entropy_N, tokens)

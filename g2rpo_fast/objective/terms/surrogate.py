@@ -62,10 +62,8 @@ class Surrogate(Term):
         return self.surrogate(ratio_of(log_ratio_N), logp_N)
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
-        plus_N, minus_N = signed(tokens)
         values = self.values(logp_N, self.log_ratio(logp_N, tokens), tokens)
-        used = (plus_N != 0) | (minus_N != 0)
-        return -torch.where(used, plus_N * values.plus + minus_N * values.minus, 0.0).sum()
+        return weighed(values.plus, values.minus, tokens)
 
     @torch.no_grad()
     def stats(self, logp_N: Tensor, tokens: Tokens) -> Stats:
@@ -85,3 +83,10 @@ def signed(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """[N] each: weight times the positive, and the negative, part of the advantage."""
     advantage_N, weight_N = tokens.advantage_N, tokens.weight_N
     return weight_N * advantage_N.clamp(min=0), weight_N * advantage_N.clamp(max=0)
+
+
+def weighed(plus_N: Tensor, minus_N: Tensor, tokens: Tokens) -> Tensor:
+    """0-dim: minus what positive and negative advantages multiply, times these; 0 of tokens without one."""
+    a_plus_N, a_minus_N = signed(tokens)
+    used = (a_plus_N != 0) | (a_minus_N != 0)
+    return -torch.where(used, a_plus_N * plus_N + a_minus_N * minus_N, 0.0).sum()
