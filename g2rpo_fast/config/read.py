@@ -58,7 +58,13 @@ def read_values(
         return values, ()
     if not isinstance(name, str):
         raise ValueError(f"{source}: method: wanted a method's name, got {name!r}")
-    return with_method(values, _method(name), task=str(source or "the defaults"))
+    chosen = _method(name)
+    result = with_method(values, chosen, task=str(source or "the defaults"))
+    try:
+        sections_of(chosen.settings)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return result
 
 
 def _method(name: str) -> Method:

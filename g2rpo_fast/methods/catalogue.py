@@ -53,7 +53,7 @@ def find(name: str, methods: Mapping[str, Method]) -> Method:
         listed = ", ".join(f"{method.key} ({_identified(method)})" for method in found)
         raise ValueError(f"methods: {name!r} may be {listed}")
     spelling = {plain(word): word for method in methods.values() for word in _names(method)}
-    near = [spelling[match] for match in difflib.get_close_matches(word, spelling, n=3)]
+    near = [spelling[match] for match in difflib.get_close_matches(word, spelling, n=5)]
     hint = f"the nearest are {', '.join(near)}" if near else "`g2rpo-fast methods` lists them"
     raise ValueError(f"methods: wanted a method's name or arXiv identifier, got {name!r}; {hint}")
 

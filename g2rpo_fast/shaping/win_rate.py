@@ -25,9 +25,9 @@ class WinRate(Shaping):
     """
 
     use = "win_rate"
-    comparator: Any = None
+    comparator: Any = ""
     """A function (one, other, prompt) of two texts and the prompt's, or "module:function": 1 where the first
-    is better, 0 where the second is, 0.5 for a tie."""
+    is better, 0 where the second is, 0.5 for a tie. "" = none."""
     channel: str | None = None
     """What is compared without a comparator; none = the sum of the rewards."""
     both_orders: bool = False
@@ -35,7 +35,7 @@ class WinRate(Shaping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.comparator is not None:
+        if self.comparator:
             function_of(self.comparator, self._key)
 
     @property
@@ -46,7 +46,7 @@ class WinRate(Shaping):
         return {} if self.channel is None else {"channel": self.channel}
 
     def __call__(self, scored: Scored) -> Rewards:
-        share = self._by_value(scored) if self.comparator is None else self._by_text(scored)
+        share = self._by_text(scored) if self.comparator else self._by_value(scored)
         won_R, played_R = np.zeros(len(scored.rollouts)), np.zeros(len(scored.rollouts))
         for group in np.unique(scored.group_R):
             for one, other in combinations(np.flatnonzero(scored.group_R == group).tolist(), 2):

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,22 @@ def test_more_prompts_are_asked_of_a_selection_with_an_order() -> None:
         ValueError, match=r"^selection: wanted one with an order, .* with rounds = resample .* vade"
     ):
         Config(rounds=["resample"], selection="vade")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_mistake_in_a_method_s_file_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('credit = [{ use = "centre" }]')
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: credit: wanted one of .* got 'centre'"):
+        load_config("embedded", method=str(path))
+
+
+def test_a_function_or_its_name_may_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "comparing.py").write_text("def longer(one, other, prompt):\n    return one > other\n")
+    words = ["--shaping.use", "win_rate", "--shaping.win_rate.comparator", "comparing:longer"]
+    (shaping,) = read_arguments(words).shaping
+    assert plain(Config(shaping=(shaping,)))["shaping"][0]["comparator"] == "comparing:longer"
+    Config(shaping=[{"use": "win_rate", "comparator": raises}])  # pyright: ignore[reportArgumentType]
 
 
 def test_two_pieces_that_steer_the_same_are_refused() -> None:
