@@ -22,6 +22,14 @@ ANY_FINITE = {
     "reward.weights": "a channel may count against the sum, or not at all",
     "reward.success": "a threshold among rewards of any range",
 }
+ANY_FINITE_OF_PIECES = {
+    "terms.entropy.coef": "entropy may be paid or charged",
+    "shaping.weighted.weights": "a channel may count against the sum, or not at all",
+    "credit.virtual_sample.best": "a reward, and rewards have any range",
+    "credit.rank.mean": "an average of rewards of any range",
+    "token_credit.hotter.success": "a threshold among rewards of any range",
+    "weights.learned_length.power": "below 0 it favours short rows, above 0 long ones",
+}
 """Numbers of no range, each with its reason. A new key declares its bounds, or is entered here."""
 
 
@@ -54,6 +62,7 @@ OF_PIECES = [
 HELD: dict[str, tuple[str, Any, list[str]]] = {
     "rollout.stop_token_ids": (".0", lambda value: [value], []),
     "reward.weights": (".exact_match", lambda value: {"exact_match": value}, ["exact_match"]),
+    "shaping.weighted.weights": (".format", lambda value: {"format": value}, []),
 }
 """Keys that hold several numbers -> how an entry is named, how it is held, and the words before it."""
 
@@ -99,6 +108,16 @@ def test_every_number_declares_what_makes_sense():
     assert without == set(ANY_FINITE)
 
 
+def test_every_number_of_a_piece_declares_what_makes_sense():
+    assert len(OF_PIECES) > 100
+    without = {
+        f"{name}.{key}"
+        for name, _, key, _, declared in OF_PIECES
+        if not any(isinstance(bound, Ge | Gt | Le | Lt) for bound in declared)
+    }
+    assert without == set(ANY_FINITE_OF_PIECES)
+
+
 @pytest.mark.parametrize(("name", "key", "kind", "declared"), NUMBERS, ids=lambda value: str(value))
 def test_impossible_numbers_are_refused(
     name: str, key: str, kind: type, declared: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
@@ -121,13 +140,13 @@ def test_impossible_settings_of_pieces_are_refused(
     section, _, use = name.partition(".")
     values = [kind(value) for value in impossible(kind, declared)]
     assert values
-    assert name == "terms.entropy" or any(isinstance(bound, Ge | Gt | Le | Lt) for bound in declared)
+    entry, hold, _ = HELD.get(f"{name}.{key}", ("", lambda value: value, []))
     for value in values:
-        line = rf"^{name}\.{key}: wanted .+, got {value!r}$"
+        line, held = rf"^{name}\.{key}{entry}: wanted .+, got {value!r}$", hold(value)
         with pytest.raises(ValueError, match=line):
-            cls(**{key: value})
+            cls(**{key: held})
         with pytest.raises(ValueError, match=line.replace("^", "^a.toml: ")):
-            config_from_dict({section: [{"use": use, key: value}]}, where="a.toml")
+            config_from_dict({section: [{"use": use, key: held}]}, where="a.toml")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from g2rpo_fast.bounds import Gt
+from g2rpo_fast.bounds import Ge, Gt, Le
 from g2rpo_fast.credit.groups import sigmoids, totals
 from g2rpo_fast.pieces import Scored, Shaping
 from g2rpo_fast.types import Rewards
@@ -29,7 +29,7 @@ class Stepwise(Shaping):
     """The share of a response before its first wrong step."""
     beta: Annotated[float, Gt(0)] = 5.0
     """How steep the sigmoid is."""
-    gamma: float = 0.5
+    gamma: Annotated[float, Ge(0), Le(1)] = 0.5
     """Progress that is paid half."""
 
     def channels(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Hotter(TokenCredit):
     """Distance from the target, in nats, beyond which nothing more is added."""
     success: float = 0.05
     """A row whose reward exceeds it is right."""
-    entropy: float = 0.0
+    entropy: Annotated[float, Ge(0)] = 0.0
     """H before the first update; then it is the memory's."""
 
     def memory(self) -> Memory:
@@ -48,7 +48,7 @@ class Hotter(TokenCredit):
     def observe(self, memory: Memory, outcome: Outcome) -> Memory:
         """An update without a token tells nothing."""
         logp = outcome.stats.get("update/logp", math.nan)
-        return {"entropy": -logp} if math.isfinite(logp) else memory
+        return {"entropy": max(-logp, 0.0)} if math.isfinite(logp) else memory
 
     def notes(self, memory: Memory, clock: Clock) -> dict[str, float]:
         return {"credit/entropy": memory["entropy"]}
