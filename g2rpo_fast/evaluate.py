@@ -16,7 +16,7 @@ from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.rollout.groups import plain_asks, requests_of, rollouts_of
-from g2rpo_fast.rollout.text_decoder import Decode
+from g2rpo_fast.rollout.text_decoder import Decode, token_texts
 from g2rpo_fast.types import (
     Ask,
     Completion,
@@ -73,6 +73,10 @@ class Sampler:
 
     def rollouts(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> list[Rollout]:
         return rollouts_of(asks, completions, sampling=self.sampling, decode=self.decode)
+
+    def texts_of(self, rollout: Rollout) -> list[str]:
+        """See `TextsOf`."""
+        return token_texts(rollout.response_ids, self.decode)
 
     def run(self, asks: Sequence[Ask], step: int) -> tuple[list[Rollout], Rewards]:
         rollouts = self.rollouts(asks, self.complete(asks, step))

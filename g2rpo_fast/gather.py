@@ -110,7 +110,13 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     rewards = batch.rewards
     if rewards is None or len(rewards.total_R) < len(rollouts):
         rewards = parts.sampler.rewards(rollouts, rewards)
-    return Scored(rollouts=tuple(rollouts), rewards=rewards, clock=clock, answer_of=parts.rewards.answer_of)
+    return Scored(
+        rollouts=tuple(rollouts),
+        rewards=rewards,
+        clock=clock,
+        answer_of=parts.rewards.answer_of,
+        texts_of=parts.sampler.texts_of,
+    )
 
 
 def score(parts: Parts, state: TrainState, sampled: SampledBatch) -> tuple[Scored, dict[str, float]]:

@@ -2,7 +2,7 @@
 
     selection ─► rounds: first ─► sample ─► score ─┐ ─► shaping ─► credit ─► token credit, weights ─► terms
     prompts,       ▲   (again, until none asks)    │    rewards    a_R       a_N, w_N                 loss
-    group sizes    └───────── settle ◄─────────────┘
+    group sizes    └───────── settle ◄─────────────┘    units: rows cut into items, turns, ...
 
 A piece is a frozen dataclass: its fields are its settings, its docstring the equation and its source, its
 method the mathematics. One plain dict in each folder lists the pieces of a kind by the name in `use`, and a
@@ -27,7 +27,18 @@ from torch import Tensor
 
 from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.prompt_store import PromptStore
-from g2rpo_fast.types import AnswerOf, Ask, Doubles, Prompt, Rewards, Rollout, no_answer
+from g2rpo_fast.types import (
+    AnswerOf,
+    Ask,
+    Doubles,
+    Longs,
+    Prompt,
+    Rewards,
+    Rollout,
+    TextsOf,
+    no_answer,
+    no_texts,
+)
 
 Memory = Any
 """A plain JSON value: numbers, text, lists, dicts. None = the piece keeps nothing."""
@@ -73,6 +84,16 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A response in units."""
+
+    unit_K: Longs
+    """[len(response_ids)] the number of each token's unit; -1 = of none, such as the end of the response."""
+    texts: tuple[str, ...]
+    """Of the units 0, 1, ..., as rewards read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """Rows with their rewards."""
 
@@ -81,6 +102,9 @@ class Scored:
     """Of the rows, in their order."""
     clock: Clock
     answer_of: AnswerOf = field(default=no_answer, compare=False)
+    texts_of: TextsOf = field(default=no_texts, compare=False)
+    cuts: tuple[Cut, ...] | None = None
+    """The rows in units (see `Units`), when they are settled on."""
 
     @property
     def answers(self) -> list[str | None]:
@@ -105,6 +129,7 @@ class Scored:
             self,
             rollouts=tuple(self.rollouts[row] for row in rows),
             rewards=self.rewards.keep(chosen),
+            cuts=None if self.cuts is None else tuple(self.cuts[row] for row in rows),
         )
 
 
@@ -241,6 +266,17 @@ class Credit(Piece, ABC):
         """[R] float64 -> [R] float64."""
 
 
+class Units(Piece, ABC):
+    """How a response is cut into the items, segments or turns that have a credit or a ratio of their own."""
+
+    section = "units"
+    cuts: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, scored: Scored) -> tuple[Cut, ...] | None:
+        """Of each row; None = a row is one unit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowTokens:
     """The trained tokens of a step's rows, end to end, as token credit and weights see them."""
@@ -252,6 +288,8 @@ class RowTokens:
     """[N] index into the row's response."""
     rollout_logp_N: Doubles
     """The engine's log-probability (nats); NaN where nothing was sampled."""
+    unit_N: Longs | None = None
+    """[N] unit of its row (see `Units`); None = a row is one."""
     old_logp_N: Doubles | None = None
     """Under the weights that the update starts from. This and those below: where some piece needs it."""
     entropy_N: Doubles | None = None
@@ -273,6 +311,8 @@ class TokenPiece(Piece):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Of old_logp, entropy, hot_logp and influence, which cost a look at the old policy, those it reads."""
+    of_units: ClassVar[bool] = False
+    """Whether it reads what responses are cut into."""
 
     def hot_temperature(self) -> float:
         """Of `hot_logp`, where that is needed: in units of the policy's own temperature."""
@@ -325,6 +365,9 @@ class Tokens:
     """The engine's; NaN where nothing was sampled."""
     ref_logp_N: Tensor | None = None
     """Under the reference policy, where a term needs it."""
+    unit_N: Tensor | None = None
+    """[N] int64 in [0, num_units): the rows' units (see `Units`), end to end; None = each row is one."""
+    num_units: int = 0
 
 
 class Term(Piece, ABC):

@@ -20,6 +20,7 @@ from g2rpo_fast.pieces import (
     Shaping,
     Term,
     TokenCredit,
+    Units,
     Weight,
 )
 from g2rpo_fast.prompt_store import PromptStore
@@ -36,6 +37,7 @@ class Recipe:
     rounds: tuple[Round, ...]
     shaping: tuple[Shaping, ...]
     credit: tuple[Credit, ...]
+    units: Units
     token_credit: tuple[TokenCredit, ...]
     weights: tuple[Weight, ...]
     terms: tuple[Term, ...]
@@ -86,6 +88,10 @@ class Recipe:
             scored = replace(scored, rewards=piece(scored))
         return scored
 
+    def cut(self, scored: Scored) -> Scored:
+        """With its rows in units."""
+        return replace(scored, cuts=self.units(scored))
+
     def observed(self, memory: Memories, outcome: Outcome) -> dict[str, Memory]:
         """All memories after a step."""
         after = {name_of(piece): piece.observe(memory.get(name_of(piece)), outcome) for piece in self.pieces}
@@ -117,6 +123,7 @@ def recipe_of(config: Config) -> Recipe:
         rounds=(*guidance, *config.rounds),
         shaping=config.shaping,
         credit=config.credit,
+        units=config.units,
         token_credit=config.token_credit,
         weights=config.weights,
         terms=config.terms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from g2rpo_fast.rounds import settled
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import save
 from g2rpo_fast.step_metrics import rollout_metrics, shaping_metrics
-from g2rpo_fast.types import Doubles, Rollout
+from g2rpo_fast.types import Doubles
 
 
 @contextmanager
@@ -38,10 +38,10 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
     config = parts.config
     recipe = parts.recipe.at(state.memory, scored.clock)
     learner = parts.learner.using(recipe.token_credit, recipe.weights, recipe.terms)
-    chosen = recipe.shaped(settled(recipe.rounds, scored, state.memory))
+    chosen = recipe.cut(recipe.shaped(settled(recipe.rounds, scored, state.memory)))
     advantage_R = advantages(recipe.credit, chosen, state.store)
     lr = learning_rate(config.optim, state.step, config.run.steps)
-    batches = train_batches(config, chosen.rollouts, advantage_R, keep_all=learner.keeps_all)
+    batches = train_batches(config, chosen, advantage_R, keep_all=learner.keeps_all)
     stats = {"optim/lr": lr, **learner.update(batches, lr=lr, scored=chosen)}
     stats |= rollout_metrics(scored, chosen, advantage_R)
     if recipe.shaping:
@@ -50,20 +50,22 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
 
 
 def train_batches(
-    config: Config, rollouts: Sequence[Rollout], advantage_R: Doubles, *, keep_all: bool
+    config: Config, scored: Scored, advantage_R: Doubles, *, keep_all: bool
 ) -> list[TrainBatch]:
     """The batch of each optimiser step of a pass."""
     objective = config.objective
+    units = None if scored.cuts is None else [cut.unit_K for cut in scored.cuts]
     return [
         make_batch(
-            rollouts,
+            scored.rollouts,
             indices,
             advantage_R,
             aggregation=objective.aggregation,
             constant_length=objective.constant_length or config.rollout.max_tokens,
             keep_all=keep_all,
+            units=units,
         )
-        for indices in split_groups(rollouts, config.optim.minibatches)
+        for indices in split_groups(scored.rollouts, config.optim.minibatches)
     ]
 
 

@@ -238,6 +238,15 @@ def no_answer(rollout: Rollout) -> str | None:
     return None
 
 
+TextsOf = Callable[[Rollout], list[str]]
+"""The text that each token of a response adds to those before it."""
+
+
+def no_texts(rollout: Rollout) -> list[str]:
+    """Where there is no tokenizer."""
+    raise LookupError("texts_of: no tokenizer")
+
+
 def channel_place(channels: Sequence[str], name: str) -> int:
     """Where among the channels one is, by its name or, of "module:function", by the function's alone.
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"pieces"},
         {"trial"},
         STAGES,
-        {"select", "rounds", "shaping"},
+        {"select", "rounds", "shaping", "units"},
         {"evaluate", "learner", "step_metrics"},
         {"config"},
         {"run_directory", "run_state", "engine", "recipe"},

@@ -145,6 +145,15 @@ def _hints(config: Config) -> None:
         )
 
 
+def _units(config: Config) -> None:
+    wanting = [piece.use for piece in (*config.token_credit, *config.weights) if piece.of_units]
+    if wanting and not config.units.cuts:
+        raise ValueError(
+            f"units: wanted one that cuts responses, such as items, with token_credit = {wanting[0]}, got "
+            f"{config.units.use}"
+        )
+
+
 def _channels(config: Config) -> None:
     known = list(config.reward.functions)
     for piece in config.shaping:
@@ -158,7 +167,7 @@ def _channels(config: Config) -> None:
 
 def _pieces(config: Config) -> tuple[Piece, ...]:
     chains = (config.rounds, config.shaping, config.credit, config.token_credit, config.weights, config.terms)
-    return (config.selection, *(piece for chain in chains for piece in chain))
+    return (config.selection, config.units, *(piece for chain in chains for piece in chain))
 
 
 def _steered(config: Config) -> None:
@@ -185,5 +194,5 @@ def _columns(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _more, _hints,
-    _channels, _columns, _steered,
+    _units, _channels, _columns, _steered,
 )  # fmt: skip

@@ -17,18 +17,21 @@ from g2rpo_fast.pieces import Piece
 from g2rpo_fast.rounds import ROUNDS
 from g2rpo_fast.select import SELECTIONS
 from g2rpo_fast.shaping import SHAPINGS
+from g2rpo_fast.units import UNITS
 
 PIECES: dict[str, Mapping[str, type[Piece]]] = {
     "selection": SELECTIONS,
     "rounds": ROUNDS,
     "shaping": SHAPINGS,
     "credit": CREDITS,
+    "units": UNITS,
     "token_credit": TOKEN_CREDITS,
     "weights": WEIGHTS,
     "terms": TERMS,
 }
-"""Section -> name -> piece. Of a selection there is one; the others are chains."""
-SINGLE = ("selection",)
+"""Section -> name -> piece."""
+SINGLE = ("selection", "units")
+"""Of these there is one; the others are chains."""
 
 NONE_WORDS = ("none", "None")
 """What stands for None where a key may be None, in TOML and on the command line."""

@@ -25,12 +25,13 @@ from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.terms import Clip
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.own import name_of
-from g2rpo_fast.pieces import Credit, Round, Selection, Shaping, Term, TokenCredit, Weight
+from g2rpo_fast.pieces import Credit, Round, Selection, Shaping, Term, TokenCredit, Units, Weight
 from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.vllm import VllmConfig
 from g2rpo_fast.select import InOrder
 from g2rpo_fast.tree import TreeConfig
+from g2rpo_fast.units import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ class Config:
     """From the rewards paid to those that credit begins with."""
     credit: tuple[Credit, ...] = field(default_factory=lambda: (Center(), Std()))
     """From rewards to advantages of rows."""
+    units: Units = field(default_factory=Whole)
+    """What responses are cut into, for credit and ratios of their parts."""
     token_credit: tuple[TokenCredit, ...] = ()
     """From advantages of rows to those of tokens."""
     weights: tuple[Weight, ...] = ()

@@ -11,6 +11,7 @@ format_pattern = '([0-9]>[0-9]+(;[0-9]>[0-9]+)*)?#[0-9]+'.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
 
 from g2rpo_fast.embedded.task import ANSWER_MARKER, selection_sort_row
@@ -30,6 +31,17 @@ def right_digits(response: str, answer: str, rollout: Rollout) -> float:
     final = _final(response)
     same = sum(one == other for one, other in zip(final, answer))
     return same / len(answer) if len(final) <= len(answer) else 0.0
+
+
+def right_steps(items: Sequence[str], answer: str, rollout: Rollout) -> list[float]:
+    """For a piece that pays the items of a list: of each step, 1 where it is the trace's step of its number.
+
+    The steps are the items between ";", the last of them with the answer behind it.
+    """
+    row = selection_sort_row(_digits(rollout))
+    wanted = row["trace"].split(";")
+    wanted[-1] += ANSWER_MARKER + row["answer"]
+    return [float(item in wanted[place : place + 1]) for place, item in enumerate(items)]
 
 
 def permutation(response: str, answer: str, rollout: Rollout) -> float:

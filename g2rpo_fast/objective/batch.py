@@ -25,6 +25,8 @@ class TrainBatch:
     """0 outside trained tokens. Already normalised over the whole batch: micro-batches add."""
     rollout_logp_N: Floats
     """NaN where nothing was sampled."""
+    unit_N: Longs
+    """The unit of its row that each token belongs to (see `pieces.Units`); 0 where rows are whole."""
     rollout_R: Ints
     """For each row, its index among the step's rollouts."""
     source_R: Longs
@@ -32,6 +34,11 @@ class TrainBatch:
     num_rollouts: int
     """Rows of the optimiser step, those left out of the update included. Likewise:"""
     num_groups: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row is one unit."""
+        return not self.unit_N.any()
 
     def tokens_of(self, rows: Sequence[int]) -> Longs:
         """Where the tokens of some rows lie in `sequences.ids_N`."""
@@ -53,6 +60,7 @@ class TrainBatch:
             advantage_N=self.advantage_N[index_N],
             weight_N=self.weight_N[index_N],
             rollout_logp_N=self.rollout_logp_N[index_N],
+            unit_N=self.unit_N[index_N],
             rollout_R=self.rollout_R[chosen],
             source_R=self.source_R[chosen],
         )
@@ -76,12 +84,14 @@ def make_batch(
     aggregation: str,
     constant_length: int,
     keep_all: bool,
+    units: Sequence[Longs] | None = None,
 ) -> TrainBatch:
     """Builds the batch of the rollouts at `indices`.
 
     Args:
         advantages: for each of `rollouts` a number, or [len(response_ids)] one a token.
         keep_all: keep rows without advantage (a KL or entropy term gives them a gradient).
+        units: for each of `rollouts` the unit of each token of its response; None = rows are whole.
 
     Raises:
         ValueError: advantages of a row that are neither.
@@ -111,6 +121,7 @@ def make_batch(
         advantage_N=_join([credit[k] for k in kept], np.float32),
         weight_N=_join([pieces[k] for k in kept], np.float32),
         rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
+        unit_N=_join([_units(chosen[k], units and units[indices[k]]) for k in kept], np.int64),
         rollout_R=np.asarray([indices[k] for k in kept], np.int32),
         source_R=np.asarray([SOURCES.index(chosen[k].source) for k in kept], np.int64),
         num_rollouts=len(chosen),
@@ -137,6 +148,14 @@ def _credit(rollout: Rollout, advantage: float | Doubles) -> Doubles:
 def _rollout_logp(rollout: Rollout) -> Floats:
     prompt = np.full(len(rollout.training_prompt_ids), np.nan, dtype=np.float32)
     return np.concatenate([prompt, rollout.rollout_logp])
+
+
+def _units(rollout: Rollout, unit: Longs | None) -> Longs:
+    """Along the row's tokens; 0 over the prompt."""
+    prompt, response = len(rollout.training_prompt_ids), len(rollout.response_ids)
+    return np.concatenate(
+        [np.zeros(prompt, np.int64), np.zeros(response, np.int64) if unit is None else unit]
+    )
 
 
 def _pointers(lengths: Sequence[int]) -> np.ndarray:

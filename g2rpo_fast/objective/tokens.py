@@ -69,8 +69,9 @@ def rows_of(
     numbers = [batch.advantage_N[index_N], batch.weight_N[index_N], np.full(len(index_N), np.nan)]
     numbers += [batch.rollout_logp_N[index_N], reward_R[batch.rollout_R[rows]]]
     floats = [torch.tensor(value, dtype=dtype) for value in numbers]
-    indices = [torch.from_numpy(x).long() for x in (row_N, group_R, batch.source_R[rows], edge_N)]
-    *sent, row, group, source, edge = to_device([*floats, *indices], device)
+    units, unit_N = (0, index_N[:0]) if batch.whole else _units(row_N, batch.unit_N[index_N])
+    indices = [torch.from_numpy(x).long() for x in (row_N, group_R, batch.source_R[rows], edge_N, unit_N)]
+    *sent, row, group, source, edge, unit = to_device([*floats, *indices], device)
     tokens = Tokens(
         row_N=row,
         group_R=group,
@@ -80,8 +81,16 @@ def rows_of(
         batch_rows=batch.num_rollouts,
         batch_groups=batch.num_groups,
         source_R=source,
+        unit_N=unit if units else None,
+        num_units=units,
     )
     return Rows(tokens, edge, member_N, edge_N, row_N, given_R, len(plan.target_T))
+
+
+def _units(row_N: Longs, unit_N: Longs) -> tuple[int, Longs]:
+    """How many units the rows have, and each token's among them."""
+    found, place_N = np.unique(np.stack([row_N, unit_N]), axis=1, return_inverse=True)
+    return found.shape[1], place_N.reshape(-1)
 
 
 def joined(parts: Sequence[Rows]) -> Tokens:
@@ -90,6 +99,8 @@ def joined(parts: Sequence[Rows]) -> Tokens:
     starts = np.cumsum([0, *(len(t.group_R) for t in tokens)])
     groups, group_R = np.unique(np.concatenate([part.group_R for part in parts]), return_inverse=True)
     refs = [t.ref_logp_N for t in tokens if t.ref_logp_N is not None]
+    before = np.cumsum([0, *(t.num_units for t in tokens)])
+    units = [t.unit_N + int(first) for t, first in zip(tokens, before, strict=False) if t.unit_N is not None]
     return replace(
         tokens[0],
         row_N=torch.cat([t.row_N + int(start) for t, start in zip(tokens, starts, strict=False)]),
@@ -97,6 +108,8 @@ def joined(parts: Sequence[Rows]) -> Tokens:
         num_groups=len(groups),
         **{name: torch.cat([getattr(t, name) for t in tokens]) for name in (*PER_TOKEN, *PER_ROW)},
         ref_logp_N=torch.cat(refs) if refs else None,
+        unit_N=torch.cat(units) if units else None,
+        num_units=int(before[-1]),
     )
 
 

@@ -10,11 +10,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from g2rpo_fast.rollout.text_decoder import Decode, TextDecoder
+from g2rpo_fast.rollout.text_decoder import UNFINISHED, Decode, TextDecoder
 from g2rpo_fast.types import Sampling
 
-UNFINISHED = "\ufffd"
-"""What bytes that are no whole character (yet) decode to."""
 MOST_BYTES = 4
 """Of one character in UTF-8."""
 HEAD = 4

@@ -7,7 +7,7 @@ and the markers that its chat template puts around turns. Content shows, special
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 Decode = Callable[[Iterable[int]], str]
 """Token ids to text. Tokens that follow change the text before them only where that is U+FFFD: the bytes of a
 character that is not finished."""
+
+UNFINISHED = "\ufffd"
+"""What bytes that are no whole character (yet) decode to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,24 @@ class TextDecoder:
         """One that shows those of the hidden tokens, too, whose names are in `text`; this one if none is."""
         hidden = {i: name for i, name in self.hidden.items() if name not in text}
         return self if hidden == self.hidden else replace(self, hidden=hidden)
+
+
+def token_texts(ids: Sequence[int], decode: Decode) -> list[str]:
+    """The text that each token adds to those before it; of a character of several tokens, the last adds it.
+
+    Only the tokens since the last whole character but one are decoded for each: a tokenizer may write a token
+    otherwise at the start of a text.
+    """
+    texts: list[str] = []
+    first = whole = 0
+    for end in range(1, len(ids) + 1):
+        before, text = decode(ids[first:whole]), decode(ids[first:end])
+        if text.endswith(UNFINISHED) and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        first, whole = whole, end
+    return texts
 
 
 def text_decoder(tokenizer: PreTrainedTokenizerBase) -> TextDecoder:

@@ -26,7 +26,7 @@ from g2rpo_fast.objective.terms import Entropy, Kl
 from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.pieces import Scored, Term
 from g2rpo_fast.tree import TreeConfig
-from g2rpo_fast.types import SOURCES, Prompt, Rollout, Source
+from g2rpo_fast.types import SOURCES, Longs, Prompt, Rollout, Source
 from scored import CLOCK, rewards_of
 from updates import TEMPERATURE, assert_moved_alike, model64, padded
 
@@ -62,9 +62,22 @@ def rollouts(sources: tuple[Source, ...] = ("on_policy",)) -> list[Rollout]:
     return made
 
 
-def batches(made: list[Rollout], minibatches: int = 1):
+def unit_of(length: int) -> Longs:
+    """Pairs of tokens; the last token of a response is of none."""
+    return np.append(np.arange(length - 1) // 2, -1)
+
+
+def batches(made: list[Rollout], minibatches: int = 1, *, cut: bool = False):
     return [
-        make_batch(made, indices, ADVANTAGE_R, aggregation="sequence_mean", constant_length=20, keep_all=True)
+        make_batch(
+            made,
+            indices,
+            ADVANTAGE_R,
+            aggregation="sequence_mean",
+            constant_length=20,
+            keep_all=True,
+            units=[unit_of(len(r.response_ids)) for r in made] if cut else None,
+        )
         for indices in split_groups(made, minibatches)
     ]
 
@@ -132,6 +145,8 @@ class Case:
     lr: float = 0.05
     penalised: bool = True
     """With KL and entropy beside."""
+    cut: bool = False
+    """Responses are cut into units (`unit_of`)."""
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
@@ -187,7 +202,7 @@ def assert_updates_equal(case: Case) -> None:
     for budget, num_micros in ((WHOLE, 1), (ONE_EACH, 3), (SPLIT, 5)):
         ours = learner(case.all_terms, budget)
         assert ours.fused is None or case.sources != ("on_policy",)
-        stats = ours.update(batches(made), lr=case.lr, scored=scored)
+        stats = ours.update(batches(made, cut=case.cut), lr=case.lr, scored=scored)
         assert stats["update/micro_batches"] == num_micros
         assert stats["loss"] == pytest.approx(loss, rel=1e-9)
         if "update/clipped" in stats:

@@ -21,7 +21,7 @@ from g2rpo_fast.objective.terms import (
 )
 from g2rpo_fast.objective.terms.trace_clip import discounted
 from g2rpo_fast.pieces import Term, Tokens
-from padded_terms import Case, Padded, assert_updates_equal, minimum
+from padded_terms import Case, Padded, assert_updates_equal, minimum, unit_of
 
 D = torch.float64
 
@@ -43,6 +43,17 @@ def product(x: Padded) -> Tensor:
     """TRL's RLOO: the mean over rows of the clipped ratio of whole sequences."""
     ratio = torch.where(x.mask, x.log_ratio(x.old), 0.0).sum(1, keepdim=True).exp()
     return -x.sum(minimum(ratio, x.advantage, 0.02, 0.03).expand_as(x.logp))
+
+
+def by_unit(x: Padded) -> Tensor:
+    ratio = torch.ones_like(x.logp)
+    log_ratio = x.log_ratio(x.old)
+    for row, mask in enumerate(x.mask):
+        at = mask.nonzero()[:, 0]
+        unit = torch.from_numpy(unit_of(len(at)))
+        for number in set(unit.tolist()):
+            ratio[row, at[unit == number]] = log_ratio[row, at[unit == number]].mean().exp()
+    return -x.sum(minimum(ratio, x.advantage, 0.02, 0.03))
 
 
 def nothing(logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
@@ -108,6 +119,7 @@ CASES = {
     "both traces": Case(
         (TraceClip(decay=0.8, trace="both", low=0.02, high=0.03),), lambda x: traced(x, "both")
     ),
+    "ratios of units": Case((Clip(ratio="unit", low=0.02, high=0.03),), by_unit, cut=True),
     "product of ratios": Case((Clip(ratio="product", low=0.02, high=0.03), Own(function=nothing)), product),
     "confidence inside": Case((ConfidentClip(low=0.2, high=0.3),), confident),
     "two levels": Case(
@@ -176,6 +188,7 @@ CLIPS_ROWS = Clip(low=0.05, high=0.04, ratio="sequence")
         (ElasticClip(by_magnitude=0.0, by_group=0.0), Clip()),
         (EvenClip(bins=1, least=10.0), None),
         (ConfidentClip(least=1.0, most=1.0), Clip()),
+        (Clip(ratio="unit", low=0.05, high=0.04), CLIPS_ROWS),
     ],
     ids=lambda term: getattr(term, "use", ""),
 )  # fmt: skip

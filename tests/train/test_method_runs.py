@@ -192,6 +192,35 @@ def test_a_step_that_settles_on_nothing_leaves_the_weights(task: Task, tmp_path:
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+STEPS_AS_ITEMS = {
+    "units": {"use": "items", "separator": ";", "most": 6},
+    "token_credit": {"use": "ranks", "function": "g2rpo_fast.embedded.channels:right_steps", "length": 4},
+}
+
+
+def test_items_of_responses_have_ratios_and_credit_of_their_own(task: Task, tmp_path: Path) -> None:
+    """Steps of a solution as the items; from the checkpoint in the middle the run goes on bit for bit."""
+    values = plain(config_of(tmp_path / "a", "rank_grpo", task)) | STEPS_AS_ITEMS
+    values["rollout"]["max_tokens"], values["optim"]["updates_per_batch"] = 40, 3
+    values["optim"]["lr"] = 0.01
+    records, weights = run(config_from_dict(values))
+    assert max(record["update/clipped"] for record in records[1:]) > 0
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    shutil.rmtree(tmp_path / "a" / "model")
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "step_00000004")
+    again, after = run(config_from_dict(values))
+    assert again == records
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+    parts = assemble(config_from_dict(values), lambda line: None)
+    scored, _ = score(parts, parts.state, sample(parts, parts.state))
+    cuts = parts.recipe.cut(scored).cuts
+    assert cuts is not None
+    assert max(made.unit_K.max() for made in cuts) > 0
+    for rollout, made in zip(scored.rollouts, cuts, strict=True):
+        assert ";".join(made.texts).rstrip(";") == rollout.text.rstrip(";")
+    parts.close()
+
+
 def test_hints_that_are_not_there_are_wanted_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.hint_columns: wanted columns with hints .*hint_on_failure"):
         config_of(tmp_path, "guide_grpo")

@@ -11,10 +11,11 @@ from g2rpo_fast.credit.tokens.forking import Forking
 from g2rpo_fast.credit.tokens.hidden_reward import HiddenReward
 from g2rpo_fast.credit.tokens.hotter import Hotter
 from g2rpo_fast.credit.tokens.learned_length import LearnedLength
+from g2rpo_fast.credit.tokens.ranks import Ranks
 from g2rpo_fast.pieces import TokenCredit, Weight
 
 TOKEN_CREDITS: dict[str, type[TokenCredit]] = {
-    piece.use: piece for piece in (ByProbability, Conflicts, Forking, HiddenReward, Hotter)
+    piece.use: piece for piece in (ByProbability, Conflicts, Forking, HiddenReward, Hotter, Ranks)
 }
 """By the name in `use`."""
 WEIGHTS: dict[str, type[Weight]] = {piece.use: piece for piece in (Confident, LearnedLength)}
@@ -29,4 +30,5 @@ __all__ = [
     "HiddenReward",
     "Hotter",
     "LearnedLength",
+    "Ranks",
 ]

@@ -28,4 +28,5 @@ class Clip(Surrogate):
     dual: Annotated[float, Gt(1), InfinityToo] | None = None
     """Most that a ratio counts where the advantage is negative."""
     ratio: RatioName = "token"
-    """Per token, or one per sequence: exp of the mean log-ratio, or of its sum (product, TRL's RLOO)."""
+    """Per token; one per sequence, exp of the mean log-ratio, or of its sum (product, TRL's RLOO); or one per
+    unit of a sequence, exp of its mean (see `units`)."""

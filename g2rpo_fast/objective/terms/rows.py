@@ -49,6 +49,18 @@ def row_means(value_N: Tensor, tokens: Tokens) -> Tensor:
     return row_sums(value_N, tokens) / row_sums(torch.ones_like(value_N), tokens).clamp(min=1)
 
 
+def unit_means(value_N: Tensor, tokens: Tokens) -> Tensor:
+    """[N] the mean over the token's unit, of its tokens with a weight."""
+    if tokens.unit_N is None:
+        return row_means(value_N, tokens)[tokens.row_N]
+    zeros_U = value_N.new_zeros(tokens.num_units)
+    sum_U, count_U = (
+        sums_by_row(zeros_U, tokens.unit_N, safe(value, tokens))
+        for value in (value_N, torch.ones_like(value_N))
+    )
+    return (sum_U / count_U.clamp(min=1))[tokens.unit_N]
+
+
 def mean(value_N: Tensor, tokens: Tokens) -> Tensor:
     """0-dim, over all tokens with a weight."""
     return safe(value_N, tokens).sum() / counted(tokens).sum().clamp(min=1)

@@ -18,10 +18,10 @@ from g2rpo_kernels.policy_loss.kl import KLS
 from g2rpo_kernels.policy_loss.surrogates import ratio_of
 from torch import Tensor
 
-from g2rpo_fast.objective.terms.rows import bounded, log_ratio, row_means, row_sums
+from g2rpo_fast.objective.terms.rows import bounded, log_ratio, row_means, row_sums, unit_means
 from g2rpo_fast.pieces import Stats, Term, Ties, Tokens
 
-RatioName = Literal["token", "sequence", "product"]
+RatioName = Literal["token", "sequence", "unit", "product"]
 
 
 class Surrogate(Term):
@@ -45,16 +45,20 @@ class Surrogate(Term):
         return self.record(**{f.name: getattr(self, f.name) for f in fields(self.record)})
 
     def kernel(self) -> dict[str, Any] | None:
+        if self.ratio == "unit":
+            return None
         ratio = {"ratio": self.ratio} if self.record.reads_ratio else {}
         return {"surrogate": self.surrogate, **ratio}
 
     def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
-        """[N] of the token, or of its row: `ratio` says which."""
+        """[N] of the token, its unit, or its row: `ratio` says which."""
         log_ratio_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
         if self.ratio == "token":
             return log_ratio_N
         if self.ratio == "sequence":
             return row_means(log_ratio_N, tokens)[tokens.row_N]
+        if self.ratio == "unit":
+            return unit_means(log_ratio_N, tokens)
         return row_sums(bounded(log_ratio_N), tokens)[tokens.row_N]
 
     def values(self, logp_N: Tensor, log_ratio_N: Tensor, tokens: Tokens) -> Values:
