@@ -24,17 +24,6 @@ from g2rpo_fast.train import train
 
 STEPS, SHOWN = 50, 10
 """Steps of a run, and those at either end that a number is the mean of."""
-OWN = {
-    "update/entropy": ("dcpo", "spine"),
-    "update/clipped": ("dhpo", "etr", "grpo_guard", "grpo_lambda_traces", "tr_grpo", "vespo"),
-    "rollout/nll": ("gtpo",),
-    "rollout/length": ("grpo_lambda_efficient", "surrogate_signals", "train_long_think_short", "ton", "dapo"),
-    "rollout/trained_rows": ("pods", "gpg", "raft", "reinforce_rej"),
-    "weights/length_power": ("lambda_grpo",),
-    "terms/kl_coef": ("air_quality_grpo",),
-    "guidance/length": ("g2rpo_a", "g2rpo_a_official"),
-}
-"""Metric -> the methods that are about it. All others: the share of groups without a signal."""
 CHANNELS = {
     "sgpo": ["g2rpo_fast.embedded.channels:progress"],
     "p_grpo": ["g2rpo_fast.embedded.channels:faithful"],
@@ -69,7 +58,7 @@ def case_of(key: str, base: Path, smaller: Mapping[str, Any]) -> dict[str, Any]:
     result = train(configured(key, directory, smaller), show=lambda line: None)
     steps = read_metrics(result.metrics_path)
     seconds, trained = time.perf_counter() - began_s, steps[1:]
-    own = next((metric for metric, keys in OWN.items() if key in keys), "rollout/zero_signal")
+    own = load_methods()[key].watch
     return {
         "method": key,
         "seconds": round(seconds, 1),

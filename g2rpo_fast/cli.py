@@ -6,26 +6,21 @@ mistyped commands are answered at once, and Ctrl-C while a run loads ends it lik
 
 from __future__ import annotations
 
-import os
-import shutil
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import tyro
-
+from g2rpo_fast.commands import COMMANDS
 from g2rpo_fast.interrupts import Terminated
 from g2rpo_fast.own import PieceError
-from g2rpo_fast.usage import FAULT, is_fault, preset_names, refused_in_one_line
+from g2rpo_fast.usage import FAULT, is_fault, preset_names
 
 if TYPE_CHECKING:
     from g2rpo_fast.config import Config
 
-NOT_CUT = 10_000
-"""Columns of what is no terminal, a pipe or a file, unless COLUMNS says how many."""
-
-_USAGE = f"""usage: g2rpo-fast train [CONFIG] [--method NAME] [--section.key value ...]
-       g2rpo-fast methods [NAME] [--json]
+_COMMANDS = "\n       ".join(f"g2rpo-fast {name} {words}" for name, words in COMMANDS.items())
+_USAGE = f"""usage: {_COMMANDS}
 
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"g2rpo-fast: unknown command {words[0]!r}\n{_USAGE}", file=sys.stderr)
         return 2
     try:
-        return COMMANDS[words[0]](words[1:])
+        return importlib.import_module(f"g2rpo_fast.commands.{words[0]}").run(words[1:])
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         _tell("stopped by SIGTERM" if ended else "stopped by Ctrl-C", stop)
@@ -85,62 +80,12 @@ def _tell(message: str, error: BaseException) -> None:
     print(f"g2rpo-fast: {'. '.join((message, *getattr(error, '__notes__', ())))}", file=sys.stderr)
 
 
-def run_train(words: Sequence[str]) -> int:
-    if sys.stderr.isatty():
-        print("loading PyTorch and transformers ...", file=sys.stderr)
-    from transformers.utils import logging as transformers_logging
-
-    from g2rpo_fast.train import train
-
-    transformers_logging.disable_progress_bar()
-    return 3 if train(read_arguments(words)).no_signal else 0
-
-
 def read_arguments(words: Sequence[str]) -> Config:
     """`[CONFIG] [--method NAME] [--section.key value ...]` as a Config. Exits with typed help on --help or a
     bad option."""
     from g2rpo_fast.config.arguments import read_arguments
 
     return read_arguments(words)
-
-
-def run_methods(words: Sequence[str]) -> int:
-    from g2rpo_fast.methods import as_json, explain, find, load_methods, table
-
-    def methods(
-        name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(help="name or arXiv id")] = None,
-        /,
-        *,
-        json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False,
-    ) -> None:
-        """The published methods: which run here, which do not, or all about one of them."""
-        catalogue = load_methods()
-        width = shutil.get_terminal_size((NOT_CUT, 24)).columns
-        if json:
-            shown = as_json(catalogue.values() if name is None else [find(name, catalogue)])
-        elif name is None:
-            shown = table(catalogue, width=width)
-        else:
-            shown = explain(find(name, catalogue), width=width)
-        _print_to_pipe(shown)
-
-    with refused_in_one_line():
-        tyro.cli(methods, args=list(words), prog="g2rpo-fast methods")
-    return 0
-
-
-def _print_to_pipe(text: str) -> None:
-    """Whoever reads it may stop, as `head` does."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at exit
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": run_train,
-    "methods": run_methods,
-}
 
 
 if __name__ == "__main__":

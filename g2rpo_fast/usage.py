@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,14 @@ def with_values(words: Sequence[str], switches: Sequence[str] = ("--data.chat",)
             alone = words[place + 1 : place + 2] == [] or words[place + 1].startswith("--")
             spelled += [word, "True"] if alone else [word]
     return spelled
+
+
+def print_to_pipe(text: str) -> None:
+    """Whoever reads it may stop, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at exit
 
 
 def is_fault(error: BaseException) -> bool:

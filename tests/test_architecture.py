@@ -35,6 +35,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"steps"},
         {"overlap"},
         {"train"},
+        {"commands"},
         {"cli"},
     ],
     "g2rpo_fast.rollout": [

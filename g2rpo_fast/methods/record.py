@@ -51,6 +51,8 @@ class Method:
     cost: str
     refuses: tuple[str, ...]
     """What cannot be combined with it, and why."""
+    watch: str = ""
+    """The metric that it is about, by its name in metrics.jsonl; of those that run with settings."""
     entry: str = ""
     """The system that it belongs to, which may have several methods; "" for baselines of the field."""
     source: str = ""

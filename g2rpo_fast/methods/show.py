@@ -58,6 +58,7 @@ def explain(method: Method, *, width: int) -> str:
         ("differs from GRPO", method.differs),
         ("constants", (method.default,) if method.default else ()),
         ("cost", (method.cost,)),
+        ("watch", (method.watch,) if method.watch else ()),
         ("needs", method.needs or ("nothing more",)),
         ("refuses", method.refuses or ("nothing",)),
         ("not to be confused with", method.namesakes),

@@ -103,6 +103,7 @@ def test_every_method_says_what_it_must() -> None:
         assert (method.why_not != "") == (method.status == "no"), method.key
         assert method.evidence != "code" or method.source or not method.entry, method.key
         assert len(method.summary) <= 130, method.key
+        assert (method.watch != "") == (method.runnable and method.settings != {}), method.key
 
 
 def test_texts_are_plain_and_speak_of_nothing_internal() -> None:

@@ -1,0 +1,19 @@
+"""`g2rpo-fast train`: a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def run(words: Sequence[str]) -> int:
+    """Exit status 3: done, without a reward difference to learn from."""
+    if sys.stderr.isatty():
+        print("loading PyTorch and transformers ...", file=sys.stderr)
+    from transformers.utils import logging as transformers_logging
+
+    from g2rpo_fast.config.arguments import read_arguments
+    from g2rpo_fast.train import train
+
+    transformers_logging.disable_progress_bar()
+    return 3 if train(read_arguments(words)).no_signal else 0
