@@ -32,6 +32,14 @@ def matmul_in_order(left: np.ndarray, right: np.ndarray, dtype: type = np.float3
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _patched_once() -> Iterator[None]:
+    from interpreting import patched_once
+
+    with patched_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _products(request: pytest.FixtureRequest) -> Iterator[None]:
     """Those of the interpreter, and of the budgets that its kernels are held to."""
     with pytest.MonkeyPatch.context() as patch:

@@ -102,9 +102,16 @@ def test_half_precision_tiles_compile_without_spills(chip: str, width: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("windowed", "capped"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(("chip", "width"), HALF)
-def test_half_precision_tiles_compile_with_window_and_softcap(
+def test_half_precision_tiles_compile_with_window_and_softcap(chip: str, width: int) -> None:
+    check(chip, width, HALF[chip, width], "bf16", windowed=True, capped=True)
+
+
+@pytest.mark.slow
+@pytest.mark.deep
+@pytest.mark.parametrize(("windowed", "capped"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("chip", "width"), HALF)
+def test_half_precision_tiles_compile_with_window_or_softcap(
     chip: str, width: int, windowed: bool, capped: bool
 ) -> None:
     check(chip, width, HALF[chip, width], "bf16", windowed=windowed, capped=capped)
