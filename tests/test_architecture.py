@@ -20,7 +20,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
-        {"types", "files", "methods"},
+        {"types", "files", "methods", "doctor"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"prompt_store"},
         {"pieces"},

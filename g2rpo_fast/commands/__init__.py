@@ -6,5 +6,6 @@ What a module imports is loaded when its command runs: usage and mistyped comman
 COMMANDS = {
     "train": "[CONFIG] [--method NAME] [--section.key value ...]",
     "methods": "[NAME] [--json]",
+    "doctor": "[--json]",
 }
 """Name of its module -> what may follow it."""
