@@ -31,10 +31,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.engine import prefill_tree, sampled_logp
-from g2rpo_fast.model import ModelConfig, head_of
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.rollout import LocalEngine
-from g2rpo_fast.rollout.vllm import VllmConfig, VllmEngine
+from g2rpo_fast.rollout.local import LocalEngine
+from g2rpo_fast.rollout.vllm import VllmConfig
+from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.types import Engine, Request, Sampling
 from timing import spread_ms
 

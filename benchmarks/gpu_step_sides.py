@@ -22,14 +22,15 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from g2rpo_fast.engine import prefill_tree
 from g2rpo_fast.learner import Learner
-from g2rpo_fast.model import ModelConfig, compute_dtype, head_of
+from g2rpo_fast.model import ModelConfig, compute_dtype
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.liger_ops import use_liger_ops
 from g2rpo_fast.model.load import fuse_ops, select_tree_attention
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.terms import Clip
 from g2rpo_fast.optim import OptimConfig, make_optimizer
-from g2rpo_fast.rollout import LocalEngine
+from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.tree import TreeConfig
 from g2rpo_fast.types import Request, Sampling, Sequences
 

@@ -23,7 +23,8 @@ from g2rpo_fast.checkpoint import (
 )
 from g2rpo_fast.config import Config
 from g2rpo_fast.cpu import keep_freed_memory
-from g2rpo_fast.data import PromptSet, ReferenceCheck, load_prompts, read_texts, with_chat_settled
+from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data.render import with_chat_settled
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Sampler
@@ -32,19 +33,15 @@ from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
 from g2rpo_fast.metrics import MetricsLog
-from g2rpo_fast.model import (
-    check_vocabulary,
-    compute_dtype,
-    export_dtype,
-    load_model,
-    load_tokenizer,
-    make_exportable,
-    noise_of,
-)
+from g2rpo_fast.model import compute_dtype
+from g2rpo_fast.model.export import export_dtype, make_exportable
+from g2rpo_fast.model.load import load_model, noise_of
+from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.recipe import Recipe, recipe_of
-from g2rpo_fast.rewards import RewardSet, load_rewards, score
+from g2rpo_fast.rewards.loading import RewardSet, load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.run_directory import (
     RunDirectory,

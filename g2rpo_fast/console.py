@@ -10,7 +10,8 @@ import plotext
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import checkpoint_name
-from g2rpo_fast.data import PromptSet, listed
+from g2rpo_fast.data.prompts import PromptSet
+from g2rpo_fast.data.rows import listed
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.run_state import TrainState

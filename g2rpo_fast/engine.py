@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.config import Config
 from g2rpo_fast.learner import Policy, Stream
-from g2rpo_fast.model import ModelConfig, compute_dtype, head_of
-from g2rpo_fast.rollout import LocalEngine, Prefill
-from g2rpo_fast.rollout.local import CudaRecorder
+from g2rpo_fast.model import ModelConfig, compute_dtype
+from g2rpo_fast.model.head import head_of
+from g2rpo_fast.rollout.local import CudaRecorder, LocalEngine, Prefill
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
 from g2rpo_fast.rollout.text_decoder import text_decoder
-from g2rpo_fast.rollout.vllm import VllmEngine, require_vllm
+from g2rpo_fast.rollout.vllm import require_vllm
+from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Engine, Floats, Sampling, Sequences
 

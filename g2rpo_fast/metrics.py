@@ -12,15 +12,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from g2rpo_fast.files import write_text, writing
 
-Stat = tuple[torch.Tensor | float, torch.Tensor | float]
+if TYPE_CHECKING:
+    import torch
+
+Stat: TypeAlias = "tuple[torch.Tensor | float, torch.Tensor | float]"
 
 
 class Means:
@@ -34,6 +36,8 @@ class Means:
         self._counts: dict[str, torch.Tensor | float] = {}
 
     def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float = 1.0) -> None:
+        import torch
+
         for sums, value in ((self._sums, total), (self._counts, count)):
             sums[name] = sums.get(name, 0.0) + (value.double() if isinstance(value, torch.Tensor) else value)
 

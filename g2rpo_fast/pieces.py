@@ -20,10 +20,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import get_annotations
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from g2rpo_fast.bounds import check_fields
 from g2rpo_fast.prompt_store import PromptStore
@@ -40,10 +39,13 @@ from g2rpo_fast.types import (
     no_texts,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Memory = Any
 """A plain JSON value: numbers, text, lists, dicts. None = the piece keeps nothing."""
 Ties = Literal["token", "row", "group", "batch"]
-Stats = dict[str, tuple[Tensor, Tensor]]
+Stats: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """Name -> (sum, count), 0-dim."""
 
 

@@ -18,7 +18,7 @@ import torch
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import latest_checkpoint, prune_checkpoints, save_checkpoint
 from g2rpo_fast.files import WriteError
-from g2rpo_fast.model import write_small_files
+from g2rpo_fast.model.export import write_small_files
 from g2rpo_fast.own import PieceError
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.types import EngineError

@@ -16,7 +16,7 @@ from g2rpo_fast.files import new_directory, write_text
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.guidance import judge_profile
 from g2rpo_fast.metrics import Phases
-from g2rpo_fast.model import export_model
+from g2rpo_fast.model.export import export_model
 from g2rpo_fast.overlap import run_ahead
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped

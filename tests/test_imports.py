@@ -1,5 +1,5 @@
 """What can be imported without what: the ops, the planner and the update where the program's own packages are
-missing, the package's names in any order."""
+missing, the package's names in any order, a configuration without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch", "transformers", "triton", "g2rpo_kernels", "vllm", "tokenizers", "safetensors.torch", "sympy",
+    "scipy", "plotext", "jinja2",
+)  # fmt: skip
+"""What takes long to import, and no configuration needs."""
 MISSING = ("pydantic", "annotated_types", "tyro", "plotext", "math_verify", "vllm")
 WITHOUT = f"""
 import sys
@@ -75,3 +80,39 @@ def test_train_is_the_function_whoever_imports_its_module_first(order: str) -> N
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     done = run("import g2rpo_fast; print(hasattr(g2rpo_fast, 'trian'), sorted(g2rpo_fast.__all__))")
     assert done.stdout == "False ['Config', 'TrainResult', 'train']\n"
+
+
+def test_a_configuration_of_any_method_is_read_without_what_only_a_run_needs() -> None:
+    code = f"""
+import sys
+from g2rpo_fast.config import load_config
+from g2rpo_fast.config.read import read_values, sections_of
+from g2rpo_fast.methods import load_methods
+methods = [name for name, method in load_methods().items() if method.runnable and method.settings]
+read = [sections_of(read_values("embedded", method=name)[0]) for name in methods]
+load_config("embedded"), load_config("gsm8k")
+print(len(read) > 20, [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = run(code)
+    assert done.stdout == "True []\n", done.stderr
+
+
+def test_help_and_mistakes_are_answered_without_what_only_a_run_needs(tmp_path: Path) -> None:
+    (tmp_path / "key.toml").write_text("[run]\nstpes = 3\n")
+    (tmp_path / "value.toml").write_text("[run]\nsteps = -3\n")
+    words = (["--help"], ["--run.stpes", "3"], ["--run.steps", "x"], ["--run.steps", "-1"], ["nosuch.toml"])
+    files = ([str(tmp_path / "key.toml")], [str(tmp_path / "value.toml")], ["--method", "grop"])
+    code = f"""
+import sys
+from g2rpo_fast.cli import main
+statuses = []
+for words in {(*words, *files)}:
+    try:
+        statuses.append(main(["train", *words]))
+    except SystemExit as stop:
+        statuses.append(stop.code)
+print(statuses, [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = run(code)
+    assert done.stdout.splitlines()[-1] == "[0, 2, 2, 2, 2, 2, 2, 2] []", done.stderr
+    assert "stpes; the nearest name is run.steps" in done.stderr

@@ -22,7 +22,7 @@ from g2rpo_fast.memory import (
     shape_of,
 )
 from g2rpo_fast.metrics import read_metrics
-from g2rpo_fast.model import tree_hidden
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.train import train

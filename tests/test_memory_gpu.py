@@ -9,7 +9,9 @@ from g2rpo_kernels import Edges, Objective, linear_policy_loss
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from g2rpo_fast.memory import Shape, fixed_bytes, free_bytes, position_bytes, shape_of
-from g2rpo_fast.model import ModelConfig, compute_context, head_of, tree_hidden
+from g2rpo_fast.model import ModelConfig, compute_context
+from g2rpo_fast.model.forward import tree_hidden
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import checkpoint_layers, fuse_ops, select_tree_attention
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences

@@ -15,18 +15,19 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_model, save_file
 
 from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.checkpoint.manifest import damage_of, write_manifest
 from g2rpo_fast.checkpoint.random_state import random_state, restore_random_state
 from g2rpo_fast.files import new_directory, writing
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CheckpointConfig",
@@ -83,6 +84,9 @@ def save_checkpoint(
     Raises:
         WriteError: naming the file; nothing of it is left, and earlier checkpoints are as they were.
     """
+    import torch
+    from safetensors.torch import save_file
+
     final = directory / checkpoint_name(step)
     if final.exists():
         return final
@@ -147,6 +151,9 @@ def undamaged_checkpoint(directory: Path, show: Callable[[str], None]) -> Path |
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restores model, optimizer and generators in place; returns the trainer state."""
+    import torch
+    from safetensors.torch import load_model
+
     load_model(model, str(path / "model.safetensors"), device=str(next(model.parameters()).device))
     state = torch.load(path / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])

@@ -6,11 +6,12 @@ import random
 from typing import Any
 
 import numpy as np
-import torch
 
 
 def random_state() -> dict[str, Any]:
     """For `torch.save`."""
+    import torch
+
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -21,6 +22,8 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
+    import torch
+
     random.setstate(state["python"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 
 
 def run(words: Sequence[str]) -> int:
-    """Exit status 3: done, without a reward difference to learn from."""
+    """Exit status 3: done, without a reward difference to learn from.
+
+    PyTorch and transformers are imported once the command line is known to be a run's: help and mistakes are
+    answered at once.
+    """
+    from g2rpo_fast.config.arguments import read_arguments
+
+    config = read_arguments(words)
     if sys.stderr.isatty():
         print("loading PyTorch and transformers ...", file=sys.stderr)
     from transformers.utils import logging as transformers_logging
 
-    from g2rpo_fast.config.arguments import read_arguments
     from g2rpo_fast.train import train
 
     transformers_logging.disable_progress_bar()
-    return 3 if train(read_arguments(words)).no_signal else 0
+    return 3 if train(config).no_signal else 0

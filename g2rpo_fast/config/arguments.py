@@ -63,6 +63,7 @@ def read_arguments(words: Sequence[str]) -> Config:
             prog="g2rpo-fast train [CONFIG] [--method NAME]",
             description=_described(given, values),
             registry=_registry(),
+            config=(tyro.conf.HelptextFromCommentsOff,),
         )
     chains = {name: _chain(name, getattr(found, name)) for name in PIECES}
     plain = {name: getattr(found, name) for name in section_types()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from g2rpo_fast.embedded import UNTRAINED
 from g2rpo_fast.guidance import num_guided_of
-from g2rpo_fast.rollout.vllm.engine import COLDEST
+from g2rpo_fast.rollout.vllm.config import COLDEST
 from g2rpo_fast.types import channel_place
 
 if TYPE_CHECKING:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.render import render
 from g2rpo_fast.data.rows import Problem
 from g2rpo_fast.data.tokens import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.hints import hinted
@@ -21,6 +19,9 @@ from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
 from g2rpo_fast.data.tail import chat_tail
 from g2rpo_fast.data.tokens import encode
 from g2rpo_fast.types import Prompt, opening_tag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ReferenceCheck = Callable[[str, Mapping[str, Any]], str | None]
 """(reference answer, the row's other columns) -> why it can never be judged; None = it can."""

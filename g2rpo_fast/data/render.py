@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.rows import read_problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GSM8K_TEMPLATE = "Question: {prompt}\nAnswer:"
 LOOKED_AT = 32

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.types import opening_tag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _REPLY = "x", "\u00a4"
 """Contents of a made-up conversation; no template begins a reply with that sign."""

@@ -18,10 +18,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Ge, Le, check_fields
-from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.task import ALPHABET, Row, draw_rows
-from g2rpo_fast.embedded.tokenizer import build_tokenizer
-from g2rpo_fast.embedded.warm_start import warm_start
 
 EVAL_LENGTH = 8
 TRAIN_LENGTHS = (6, 7, 8, 8, 8, 8)
@@ -97,6 +94,10 @@ def make_model(
     model_dir: Path, config: EmbeddedConfig, seed: int, exclude: set[str], report: Callable[[str], None]
 ) -> None:
     """Initialises, warm-starts and saves the model and its tokenizer."""
+    from g2rpo_fast.embedded.model import build_model
+    from g2rpo_fast.embedded.tokenizer import build_tokenizer
+    from g2rpo_fast.embedded.warm_start import warm_start
+
     tokenizer = build_tokenizer(ALPHABET)
     model = build_model(vocab_size=len(tokenizer), seed=seed)
     report(

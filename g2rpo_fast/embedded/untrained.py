@@ -8,12 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
-from g2rpo_fast.embedded.model import build_model
-from g2rpo_fast.embedded.tokenizer import EOS, EOS_ID, PAD
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 UNTRAINED = "untrained"
 """Value of `model.path` that asks for it."""
@@ -23,6 +21,9 @@ POSITIONS = 4096
 
 def prepare_untrained(directory: Path, texts: Iterable[str], *, seed: int) -> Path:
     """Makes `directory/model`, or finds the one that an earlier call completed; deterministic."""
+    from g2rpo_fast.embedded.model import build_model
+    from g2rpo_fast.embedded.tokenizer import EOS_ID
+
     model_dir = directory / "model"
     if model_dir.exists():
         return model_dir
@@ -39,6 +40,11 @@ def prepare_untrained(directory: Path, texts: Iterable[str], *, seed: int) -> Pa
 
 def byte_pair_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Any text survives encoding and decoding; nothing is added to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from g2rpo_fast.embedded.tokenizer import EOS, PAD
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

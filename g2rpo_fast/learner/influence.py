@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_fast.learner.policy import Policy, Stream
-from g2rpo_fast.model import head_of
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.types import Bools, Doubles
 

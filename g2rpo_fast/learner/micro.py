@@ -14,8 +14,9 @@ from torch import Tensor
 
 from g2rpo_fast.learner.look import Look
 from g2rpo_fast.learner.policy import Policy, Stream
-from g2rpo_fast.objective import ObjectiveConfig, edges_of
+from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
+from g2rpo_fast.objective.edges import edges_of
 from g2rpo_fast.objective.importance import Comparison, EngineTokens, compare, engine_tokens, weighted
 from g2rpo_fast.objective.tokens import Rows, rows_of, with_old
 from g2rpo_fast.types import SOURCES, Doubles, Floats

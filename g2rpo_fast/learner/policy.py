@@ -20,7 +20,9 @@ from g2rpo_kernels.transfer import to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from g2rpo_fast.model import ModelConfig, TreeOutput, compute_context, compute_dtype, head_of, tree_hidden
+from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
+from g2rpo_fast.model.forward import TreeOutput, tree_hidden
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.types import Doubles, Longs, TreePlan
 
 Result = TypeVar("Result")

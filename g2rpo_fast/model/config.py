@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Literal
 
 from g2rpo_fast.bounds import check_fields
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 AttentionChoice = Literal["auto", "reference", "cascade", "triton"]
 FusedOps = Literal["auto", "off"]
@@ -41,6 +42,8 @@ class ModelConfig:
 
 def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:
     """What `config.precision` means on the model's device: the dtype of its matrix products."""
+    import torch
+
     wanted = config.precision
     if wanted == "auto":
         wanted = "bfloat16" if model.device.type == "cuda" else "float32"
@@ -49,5 +52,7 @@ def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:
 
 def compute_context(model: PreTrainedModel, config: ModelConfig) -> AbstractContextManager[object]:
     """Autocast to `compute_dtype`, around forwards of `model`."""
+    import torch
+
     dtype = compute_dtype(model, config)
     return nullcontext() if dtype == model.dtype else torch.autocast(model.device.type, dtype)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from g2rpo_kernels import Objective
+from typing import TYPE_CHECKING, Any
 
 from g2rpo_fast.objective.config import ObjectiveConfig
 from g2rpo_fast.pieces import Term
+
+if TYPE_CHECKING:
+    from g2rpo_kernels import Objective
 
 ONCE = ("surrogate", "kl_coef", "entropy_coef")
 """Settings of which the kernels have one: two terms of a kind do not fit."""
@@ -19,6 +20,8 @@ def fused_objective(terms: Sequence[Term], config: ObjectiveConfig) -> Objective
 
     None: a term that no kernel knows, no surrogate or several, or settings that contradict each other.
     """
+    from g2rpo_kernels import Objective
+
     settings: dict[str, Any] = {}
     for term in terms:
         own = term.kernel()

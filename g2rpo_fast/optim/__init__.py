@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo, Le, Lt, check_fields
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,10 @@ class OptimConfig:
         return math.ceil(self.warmup_steps * total_steps - 1e-9) if share else int(self.warmup_steps)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; decay on matrices only."""
+    import torch
+
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -84,8 +86,10 @@ def apply_gradients(optimizer: torch.optim.Optimizer, *, lr: float, max_grad_nor
 
     Returns the global gradient norm before clipping; when it is not finite nothing was changed.
     """
+    from torch.nn.utils import clip_grad_norm_
+
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm)) if parameters else 0.0
+    norm = float(clip_grad_norm_(parameters, max_grad_norm)) if parameters else 0.0
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = lr

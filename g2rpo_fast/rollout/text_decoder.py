@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Decode = Callable[[Iterable[int]], str]
 """Token ids to text. Tokens that follow change the text before them only where that is U+FFFD: the bytes of a
@@ -87,6 +88,8 @@ def turn_markers(tokenizer: PreTrainedTokenizerBase, special: Collection[str]) -
 def _conversation(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the chat template makes of a short conversation; nothing where it cannot (a run without
     `data.chat` does not need it)."""
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         return ""
     user, assistant = ({"role": role, "content": "x"} for role in ("user", "assistant"))

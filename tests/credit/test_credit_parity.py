@@ -27,8 +27,8 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from g2rpo_fast.credit import BatchStd, Center, Channels, Rloo, Std, Whiten, advantages
-from g2rpo_fast.objective import edges_of
 from g2rpo_fast.objective.batch import make_batch
+from g2rpo_fast.objective.edges import edges_of
 from g2rpo_fast.pieces import Credit, Scored
 from g2rpo_fast.tree import plan_trees
 from scored import CLOCK, NO_STORE, rewards_of, row_of

@@ -12,8 +12,10 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from g2rpo_fast.data import DataConfig, batch_indices, listed, load_prompts, with_chat_settled
-from g2rpo_fast.data.rows import read_problems
+from g2rpo_fast.data import DataConfig, batch_indices
+from g2rpo_fast.data.prompts import load_prompts
+from g2rpo_fast.data.render import with_chat_settled
+from g2rpo_fast.data.rows import listed, read_problems
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rewards.math_answer import MathVerify
 

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from g2rpo_fast.data import DataConfig, load_prompts
+from g2rpo_fast.data import DataConfig
+from g2rpo_fast.data.prompts import load_prompts
 from g2rpo_fast.engine import text_decoder
-from g2rpo_fast.rewards import RewardConfig, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig
+from g2rpo_fast.rewards.loading import load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.rollout.groups import plain_asks, rollouts_of
 from g2rpo_fast.types import Completion, Prompt, Sampling
 from tiny_tokenizers import CHATML, CHATML_TAGS, CHATML_THINK, byte_level

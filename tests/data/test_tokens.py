@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from g2rpo_fast.data import DataConfig, load_prompts
+from g2rpo_fast.data import DataConfig
+from g2rpo_fast.data.prompts import load_prompts
 from g2rpo_fast.embedded.task import ALPHABET
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rollout.text_decoder import text_decoder

@@ -13,7 +13,9 @@ from g2rpo_fast.embedded.channels import faithful, permutation, progress, right_
 from g2rpo_fast.embedded.task import ALPHABET, ANSWER_MARKER, draw_rows, response_text
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.embedded.warm_start import IGNORED, batches
-from g2rpo_fast.rewards import RewardConfig, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig
+from g2rpo_fast.rewards.loading import load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.types import Prompt, Rollout
 
 CHANNELS = tuple(

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from g2rpo_fast.data import DataConfig, load_prompts
+from g2rpo_fast.data import DataConfig
+from g2rpo_fast.data.prompts import load_prompts
 from g2rpo_fast.embedded import EmbeddedConfig, EmbeddedPaths, prepare
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.task import (
@@ -25,7 +26,9 @@ from g2rpo_fast.embedded.task import (
 )
 from g2rpo_fast.embedded.tokenizer import EOS_ID, PAD_ID, UNKNOWN, build_tokenizer
 from g2rpo_fast.embedded.warm_start import IGNORED, collate, warm_start
-from g2rpo_fast.rewards import RewardConfig, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig
+from g2rpo_fast.rewards.loading import load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.types import FinishReason, Prompt, Rollout
 
 STEPS = 10

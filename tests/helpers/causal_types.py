@@ -20,9 +20,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from g2rpo_fast.engine import prefill_tree, sampled_logp
-from g2rpo_fast.model import ModelConfig, head_of
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import check_config, select_tree_attention
-from g2rpo_fast.rollout import LocalEngine
+from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.types import Request, Sampling
 
 NOT_BUILT = {

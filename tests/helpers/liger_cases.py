@@ -26,7 +26,8 @@ from transformers import (
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
 from budget import assert_within_budget, draws
-from g2rpo_fast.model import liger_ops, tree_hidden
+from g2rpo_fast.model import liger_ops
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.instances import use_forwards
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.tree import plan_trees

@@ -28,9 +28,10 @@ from transformers import (
 )
 
 from g2rpo_fast.engine import prefill_tree
-from g2rpo_fast.model import ModelConfig, head_of
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.rollout import LocalEngine
+from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.types import Completion, Request, Sampling
 
 VOCABULARY = 37

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from g2rpo_fast.model import ATTENTION, register_attention
+from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.types import Sequences
 
 VOCAB = 29

@@ -9,7 +9,7 @@ from g2rpo_kernels.tree_attention import TilePlan
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
-from g2rpo_fast.model import tree_hidden
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import TreePlan

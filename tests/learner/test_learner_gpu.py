@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from budget import draws
-from g2rpo_fast.model import ModelConfig, tree_hidden
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.objective.terms import Clip, Entropy, Kl
 from g2rpo_fast.pieces import Scored, Term
 from g2rpo_fast.tree import plan_trees

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from causal_types import CAUSAL_TYPES, VOCAB, outcome, plain_logp, rows, tiny_config, tiny_model
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.engine import sampled_logp
-from g2rpo_fast.model import ModelConfig, load_model, register_attention, tree_hidden
-from g2rpo_fast.model.hook import ATTENTION, attention_forward, window_of
-from g2rpo_fast.model.load import noise_of, select_tree_attention
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.forward import tree_hidden
+from g2rpo_fast.model.hook import ATTENTION, attention_forward, register_attention, window_of
+from g2rpo_fast.model.load import load_model, noise_of, select_tree_attention
 from g2rpo_fast.model.masks import check_masks
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences

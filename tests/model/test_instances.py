@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, PreTrainedModel, Qwen3Config
 
-from g2rpo_fast.model import ModelConfig, load_model
+from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.instances import use_rope
 from g2rpo_fast.model.liger_ops import use_liger_ops
-from g2rpo_fast.model.load import checkpoint_layers, fuse_ops
+from g2rpo_fast.model.load import checkpoint_layers, fuse_ops, load_model
 from liger_cases import KINDS, hidden_and_gradients, tiny
 
 NUM_LAYERS = 2

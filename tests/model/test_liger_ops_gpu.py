@@ -50,7 +50,8 @@ def test_models_are_within_the_budget(kind: type, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loaded_models_compute_through_liger_and_repeat_bit_for_bit(tmp_path, dtype: torch.dtype) -> None:
-    from g2rpo_fast.model import ModelConfig, load_model
+    from g2rpo_fast.model import ModelConfig
+    from g2rpo_fast.model.load import load_model
 
     tiny(Qwen3Config).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), ModelConfig(gradient_checkpointing=True), "cuda")

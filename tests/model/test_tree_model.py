@@ -30,16 +30,12 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from budget import draws
-from g2rpo_fast.model import (
-    ATTENTION,
-    ModelConfig,
-    compute_context,
-    head_of,
-    load_model,
-    load_tokenizer,
-    tree_hidden,
-)
-from g2rpo_fast.model.load import check_config, select_tree_attention
+from g2rpo_fast.model import ModelConfig, compute_context
+from g2rpo_fast.model.forward import tree_hidden
+from g2rpo_fast.model.head import head_of
+from g2rpo_fast.model.hook import ATTENTION
+from g2rpo_fast.model.load import check_config, load_model, select_tree_attention
+from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
 from tree_models import FAMILIES, GEMMA, SHAPE, DoubleNorm, on_trees, rows

@@ -7,7 +7,8 @@ import pytest
 import torch
 from g2rpo_kernels import linear_policy_loss
 
-from g2rpo_fast.objective import ObjectiveConfig, edges_of, token_weights
+from g2rpo_fast.objective import ObjectiveConfig, token_weights
+from g2rpo_fast.objective.edges import edges_of
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
 from objectives import Loss

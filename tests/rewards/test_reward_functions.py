@@ -18,7 +18,9 @@ import torch
 
 from g2rpo_fast.credit import Center, Channels, Std, Whiten, advantages
 from g2rpo_fast.pieces import Scored
-from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig, RewardError
+from g2rpo_fast.rewards.loading import RewardSet, load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.step_metrics import rollout_metrics
 from g2rpo_fast.types import Prompt, Rollout
 from own_modules import own_module

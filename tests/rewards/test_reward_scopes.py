@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from g2rpo_fast.rewards import RewardConfig, RewardError, RewardSet, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig, RewardError
+from g2rpo_fast.rewards.loading import RewardSet, load_rewards
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.train import train
 from g2rpo_fast.types import Rollout
 from own_modules import own_module

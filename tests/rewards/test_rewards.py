@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from g2rpo_fast.config import load_config
-from g2rpo_fast.rewards import RewardConfig, RewardError, load_rewards, score
+from g2rpo_fast.rewards import RewardConfig, RewardError
+from g2rpo_fast.rewards.loading import load_rewards
 from g2rpo_fast.rewards.math_answer import MathVerify
+from g2rpo_fast.rewards.scoring import score
 from g2rpo_fast.types import FinishReason, Prompt, Rollout
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from g2rpo_fast.rollout import Prefill
+from g2rpo_fast.rollout.local import Prefill
 from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
 from g2rpo_fast.rollout.local.families import plan_batches
 from g2rpo_fast.types import Request, Sampling

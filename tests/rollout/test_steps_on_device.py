@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from g2rpo_fast.model import head_of
-from g2rpo_fast.rollout import LocalEngine, Prefill
+from g2rpo_fast.model.head import head_of
+from g2rpo_fast.rollout.local import LocalEngine, Prefill
 from g2rpo_fast.rollout.local.engine import _last_positions, _LogitsHead
 from g2rpo_fast.rollout.local.families import plan_batches
 from g2rpo_fast.rollout.local.sampling import draw

@@ -16,7 +16,8 @@ from g2rpo_fast.config import config_from_dict
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rollout.sync import Manifest
-from g2rpo_fast.rollout.vllm import VllmConfig, VllmEngine, require_vllm
+from g2rpo_fast.rollout.vllm import VllmConfig, require_vllm
+from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch, max_model_len
 from g2rpo_fast.rollout.vllm.link import first_arena
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests

@@ -15,7 +15,8 @@ from g2rpo_fast.cli import main
 from g2rpo_fast.data import DataConfig
 from g2rpo_fast.data.rows import read_problems
 from g2rpo_fast.metrics import read_metrics
-from g2rpo_fast.rewards import RewardConfig, load_rewards
+from g2rpo_fast.rewards import RewardConfig
+from g2rpo_fast.rewards.loading import load_rewards
 from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.rewards.text import ExactMatch
 

@@ -16,7 +16,7 @@ from g2rpo_fast.config import Config, config_from_dict
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.untrained import byte_pair_tokenizer
 from g2rpo_fast.metrics import read_metrics
-from g2rpo_fast.model import load_tokenizer
+from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.train import train
 
 TEXTS = ["how many apples are there? 12 + 30 = 42"] * 3

@@ -22,7 +22,7 @@ from tiny_engines import (
     vllm_engine,
 )
 
-from g2rpo_fast.rollout.vllm import VllmEngine
+from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.rollout.vllm.launch import CPU_BATCHED_TOKENS
 from g2rpo_fast.types import Request, Sampling
 

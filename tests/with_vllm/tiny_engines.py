@@ -16,11 +16,13 @@ import torch
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.engine import prefill_tree, sampled_logp, text_decoder
-from g2rpo_fast.model import ModelConfig, head_of
+from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import select_tree_attention
-from g2rpo_fast.rollout import LocalEngine
+from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.rollout.local.sampling import log_distribution
-from g2rpo_fast.rollout.vllm import VllmConfig, VllmEngine
+from g2rpo_fast.rollout.vllm import VllmConfig
+from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.types import Completion, Floats, Request, Sampling
 
 TOKENIZER: Any = build_tokenizer("0123456789abcdefghijklmnopqrstuvwxyz +=")

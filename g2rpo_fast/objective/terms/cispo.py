@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import g2rpo_kernels
-
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
 
@@ -19,7 +17,7 @@ class Cispo(Surrogate):
     """
 
     use = "cispo"
-    record = g2rpo_kernels.Cispo
+    record = "Cispo"
     low: Annotated[float, Ge(0), InfinityToo] = 0.2
     """The factor is at least 1 - low; 1 or more = at least 0."""
     high: Annotated[float, Gt(-1), InfinityToo] = 0.2

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import g2rpo_kernels
-
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
 
@@ -20,7 +18,7 @@ class Clip(Surrogate):
     """
 
     use = "clip"
-    record = g2rpo_kernels.Clip
+    record = "Clip"
     low: Annotated[float, Ge(0), InfinityToo] = 0.2
     """Ratios are clipped from below at 1 - low; 1 or more = never."""
     high: Annotated[float, Ge(0), InfinityToo] = 0.2

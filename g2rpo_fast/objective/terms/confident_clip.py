@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from g2rpo_fast.bounds import Ge, Gt
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.pieces import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class ConfidentClip(Clip):
     """Largest weight."""
 
     def log_ratio(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
-        old_N = torch.where(tokens.old_logp_N.isnan(), logp_N.detach(), tokens.old_logp_N)
-        gate_N = torch.sigmoid(self.tau * old_N.exp())
+        old_N = logp_N.detach().where(tokens.old_logp_N.isnan(), tokens.old_logp_N)
+        gate_N = (self.tau * old_N.exp()).sigmoid()
         weight_N = (self.alpha * (gate_N - self.mu)).clamp(self.least, self.most)
         return super().log_ratio(logp_N, tokens) + weight_N.log()
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, InfinityToo
 from g2rpo_fast.objective.terms.rows import (
@@ -19,6 +17,9 @@ from g2rpo_fast.objective.terms.rows import (
     safe,
 )
 from g2rpo_fast.pieces import Term, Ties, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import torch
-from g2rpo_kernels import Values
-from g2rpo_kernels.policy_loss.surrogates import ratio_of
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from g2rpo_fast.bounds import Ge, Gt
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import group_sums
 from g2rpo_fast.pieces import Ties, Tokens
+
+if TYPE_CHECKING:
+    from g2rpo_kernels import Values
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +36,20 @@ class ElasticClip(Clip):
         return "group"
 
     def values(self, logp_N: Tensor, log_ratio_N: Tensor, tokens: Tokens) -> Values:
+        from g2rpo_kernels import Values
+        from g2rpo_kernels.policy_loss.surrogates import ratio_of
+
         wider_N = 1 + self.by_magnitude * tokens.advantage_N.abs().clamp(max=self.most)
         right_R = (tokens.reward_R > 0).to(logp_N)
-        p_Q = group_sums(right_R, tokens) / group_sums(torch.ones_like(right_R), tokens).clamp(min=1)
+        p_Q = group_sums(right_R, tokens) / group_sums(right_R.new_ones(len(right_R)), tokens).clamp(min=1)
         wider_N = wider_N * (1 + self.by_group * 4 * p_Q * (1 - p_Q))[tokens.group_R][tokens.row_N]
         ratio_N = ratio_of(log_ratio_N)
         low_N, high_N = 1 - self.low * wider_N, 1 + self.high * wider_N
-        minus_N = torch.maximum(ratio_N, low_N)
+        minus_N = ratio_N.maximum(low_N)
         over_N = ratio_N < low_N
         if self.dual is not None:
             minus_N, over_N = minus_N.clamp(max=self.dual), over_N | (ratio_N > self.dual)
-        return Values(torch.minimum(ratio_N, high_N), minus_N, ratio_N > high_N, over_N)
+        return Values(ratio_N.minimum(high_N), minus_N, ratio_N > high_N, over_N)
 
     def kernel(self) -> None:
         return None

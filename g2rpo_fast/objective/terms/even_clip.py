@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import torch
-from g2rpo_kernels.policy_loss.surrogates import ratio_of
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import counted, log_ratio, safe
 from g2rpo_fast.objective.terms.surrogate import weighed
 from g2rpo_fast.pieces import Ties, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,8 @@ class EvenClip(Clip):
         return "batch"
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
+        from g2rpo_kernels.policy_loss.surrogates import ratio_of
+
         log_ratio_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
         shift_N, scale_N = self.standard(log_ratio_N.detach(), entropy_N.detach(), tokens)
         values = self.surrogate(ratio_of(scale_N * (log_ratio_N - shift_N)), safe(logp_N, tokens))
@@ -47,6 +48,8 @@ class EvenClip(Clip):
 
     def standard(self, log_ratio_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """(shift, scale) of each token's bin."""
+        import torch
+
         used_N = counted(tokens)
         shift_N, scale_N = torch.zeros_like(log_ratio_N), torch.ones_like(log_ratio_N)
         if not used_N.any():

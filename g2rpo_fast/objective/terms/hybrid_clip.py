@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from g2rpo_kernels import Clip as ClipRecord
-from g2rpo_kernels.policy_loss.surrogates import ratio_of
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, InfinityToo, Le
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import log_ratio, row_means, safe, spread
 from g2rpo_fast.objective.terms.surrogate import weighed
 from g2rpo_fast.pieces import Ties, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,9 @@ class HybridClip(Clip):
         return "row"
 
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
+        from g2rpo_kernels import Clip as ClipRecord
+        from g2rpo_kernels.policy_loss.surrogates import ratio_of
+
         by_token_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
         row_N = row_means(by_token_N.detach(), tokens)[tokens.row_N]
         safe_N = safe(logp_N, tokens)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
-
-import torch
-from g2rpo_kernels.policy_loss.kl import KLS
-from g2rpo_kernels.policy_loss.surrogates import ratio_of
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, Lt
 from g2rpo_fast.objective.terms.rows import log_ratio, row_means
 from g2rpo_fast.pieces import Clock, Memory, Outcome, Stats, Term, Ties, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,8 @@ class Kl(Term):
     def __call__(self, logp_N: Tensor, entropy_N: Tensor, tokens: Tokens) -> Tensor:
         kl_N = self.estimates(logp_N, tokens)
         if self.times != "one":
+            from g2rpo_kernels.policy_loss.surrogates import ratio_of
+
             log_ratio_N = log_ratio(logp_N, tokens.old_logp_N, tokens)
             if self.times == "sequence":
                 log_ratio_N = row_means(log_ratio_N, tokens)[tokens.row_N]
@@ -52,12 +52,13 @@ class Kl(Term):
 
     def estimates(self, logp_N: Tensor, tokens: Tokens) -> Tensor:
         """[N] of each token."""
+        from g2rpo_kernels.policy_loss.kl import KLS
+
         assert tokens.ref_logp_N is not None
         return KLS[self.estimator](log_ratio(logp_N, tokens.ref_logp_N, tokens))
 
-    @torch.no_grad()
     def stats(self, logp_N: Tensor, tokens: Tokens) -> Stats:
-        return {"kl": (self.estimates(logp_N, tokens).sum(), (tokens.weight_N != 0).sum())}
+        return {"kl": (self.estimates(logp_N.detach(), tokens).sum(), (tokens.weight_N != 0).sum())}
 
     def kernel(self) -> dict[str, Any]:
         settings = {"kl": self.estimator, "kl_coef": self.coef}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import g2rpo_kernels
-
 from g2rpo_fast.objective.terms.surrogate import Surrogate
 
 
@@ -14,4 +12,5 @@ class Reinforce(Surrogate):
     """-A logp (Williams 1992): no ratio, hence no old policy. Evidence: code (TRL, verl)."""
 
     use = "reinforce"
-    record = g2rpo_kernels.Reinforce
+    record = "Reinforce"
+    reads_ratio = False

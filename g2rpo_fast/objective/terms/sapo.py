@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import g2rpo_kernels
-
 from g2rpo_fast.bounds import Gt
 from g2rpo_fast.objective.terms.surrogate import RatioName, Surrogate
 
@@ -19,7 +17,7 @@ class Sapo(Surrogate):
     """
 
     use = "sapo"
-    record = g2rpo_kernels.Sapo
+    record = "Sapo"
     tau_pos: Annotated[float, Gt(0)] = 1.0
     """Temperature of the gate for positive advantages."""
     tau_neg: Annotated[float, Gt(0)] = 1.05

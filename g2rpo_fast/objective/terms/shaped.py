@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import torch
-from g2rpo_kernels import Values
-from g2rpo_kernels.policy_loss.surrogates import ratio_of
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from g2rpo_fast.bounds import Gt, Lt
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import counted, log_ratio
 from g2rpo_fast.pieces import Ties, Tokens
 from g2rpo_fast.types import SOURCES
+
+if TYPE_CHECKING:
+    from g2rpo_kernels import Values
+    from torch import Tensor
 
 SMALLEST = 1e-4
 """That gamma becomes."""
@@ -40,11 +39,14 @@ class Shaped(Clip):
         return "batch" if self.gamma is None else super().ties
 
     def values(self, logp_N: Tensor, log_ratio_N: Tensor, tokens: Tokens) -> Values:
+        from g2rpo_kernels import Values
+        from g2rpo_kernels.policy_loss.surrogates import ratio_of
+
         off_N = (tokens.source_R == SOURCES.index("off_policy"))[tokens.row_N] & counted(tokens)
         rho_N = ratio_of(log_ratio(logp_N, tokens.rollout_logp_N, tokens))
         shaped_N = rho_N / (rho_N + self.gamma_of(rho_N.detach()[off_N]))
         plus, minus, *clipped = super().values(logp_N, log_ratio_N, tokens)
-        chosen = (torch.where(off_N, shaped_N, value) for value in (plus, minus))
+        chosen = (shaped_N.where(off_N, value) for value in (plus, minus))
         return Values(*chosen, *(None if bound is None else bound & ~off_N for bound in clipped))
 
     def gamma_of(self, rho_F: Tensor) -> Tensor | float:

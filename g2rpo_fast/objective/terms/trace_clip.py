@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from g2rpo_fast.bounds import Gt, Le
 from g2rpo_fast.objective.terms.clip import Clip
 from g2rpo_fast.objective.terms.rows import bounded, log_ratio, padded_rows
 from g2rpo_fast.pieces import Ties, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,11 @@ class TraceClip(Clip):
 
 def discounted(value_RL: Tensor, decay: float) -> Tensor:
     """[R, L] sum over j <= t of decay^(t - j) value_j, by doubling: log2 L additions of whole rows."""
+    from torch.nn.functional import pad
+
     step, length = 1, value_RL.shape[1]
     while step < length:
-        before_RL = torch.nn.functional.pad(value_RL[:, :-step], (step, 0))
+        before_RL = pad(value_RL[:, :-step], (step, 0))
         value_RL = value_RL + decay**step * before_RL
         step *= 2
     return value_RL
@@ -60,6 +62,8 @@ def discounted(value_RL: Tensor, decay: float) -> Tensor:
 
 def _beginning(value_RL: Tensor, history_RL: Tensor, decay: float) -> Tensor:
     """What `both` adds to `recent`: of j <= t / 2, decay^j in place of decay^(t - j)."""
+    import torch
+
     place_L = torch.arange(value_RL.shape[1], device=value_RL.device)
     half_L = place_L // 2
     factor_L = decay ** place_L.to(value_RL)

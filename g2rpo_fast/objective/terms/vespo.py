@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import g2rpo_kernels
-
 from g2rpo_fast.bounds import Gt
 from g2rpo_fast.objective.terms.surrogate import Surrogate
 
@@ -19,7 +17,7 @@ class Vespo(Surrogate):
     """
 
     use = "vespo"
-    record = g2rpo_kernels.Vespo
+    record = "Vespo"
     ratio = "product"
     k_pos: Annotated[float, Gt(0)] = 2.0
     """Power, where the advantage is positive."""

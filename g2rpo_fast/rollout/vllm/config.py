@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, Le, check_fields
 
+COLDEST = 0.01
+"""vLLM raises lower temperatures to this one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.sync import PackReport
-from g2rpo_fast.rollout.vllm.config import VllmConfig
+from g2rpo_fast.rollout.vllm.config import COLDEST, VllmConfig
 from g2rpo_fast.rollout.vllm.launch import dtype_name, engine_dtype, max_model_len
 from g2rpo_fast.rollout.vllm.link import Link
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
@@ -30,8 +30,6 @@ from g2rpo_fast.types import Completion, EngineError, Floats, Request, Sampling
 
 POLL_S = 0.5
 """Longest wait for one report of the engine while it generates."""
-COLDEST = 0.01
-"""vLLM raises lower temperatures to this one."""
 
 LogpFunction = Callable[[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]], list[Floats]]
 """(prompt ids, token ids) pairs to the trainer's log-probabilities of the tokens, at temperature 1."""
