@@ -110,8 +110,7 @@ class Scored:
 
     @property
     def answers(self) -> list[str | None]:
-        """Each row's final answer, in one spelling, as the channel that counts as accuracy finds it; None =
-        no answer."""
+        """Each row's final answer, in one spelling, as the channel of accuracy finds it; None = no answer."""
         return [self.answer_of(rollout) for rollout in self.rollouts]
 
     @property
@@ -160,7 +159,6 @@ class Piece:
     """Whether it reads `Scored.answers`."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """Columns of the store that another piece of the run must keep."""
-
     steers: ClassVar[str | None] = None
     """What it keeps near a value of its own: no two pieces of a run may steer the same."""
 
