@@ -1,6 +1,7 @@
 # make train    virtual environment, installation, and the main job on the embedded default
 # make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/train/test_x.py -k y"),
 #               in a process a core, up to four; in one with a GPU or PYTEST_WORKERS=0
+# make test-deep  what CI leaves out for its time: all methods over ten steps, every compilation, slow arithmetic
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
 # make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
 # make test-triton  the tests of the Triton kernels with another release: TRITON=3.9.0 (TRITON="3.6.0 numpy<2.4":
@@ -29,13 +30,16 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
 OTHER_TRITON := build/triton
 
-.PHONY: train test test-oldest test-triton vllm-test lint bench clean
+.PHONY: train test test-deep test-oldest test-triton vllm-test lint bench clean
 
 train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+
+test-deep: $(VENV)/.installed-test
+	$(BIN)/python $(PYTEST) -m deep $(PYTEST_ARGS)
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt \

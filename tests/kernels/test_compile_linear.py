@@ -30,7 +30,13 @@ from drawn import normal
 
 
 @pytest.mark.parametrize(
-    ("objective", "impl"), [(None, "cpu"), (TOKEN[0], "cpu"), (SEQUENCE[0], "cpu"), (TOKEN[0], "reference")]
+    ("objective", "impl"),
+    [
+        (None, "cpu"),
+        (TOKEN[0], "cpu"),
+        pytest.param(SEQUENCE[0], "cpu", marks=pytest.mark.deep),
+        pytest.param(TOKEN[0], "reference", marks=pytest.mark.deep),
+    ],
 )
 def test_backbone_and_loss_compile_to_one_graph_for_all_lengths(
     objective: Objective | None, impl: str

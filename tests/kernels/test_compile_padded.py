@@ -103,11 +103,11 @@ def fused_loss(
 
 FUSED = [
     ({"loss_type": "dapo", "beta": 0.0}, "cpu"),
-    ({"loss_type": "grpo", "delta": 1.4}, "reference"),
-    ({"loss_type": "bnpo", "entropy_coef": 0.03}, "cpu"),
-    ({"loss_type": "cispo", "beta": 0.0, "entropy_coef": 0.03}, "cpu"),
-    ({"loss_type": "vespo"}, "cpu"),
     ({"importance_sampling_level": "sequence", "use_bias_correction_kl": True}, "cpu"),
+    pytest.param({"loss_type": "grpo", "delta": 1.4}, "reference", marks=pytest.mark.deep),
+    pytest.param({"loss_type": "bnpo", "entropy_coef": 0.03}, "cpu", marks=pytest.mark.deep),
+    pytest.param({"loss_type": "cispo", "beta": 0.0, "entropy_coef": 0.03}, "cpu", marks=pytest.mark.deep),
+    pytest.param({"loss_type": "vespo"}, "cpu", marks=pytest.mark.deep),
 ]
 
 
@@ -166,9 +166,11 @@ def padded_losses(hidden: Tensor, head: Tensor, batch: Batch, *, options: GRPOOp
     return first.loss + 2 * second.loss, first.logp_BL, second.entropy_BL, *stats
 
 
-PADDED: list[dict[str, Any]] = [
+PADDED: list[Any] = [
     {"loss_type": "cispo", "beta": 0.1, "epsilon_high": 0.9, "entropy_coef": 0.03},
-    {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1},
+    pytest.param(
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1}, marks=pytest.mark.deep
+    ),
 ]
 
 
