@@ -47,6 +47,9 @@ def rare(response: str, answer: str, rollout: Rollout) -> float:
     return float(len(response) % 7 == 0)
 
 
+setattr(rare, "final_answer", last_letter)  # noqa: B010
+
+
 def brevity(response: str, answer: str, rollout: Rollout) -> float | None:
     """A second channel; it does not apply to a response without a character."""
     return 1 / len(response) if response else None
