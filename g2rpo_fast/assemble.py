@@ -32,7 +32,6 @@ from g2rpo_fast.fingerprint import fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
-from g2rpo_fast.metrics import MetricsLog
 from g2rpo_fast.model import compute_dtype
 from g2rpo_fast.model.export import export_dtype, make_exportable
 from g2rpo_fast.model.load import load_model, noise_of
@@ -52,6 +51,7 @@ from g2rpo_fast.run_directory import (
     with_budget,
 )
 from g2rpo_fast.run_state import LastState, TrainState
+from g2rpo_fast.step_log import StepLog
 from g2rpo_fast.trial import try_own
 from g2rpo_fast.types import Engine, Prompt
 
@@ -70,7 +70,8 @@ class Parts:
     engine: Engine
     learner: Learner
     sampler: Sampler
-    log: MetricsLog
+    log: StepLog
+    sample_log: StepLog
     state: TrainState
     """Where it begins."""
     sampled: SampledBatch | None
@@ -86,6 +87,7 @@ class Parts:
         """Ends the engine and lets other processes use the run directory."""
         self.engine.close()
         self.log.close()
+        self.sample_log.close()
         self.lock.close()
 
 
@@ -157,7 +159,8 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
             rewards=partial(score, rewards),
             seed=config.run.seed,
         ),
-        log=MetricsLog(directory / "metrics.jsonl", last_step=logged),
+        log=StepLog(directory / "metrics.jsonl", last_step=logged),
+        sample_log=StepLog(directory / "samples.jsonl", last_step=logged),
         state=state,
         sampled=sampled,
         last=LastState(state, sampled, optimizer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import plotext
 
@@ -15,6 +16,7 @@ from g2rpo_fast.data.rows import listed
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.run_state import TrainState
+from g2rpo_fast.samples import shown
 
 _HEADER = (
     "    step   eval | accuracy  guided alone |  l  length | no signal  ratio |"
@@ -64,8 +66,8 @@ class Console:
         if stats:
             self._show(f"held-out accuracy after step {step}: {stats['eval/accuracy']:.3f}")
 
-    def step(self, step: int, m: Mapping[str, float]) -> None:
-        """One line for a finished step."""
+    def step(self, step: int, m: Mapping[str, float], rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """One line for a finished step, and a few of its rollouts where they are kept."""
         total = self._parts.config.run.steps
         if self._lines % 20 == 0:
             self._show(_HEADER)
@@ -83,6 +85,8 @@ class Console:
             f"{self._rate(m)} {seconds:7.2f}  "
             f"({m['time/rollout_s'] / seconds:3.0%} {m['time/update_s'] / seconds:3.0%})  {left:5.0f}s"
         )
+        for line in shown(rows):
+            self._show(line)
 
     def _rate(self, m: Mapping[str, float]) -> str:
         """Sampled tokens a second: the engine's own figure, or by the wait where that is the sampling."""

@@ -83,18 +83,22 @@ class Sampler:
         return rollouts, self.rewards(rollouts, None)
 
 
-def evaluate(sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, float]:
-    """Unguided accuracy, reward, length and share of finished answers on `prompts`."""
+def evaluate(
+    sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig
+) -> tuple[dict[str, float], list[Rollout], Rewards]:
+    """Unguided accuracy, reward, length and share of finished answers on `prompts`; and of what."""
     sampling = replace(sampler.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
     asks = plain_asks(prompts, [config.samples] * len(prompts), max_tokens=sampler.max_tokens)
     rollouts, rewards = replace(sampler, sampling=sampling).run(asks, step=0)
     count = len(rollouts)
-    return {
+    stats = {
         "eval/accuracy": applicable_mean(rewards.accuracy_R),
         "eval/reward": float(rewards.total_R.mean()),
         "eval/length": sum(r.sampled_len for r in rollouts) / count,
         "eval/finished": sum(r.finish_reason == "stop" for r in rollouts) / count,
+        "eval/rows": float(count),
     }
+    return stats, rollouts, rewards
 
 
 def guidance_profile(

@@ -1,13 +1,11 @@
-"""Numbers that leave a step: sums with counts, phase times, and the run's `metrics.jsonl`.
+"""Numbers that leave a step: sums with counts, phase times, and what is read of `metrics.jsonl`.
 
 A metric leaves a function as (sum, count) and is divided once, here, so micro-batches and ranks only add.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo_fast.files import write_text, writing
+from g2rpo_fast.step_log import read_log
 
 if TYPE_CHECKING:
     import torch
@@ -77,42 +75,9 @@ class Phases:
         return {**self._seconds, "step": time.perf_counter() - self._start}
 
 
-class MetricsLog:
-    """Append-only JSON lines. A resumed run first drops every record past its checkpoint.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of a run's `metrics.jsonl`.
 
     Keys that start with "time/" depend on the machine; all others repeat bit for bit on a CPU.
     """
-
-    def __init__(self, path: Path, *, last_step: int) -> None:
-        """Args: last_step: records of later steps are dropped (they will be made again)."""
-        self._path = path
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
-        write_text(path, "".join(kept))
-        self._file = path.open("ab", buffering=0)
-
-    def _lines(self) -> list[str]:
-        """Complete lines only: a killed process may leave half of one."""
-        if not self._path.exists():
-            return []
-        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """The whole record, or WriteError and nothing of it."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        line = (json.dumps({"step": step, **clean}) + "\n").encode()
-        size = os.fstat(self._file.fileno()).st_size
-        with writing(self._path):
-            try:
-                while line:
-                    line = line[self._file.write(line) :]
-            except OSError:
-                os.ftruncate(self._file.fileno(), size)
-                raise
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_log(path))

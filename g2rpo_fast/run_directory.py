@@ -3,6 +3,7 @@
 config.json              the configuration, resolved; written when all that it names was found to hold
 content.json             digests of the data and models that it was made from, and changes accepted since
 metrics.jsonl            one record a step
+samples.jsonl            some of its rollouts, every so often
 vllm.log                 output of the rollout engine's process
 guidance_profile.json    success against the share of the trace given, before training
 checkpoints/step_*/      whole or absent; transformers loads each
@@ -41,6 +42,7 @@ MAY_CHANGE = (
     "data.eval_path",
     "checkpoint.",
     "evaluate.",
+    "samples.",
     "vllm.start_timeout_s",
     "vllm.stall_s",
     "vllm.sync_timeout_s",

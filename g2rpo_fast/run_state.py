@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -38,6 +38,8 @@ class TrainState:
     best_step: int | None = None
     unlogged: Mapping[str, float] | None = None
     """Metrics so far of `step`, whose update is done but not its evaluation and record; None = all is."""
+    unlogged_rows: Sequence[Mapping[str, Any]] = ()
+    """Of samples.jsonl, of the same step."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: all but the store."""
@@ -55,6 +57,7 @@ class TrainState:
                 **kept,
                 "memory": {**self.memory, **memory},
                 "prompt_ids": tuple(values.get("prompt_ids", ())),
+                "unlogged_rows": tuple(values.get("unlogged_rows", ())),
                 "store": self.store.restored(arrays),
             }
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.config import Config
@@ -20,6 +21,7 @@ from g2rpo_fast.rollout.sampled import SampledBatch
 from g2rpo_fast.rounds import settled
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import save
+from g2rpo_fast.samples import Row, held_out_rows, step_rows
 from g2rpo_fast.step_metrics import rollout_metrics, shaping_metrics
 from g2rpo_fast.types import Doubles
 
@@ -82,7 +84,10 @@ def update(
         with phases("update"):
             outcome = learn(parts, state, scored)
         state = next_state(parts, state, sampled, outcome)
-        state = replace(state, unlogged={**stats, **outcome.stats, **_times(phases)})
+        rows = _sample_rows(parts, state.step, outcome)
+        state = replace(
+            state, unlogged={**stats, **outcome.stats, **_times(phases)}, unlogged_rows=tuple(rows)
+        )
         parts.last.put(state)
     return state
 
@@ -128,11 +133,11 @@ def close_step(
     `sampled`: the next step's batch, if it is there already. Raises FloatingPointError.
     """
     with at_step(state.step), phases("evaluate"):
-        stats = {**(state.unlogged or {}), **evaluation(parts, state)}
-    stats |= parts.engine.metrics()
-    record = stats | _times(phases)
-    state = logged(parts, state, record, sampled)
-    console.step(state.step, record)
+        stats, held_out = evaluation(parts, state)
+    record = {**(state.unlogged or {}), **stats, **parts.engine.metrics(), **_times(phases)}
+    rows = state.unlogged_rows
+    state = logged(parts, state, record, (*rows, *held_out), sampled)
+    console.step(state.step, record, rows)
     config = parts.config
     if state.step in (config.run.steps, state.best_step) or state.step % config.checkpoint.every == 0:
         save(parts)
@@ -141,11 +146,16 @@ def close_step(
 
 
 def logged(
-    parts: Parts, state: TrainState, record: Mapping[str, float], sampled: SampledBatch | None = None
+    parts: Parts,
+    state: TrainState,
+    record: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    sampled: SampledBatch | None = None,
 ) -> TrainState:
-    """Writes the state's record; the state with that done."""
-    state = with_best(replace(state, unlogged=None), record.get("eval/accuracy"))
+    """Writes the state's record and samples; the state with that done."""
+    state = with_best(replace(state, unlogged=None, unlogged_rows=()), record.get("eval/accuracy"))
     with parts.interrupts.finish_first("this record"):
+        parts.sample_log.write(state.step, *rows)
         parts.log.write(state.step, record)
         parts.last.put(state, sampled)
     return state
@@ -155,13 +165,20 @@ def _times(phases: Phases) -> dict[str, float]:
     return {f"time/{name}_s": seconds for name, seconds in phases.seconds().items()}
 
 
-def evaluation(parts: Parts, state: TrainState) -> dict[str, float]:
-    """Held-out metrics when they are due: before the first step, every so often, after the last."""
+def _sample_rows(parts: Parts, step: int, outcome: Outcome) -> list[Row]:
+    due = parts.config.samples.due(step, parts.config.run.steps)
+    return step_rows(outcome, parts.sampler.decode) if due else []
+
+
+def evaluation(parts: Parts, state: TrainState) -> tuple[dict[str, float], list[Row]]:
+    """Held-out metrics and samples, when due: before the first step, every so often, after the last."""
     config = parts.config.evaluate
     due = config.every and (state.step % config.every == 0 or state.step == parts.config.run.steps)
     if not due or parts.eval_prompts is None:
-        return {}
-    return evaluate(parts.sampler, parts.eval_prompts.prompts, config)
+        return {}, []
+    stats, rollouts, rewards = evaluate(parts.sampler, parts.eval_prompts.prompts, config)
+    kept = parts.config.samples.every > 0
+    return stats, held_out_rows(rollouts, rewards, parts.sampler.decode) if kept else []
 
 
 def with_best(state: TrainState, accuracy: float | None) -> TrainState:

@@ -112,8 +112,8 @@ def before_training(parts: Parts, console: Console) -> TrainState:
         console.profile(points, warnings)
         record = {"points": [vars(p) for p in points], "warnings": warnings}
         write_text(parts.directory / "guidance_profile.json", json.dumps(record, indent=1))
-    stats = evaluation(parts, parts.state)
-    state = logged(parts, parts.state, stats)
+    stats, rows = evaluation(parts, parts.state)
+    state = logged(parts, parts.state, stats, rows)
     console.evaluation(0, stats)
     if state.best_step == 0:
         save(parts)
@@ -129,6 +129,7 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
         with new_directory(model_dir, parts.directory / "writing_model") as temporary:
             export_model(temporary, parts.learner.model, parts.tokenizer, parts.export_dtype)
     parts.log.close()
+    parts.sample_log.close()
     console.finish(state, model_dir)
     return TrainResult(
         directory=parts.directory,

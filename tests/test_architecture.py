@@ -21,13 +21,14 @@ STAGES = {
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
         {"types", "files", "methods", "doctor"},
+        {"step_log"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"prompt_store"},
         {"pieces"},
         {"trial"},
         STAGES,
         {"select", "rounds", "shaping", "units"},
-        {"evaluate", "learner", "step_metrics"},
+        {"evaluate", "learner", "samples", "step_metrics"},
         {"config"},
         {"run_directory", "run_state", "engine", "recipe"},
         {"assemble"},

@@ -29,6 +29,7 @@ from g2rpo_fast.pieces import Credit, Round, Selection, Shaping, Term, TokenCred
 from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.vllm import VllmConfig
+from g2rpo_fast.samples import SamplesConfig
 from g2rpo_fast.select import InOrder
 from g2rpo_fast.tree import TreeConfig
 from g2rpo_fast.units import Whole
@@ -81,6 +82,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     selection: Selection = field(default_factory=InOrder)

@@ -15,8 +15,9 @@ from g2rpo_fast.checkpoint import (
     save_checkpoint,
     undamaged_checkpoint,
 )
-from g2rpo_fast.metrics import Means, MetricsLog, read_metrics
+from g2rpo_fast.metrics import Means, read_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients, make_optimizer
+from g2rpo_fast.step_log import StepLog
 from runs import tiny_config
 
 
@@ -118,13 +119,13 @@ def test_keep_holds_after_a_kill_between_save_and_prune(tmp_path):
 
 def test_metrics_log_drops_what_will_be_made_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, last_step=-1)
+    log = StepLog(path, last_step=-1)
     for step in range(4):
         log.write(step, {"loss": float(step), "empty": float("nan")})
     log.close()
     with path.open("a") as file:
         file.write('{"step": 4, "lo')  # a killed writer
-    log = MetricsLog(path, last_step=2)
+    log = StepLog(path, last_step=2)
     log.write(3, {"loss": 30.0})
     log.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]

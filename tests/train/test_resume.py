@@ -33,6 +33,7 @@ def _start(directory: Path, *more: str) -> subprocess.Popen[bytes]:
             f"--run.dir={directory}",
             f"--run.steps={STEPS}",
             "--optim.minibatches=2",
+            "--samples.every=1",
             *options,
             *more,
         ],
@@ -96,5 +97,9 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, 
     assert any(r.get("rollout/guidance_tokens") for r in expected)
     assert {r["rollout/staleness"] for r in expected[2:]} == {1.0 if more else 0.0}
     assert without_times(read_metrics(broken / "metrics.jsonl")) == expected
-    for name in ("model/model.safetensors", f"checkpoints/step_{STEPS:08d}/model.safetensors"):
+    for name in (
+        "samples.jsonl",
+        "model/model.safetensors",
+        f"checkpoints/step_{STEPS:08d}/model.safetensors",
+    ):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()

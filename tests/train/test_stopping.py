@@ -26,6 +26,7 @@ from g2rpo_fast.files import WriteError
 from g2rpo_fast.interrupts import Terminated
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.step_log import read_log
 from g2rpo_fast.train import SIGNAL_STEPS, run
 from g2rpo_fast.types import Rollout
 from g2rpo_fast.usage import is_fault
@@ -75,7 +76,7 @@ def plan(split: str, call: int, act: Callable[[], object]) -> Iterator[None]:
 
 def config_of(directory: Path, **sections: dict) -> Config:
     wanted = {"reward": {"functions": ["test_stopping:planned"]}, "evaluate": {"every": 1}}
-    wanted["checkpoint"] = {"every": 100}
+    wanted |= {"checkpoint": {"every": 100}, "samples": {"every": 1}}
     for name, section in sections.items():
         wanted[name] = wanted.get(name, {}) | section
     return tiny_config(directory, **wanted)
@@ -83,7 +84,8 @@ def config_of(directory: Path, **sections: dict) -> Config:
 
 def result_of(directory: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
     model = AutoModelForCausalLM.from_pretrained(directory / "model")
-    return without_times(read_metrics(directory / "metrics.jsonl")), model.state_dict()
+    records = without_times(read_metrics(directory / "metrics.jsonl"))
+    return [*records, *read_log(directory / "samples.jsonl")], model.state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.run_state import TrainState
+from g2rpo_fast.samples import shown
+from g2rpo_fast.step_log import read_log
 from g2rpo_fast.train import before_training, train_step
 from g2rpo_fast.types import Rollout
 from runs import quiet, tiny_config, without_times
@@ -50,6 +54,35 @@ def test_train_leaves_metrics_model_and_checkpoints(finished):
     profile = json.loads((result.directory / "guidance_profile.json").read_text())
     assert [p["fraction"] for p in profile["points"]] == [0, 0.25, 0.5, 0.75, 1.0]
     assert any("accuracy by step" in line for line in lines)
+
+
+def test_train_leaves_samples_and_shows_some(finished):
+    result, lines = finished
+    rows = list(read_log(result.directory / "samples.jsonl"))
+    assert Counter((row["step"], row["split"]) for row in rows) == {
+        (0, "held out"): 4, (1, "train"): 8, (2, "held out"): 4, (4, "train"): 8, (4, "held out"): 4,
+    }  # fmt: skip
+    data = (result.directory / "embedded" / "train.jsonl").read_text().splitlines()
+    given = {json.loads(line)["trace"][:16] for line in data}  # a character is a token
+    for row in rows:
+        assert re.fullmatch(r"\d+:", row["prompt"])
+        assert bool(row["guidance"]) == (row["guidance_tokens"] > 0)
+        assert row["guidance"] in given | {""}
+        assert row["total"] == row["reward/runs:wobble"] == len(row["guidance"] + row["sampled"]) % 3 / 2
+        assert row["finish_reason"] in ("stop", "length")
+        assert (row["advantage"] is None) == (row["split"] == "held out")
+    guided = next(row for row in rows if row["guidance"])
+    assert any(f"«{guided['guidance']}»{guided['sampled'][:10]}" in line for line in lines)
+
+
+def test_sample_lines_are_single_short_and_printable():
+    row = {"prompt": "Q\n" * 50, "guidance": "g\x1b[31m" * 20, "guidance_tokens": 9, "sampled": "s\n" * 300}
+    (line,) = shown([{**row, "total": 0.5, "advantage": -1.0, "finish_reason": "length"}])
+    assert line.isprintable()
+    assert len(line) < 125
+    assert line.count("…") == 3
+    assert "\x1b" not in line
+    assert line.endswith("  (reward 0.50, advantage -1.00, length)")
 
 
 def test_train_leaves_a_model_that_plain_transformers_runs(finished):
@@ -134,7 +167,7 @@ def test_evaluation_never_sees_guidance(tmp_path):
     parts = assemble(tiny_config(tmp_path / "run"), quiet)
     recorder = RecordingEngine(parts.engine)
     parts = replace(parts, engine=recorder, sampler=replace(parts.sampler, engine=recorder))
-    assert evaluation(parts, parts.state)["eval/length"] > 0
+    assert evaluation(parts, parts.state)[0]["eval/length"] > 0
     assert parts.eval_prompts is not None
     held_out = [p.token_ids for p in parts.eval_prompts.prompts]
     assert [r.prompt_ids for r in recorder.asked[0]] == held_out
