@@ -140,7 +140,6 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
     except BaseException:
         engine.close()
         raise
-    logged = state.step if state.unlogged is None else state.step - 1
     return Parts(
         config=config,
         recipe=recipe,
@@ -159,8 +158,8 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
             rewards=partial(score, rewards),
             seed=config.run.seed,
         ),
-        log=StepLog(directory / "metrics.jsonl", last_step=logged),
-        sample_log=StepLog(directory / "samples.jsonl", last_step=logged),
+        log=_log(directory / "metrics.jsonl", state),
+        sample_log=_log(directory / "samples.jsonl", state),
         state=state,
         sampled=sampled,
         last=LastState(state, sampled, optimizer),
@@ -169,6 +168,10 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         resumed=checkpoint is not None,
         lock=run.lock,
     )
+
+
+def _log(path: Path, state: TrainState) -> StepLog:
+    return StepLog(path, last_step=state.step if state.unlogged is None else state.step - 1)
 
 
 def _policy(
