@@ -1,4 +1,4 @@
-"""The command line: `g2rpo-fast train [CONFIG] [--method NAME] [--section.key value ...]`, `methods [NAME]`.
+"""The command line: `g2rpo-fast COMMAND`, whose modules are in `commands`.
 
 PyTorch and transformers take seconds to import. So each command imports what it needs when it runs: usage and
 mistyped commands are answered at once, and Ctrl-C while a run loads ends it like at any other moment.
@@ -25,7 +25,7 @@ _USAGE = f"""usage: {_COMMANDS}
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
 `g2rpo-fast train --help` lists every key. `methods` lists the published methods and what of them runs here,
-or explains one."""
+or explains one; `metrics` says what the numbers of a run mean."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,5 +7,6 @@ COMMANDS = {
     "train": "[CONFIG] [--method NAME] [--section.key value ...]",
     "methods": "[NAME] [--json]",
     "doctor": "[--json]",
+    "metrics": "[NAME]",
 }
 """Name of its module -> what may follow it."""

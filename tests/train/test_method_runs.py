@@ -19,6 +19,7 @@ from g2rpo_fast.config.read import read_values, with_method
 from g2rpo_fast.embedded import prepare
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.methods import load_method, load_methods
+from g2rpo_fast.metric_names import metric_of
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.own import PieceError
 from g2rpo_fast.rounds import settled
@@ -75,6 +76,7 @@ def test_a_method_runs(method: str, task: Task, tmp_path: Path) -> None:
     config = config_of(tmp_path, method, {"run": {"steps": 2}}, task, needs)
     records, weights = run(config)
     assert [record["step"] for record in records] == [0, 1, 2]
+    assert {name for record in records for name in record if metric_of(name) is None} == set()
     assert max(record["optim/grad_norm"] for record in records[1:]) > 0
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
     if not any(piece.repeats for piece in config.rounds):

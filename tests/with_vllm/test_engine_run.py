@@ -15,6 +15,7 @@ import psutil
 import pytest
 from tiny_engines import gone, model_directories
 
+from g2rpo_fast.metric_names import metric_of
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
 from g2rpo_fast.types import EngineError
@@ -69,6 +70,7 @@ def test_a_run_whose_engine_is_killed_says_so_and_is_continued(tmp_path: Path) -
         assert record["engine/sync_s"] > 0
         assert record["engine/sync_bytes"] > 1e6
         assert record["engine/restarts"] == 0
+        assert {name for name in record if metric_of(name) is None} == set()
         # One set of weights samples and learns: the first update of a step is on-policy.
         assert abs(record["update/token_ratio"]) > 0
     assert result.model_dir.is_dir()
