@@ -38,14 +38,13 @@ RUNS: list[dict[str, Any]] = [
 def occurring(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names in the records of two runs of a step each."""
     directory = tmp_path_factory.mktemp("task")
-    made = prepare(directory, tiny_config(directory).embedded, seed=0, report=quiet)
+    embedded = tiny_config(directory, embedded={"warm_start_steps": 1}).embedded
+    made = prepare(directory, embedded, seed=0, report=quiet)
+    model = {"path": str(made.model_dir)}
     paths = {"path": str(made.train_path), "eval_path": str(made.eval_path)}
     names: set[str] = set()
     for number, pieces in enumerate(RUNS):
-        config = tiny_config(
-            directory / str(number), model={"path": str(made.model_dir)}, data=paths, **ONE_STEP
-        )
-        values = plain(config)
+        values = plain(tiny_config(directory / str(number), model=model, data=paths, **ONE_STEP))
         for name, given in pieces.items():
             values[name] = given if isinstance(given, list) else {**values[name], **given}
         for record in read_metrics(train(config_from_dict(values), show=quiet).metrics_path):
