@@ -257,7 +257,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "samples.jsonl"])
 def test_full_disk_names_the_file_and_leaves_what_was_there(name, whole, tmp_path):
     directory = tmp_path / "run"
     train(config_of(directory, run={"steps": 2}), show=quiet)
@@ -265,12 +265,13 @@ def test_full_disk_names_the_file_and_leaves_what_was_there(name, whole, tmp_pat
     room = {
         "model.safetensors": saved["model.safetensors"] // 2,
         "optimizer.pt": (saved["model.safetensors"] + saved["optimizer.pt"]) // 2,
-        "metrics.jsonl": (directory / "metrics.jsonl").stat().st_size + 100,
+        "samples.jsonl": (directory / "samples.jsonl").stat().st_size + 100,
     }[name]
-    before = (directory / "metrics.jsonl").read_text()
+    logs = [directory / "metrics.jsonl", directory / "samples.jsonl"]
+    before = [log.read_text() for log in logs]
     with files_up_to(room), pytest.raises(WriteError, match=rf"{name} could not be written"):
         train(config_of(directory, checkpoint={"every": 1}), show=quiet)
-    assert (directory / "metrics.jsonl").read_text().startswith(before)
+    assert all(log.read_text().startswith(text) for log, text in zip(logs, before, strict=True))
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_00000000", "step_00000002"]
     train(config_of(directory), show=quiet)
     # The learning rate of a run of 2 steps falls faster, so only what does not depend on it is compared.
