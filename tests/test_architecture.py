@@ -23,6 +23,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"types", "files", "methods", "metric_names", "doctor"},
         {"step_log"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
+        {"report"},
         {"prompt_store"},
         {"pieces"},
         {"trial"},

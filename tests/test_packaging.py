@@ -68,7 +68,7 @@ def test_wheel_holds_the_extension_and_every_module_and_data_file(wheel: Path):
         path.relative_to(parent).as_posix()
         for parent, package in ((ROOT, "g2rpo_fast"), (ROOT / "kernels", "g2rpo_kernels"))
         for path in (parent / package).rglob("*")
-        if path.suffix in {".py", ".pyi", ".toml"} or path.name == "py.typed"
+        if path.suffix in {".py", ".pyi", ".toml", ".html", ".css"} or path.name == "py.typed"
     }
     assert {"g2rpo_fast/types.py", "g2rpo_kernels/__init__.py", "g2rpo_fast/presets/embedded.toml"} <= wanted
     assert wanted - names == set()

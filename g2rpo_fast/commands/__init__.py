@@ -8,5 +8,6 @@ COMMANDS = {
     "methods": "[NAME] [--json]",
     "doctor": "[--json]",
     "metrics": "[NAME]",
+    "report": "RUN [RUN ...] [--out FILE.html] [--live]",
 }
 """Name of its module -> what may follow it."""
