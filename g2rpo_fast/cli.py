@@ -25,7 +25,7 @@ _USAGE = f"""usage: {_COMMANDS}
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
 `g2rpo-fast train --help` lists every key. `methods` lists the published methods and what of them runs here,
-or explains one; `metrics` says what the numbers of a run mean."""
+or explains one; `metrics` says what the numbers of a run mean, `report` draws runs side by side."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

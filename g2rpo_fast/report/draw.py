@@ -62,9 +62,9 @@ def _line(axes: Axes, number: int, line: Sequence[Point]) -> None:
     group = f"line-{number}"
     band = axes.fill_between(x, [p.low for p in line], [p.high for p in line], color=colour, alpha=0.16, lw=0)
     band.set_gid(group)
-    few = len(line) <= 12
+    few = len(line) <= 25
     (drawn,) = axes.plot(x, [p.value for p in line], color=colour, lw=1.8, solid_capstyle="round")
-    drawn.set(gid=group, marker="o", markersize=3.4 if few else 0, markeredgewidth=0)
+    drawn.set(gid=group, marker="o", markersize=3 if few else 0, markeredgewidth=0)
     alone = [p for p, before, after in zip(line, [None, *line], [*line[1:], None], strict=False)
              if not few and _gap(before) and _gap(after)]  # fmt: skip
     axes.plot([p.x for p in alone], [p.value for p in alone], color=colour, lw=0, marker="o", markersize=2.6)
@@ -97,11 +97,11 @@ def _axes(axes: Axes, drawn: Drawn, *, steps: float, limits: tuple[float, float]
 
 
 def extent(*drawn: Drawn) -> tuple[float, float]:
-    """Lowest and highest of values and intervals, with room; from 0 where it is near."""
+    """Lowest and highest of values and intervals, with room; from 0 where that is near, or nothing moves."""
     ends = [end for one in drawn for _, line in one.lines for p in line for end in p[1:]]
     known = [end for end in ends if not math.isnan(end)]
     low, high = min(known), max(known)
-    if 0 <= low < 0.6 * high or low == high == 0:
+    if low >= 0 and (low < 0.6 * high or high - low < 0.02 * high):
         low = 0.0
     room = max(0.06 * (high - low), 0.005 * abs(high)) or 0.5
     return (low if low == 0 else low - room), high + room

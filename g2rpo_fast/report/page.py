@@ -16,7 +16,7 @@ from g2rpo_fast.metric_names import metric_of
 from g2rpo_fast.report.draw import extent, svg
 from g2rpo_fast.report.panels import Drawn, sections
 from g2rpo_fast.report.runs import Run
-from g2rpo_fast.report.series import MOST_POINTS
+from g2rpo_fast.report.series import window
 
 PHASES = ("rollout", "reward", "update", "sync", "evaluate")
 MOST_TEXT = 1500
@@ -31,12 +31,11 @@ def page(runs: Sequence[Run], *, reload_s: float | None = None) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "cut": _cut, "value": _value}
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    longest = max(len(run.records) for run in runs)
     return template.render(
         runs=runs,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         sections=[(section, _charts(drawn, runs)) for section, drawn in sections(runs)],
-        pooled=math.ceil(longest / MOST_POINTS),
+        pooled=window(runs),
         phases=[(run, _phases(run)) for run in runs if run.records],
         tiles=[(run, _tiles(run)) for run in runs],
         samples=[(run, _samples(run)) for run in runs if run.rows],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from g2rpo_fast.metric_names import metric_of
 from g2rpo_fast.report.runs import Run
-from g2rpo_fast.report.series import Point, Series, points, profile, tokens_per_s
+from g2rpo_fast.report.series import Point, Series, points, profile, tokens_per_s, window
 
 
 class Panel(NamedTuple):
@@ -140,9 +140,9 @@ def sections(runs: Sequence[Run]) -> Iterator[tuple[Section, list[Drawn]]]:
     placed = {panel.name for section in SECTIONS for panel in section.panels}
     left = sorted(set().union(*(run.names for run in runs)) - placed - TIMES)
     own = [name for name in left if name in watched or name.startswith(PIECES)]
-    channels = [
-        name for name in left if name.startswith("reward/") and name not in (*own, "reward/abandoned")
-    ]
+    channels = [n for n in left if n.startswith("reward/") and n not in (*own, "reward/abandoned")]
+    if all(len(run.names.intersection(channels)) < 2 for run in runs):
+        channels = []  # each is its run's whole reward
     rest = [name for name in left if name not in (*own, *channels)]
     first, *others = SECTIONS
     first = first._replace(panels=(*first.panels, *(Panel(f"Channel {name[7:]}", name) for name in channels)))
@@ -158,7 +158,8 @@ TIMES = {f"time/{phase}_s" for phase in ("rollout", "reward", "update", "sync", 
 
 
 def _drawn(panel: Panel, runs: Sequence[Run]) -> Drawn:
-    lines = [(run, panel.series(run, panel.name)) for run in runs]
+    steps = window(runs)
+    lines = [(run, panel.series(run, panel.name, steps)) for run in runs]
     watching = [run.method.name for run in runs if run.method and run.method.watch == panel.name]
     having = [(run, line) for run, line in lines if any(point.value == point.value for point in line)]
     return Drawn(panel, having, list(dict.fromkeys(watching)))

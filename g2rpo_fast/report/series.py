@@ -1,18 +1,19 @@
 """A metric of a run as points to draw: at most `MOST_POINTS`, with 95% intervals where they can be had.
 
-Of a longer run each point is the mean of several records in a row. Rates have Wilson's interval (1927), means
-of rewards the normal one. Both count rollouts as independent.
+Of long runs each point is the mean of some steps in a row, the same ones in all runs. Rates have Wilson's
+interval (1927), means of rewards the normal one. Both count rollouts as independent.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from g2rpo_fast.report.runs import Run
 
-MOST_POINTS = 80
+MOST_POINTS = 60
 Z = 1.959964
 """Of 95%."""
 
@@ -38,15 +39,21 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def points(run: Run, name: str) -> list[Point]:
-    """Of the records that have the metric; null there is a gap."""
-    having = [r for r in (run.before, *run.records) if name in r and "step" in r]
-    size = max(1, math.ceil(len(having) / MOST_POINTS))
-    return [_pooled(chunk, name) for chunk in _chunks(having, size)]
+def window(runs: Sequence[Run]) -> int:
+    """Steps that a point is the mean of."""
+    return max(1, math.ceil(max(run.steps for run in runs) / MOST_POINTS))
 
 
-def _chunks(records: Sequence[Mapping[str, Any]], size: int) -> list[Sequence[Mapping[str, Any]]]:
-    return [records[i : i + size] for i in range(0, len(records), size)]
+def points(run: Run, name: str, steps: int) -> list[Point]:
+    """Of the records that have the metric, the mean of each `steps`; null is a gap."""
+    having = [r for r in (run.before, *run.records) if name in r]
+    return [_pooled(chunk, name) for chunk in _chunks(having, steps)]
+
+
+def _chunks(records: Sequence[Mapping[str, Any]], steps: int) -> list[list[Mapping[str, Any]]]:
+    """Steps 1 to `steps`, the next as many, and so on."""
+    found = groupby(records, key=lambda record: (record["step"] - 1) // steps)
+    return [list(chunk) for _, chunk in found]
 
 
 def _pooled(chunk: Sequence[Mapping[str, Any]], name: str) -> Point:
@@ -87,23 +94,22 @@ def count_of(record: Mapping[str, Any], name: str) -> float:
     return record.get("rollout/rows", 0.0) * record.get(f"{prefix}/share", 0.0)
 
 
-def profile(run: Run, name: str) -> list[Point]:
+def profile(run: Run, name: str, steps: int) -> list[Point]:
     """Success against the share of the trace given."""
     found = [(p["fraction"], p["success"], p["num"]) for p in run.profile]
     return [Point(100 * x, y, *wilson(y, n)) if n else Point(100 * x, math.nan) for x, y, n in found]
 
 
-def tokens_per_s(run: Run, name: str) -> list[Point]:
+def tokens_per_s(run: Run, name: str, steps: int) -> list[Point]:
     """Sampled tokens over seconds of whole steps."""
     having = [r for r in run.records if r.get("time/step_s") and "rollout/sampled_tokens" in r]
-    chunks = _chunks(having, max(1, math.ceil(len(having) / MOST_POINTS)))
     return [
         Point(
             sum(r["step"] for r in chunk) / len(chunk),
             sum(r["rollout/sampled_tokens"] for r in chunk) / sum(r["time/step_s"] for r in chunk),
         )
-        for chunk in chunks
+        for chunk in _chunks(having, steps)
     ]
 
 
-Series = Callable[[Run, str], list[Point]]
+Series = Callable[[Run, str, int], list[Point]]

@@ -21,7 +21,7 @@ from g2rpo_fast.embedded import prepare
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.report import page, read_runs
 from g2rpo_fast.report.panels import sections
-from g2rpo_fast.report.series import MOST_POINTS, points, wilson
+from g2rpo_fast.report.series import MOST_POINTS, points, wilson, window
 from g2rpo_fast.train import train
 from runs import quiet, tiny_config
 
@@ -59,6 +59,16 @@ def changed(run: Path, to: Path) -> Path:
     """A copy without its weights, to change."""
     shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints", "model", "embedded"))
     return to
+
+
+def with_few_metrics(run: Path) -> dict[str, float]:
+    """So that it is drawn fast; the last record."""
+    records = [
+        {name: record[name] for name in ("step", "loss", "time/step_s") if name in record}
+        for record in read_metrics(run / "metrics.jsonl")
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records[-1]
 
 
 class Elements(HTMLParser):
@@ -115,7 +125,7 @@ def hostile(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     row |= {"finish_reason": HOSTILE, "reward/" + HOSTILE: 1.0, "split": "train", "advantage": 0.0}
     (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
-    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    record = with_few_metrics(run)
     with (run / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({**record, "step": 4, "reward/" + HOSTILE: 0.5, HOSTILE: 1.0}) + "\n")
     return page(read_runs([run]))
@@ -173,15 +183,18 @@ def test_gaps_stay_gaps_and_long_runs_become_means(runs: list[Path], tmp_path: P
         for s in range(1, 401)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (read,) = read_runs([run])
-    loss = points(read, "loss")
-    assert len(loss) == MOST_POINTS
+    read, short = read_runs([run, runs[0]])
+    steps = window([short, read])
+    assert steps == math.ceil(400 / MOST_POINTS) == 7
+    assert (window([short]), len(points(short, "loss", steps))) == (1, 1)
+    loss = points(read, "loss", 5)
+    assert len(loss) == 80
     assert loss[0][:2] == (3.0, 3.0)  # of steps 1 to 5
     assert [p.x for p in loss if math.isnan(p.value)] == [103.0]
-    accuracy = points(read, "rollout/accuracy")
+    accuracy = points(read, "rollout/accuracy", 5)
     assert accuracy[0].value == 0.6
     assert (accuracy[0].low, accuracy[0].high) == wilson(0.6, 50)
-    reward = points(read, "rollout/reward")[0]
+    reward = points(read, "rollout/reward", 5)[0]
     assert reward.high - reward.value == pytest.approx(1.959964 * 0.5 / math.sqrt(50))
 
 
@@ -227,6 +240,7 @@ def test_mistakes_are_told_in_a_line(
 
 def test_a_live_page_follows_its_run_until_it_is_interrupted(runs: list[Path], tmp_path: Path) -> None:
     run = changed(runs[0], tmp_path / "run")
+    last = with_few_metrics(run)
     file = tmp_path / "page.html"
     command = [sys.executable, "-m", "g2rpo_fast.cli", "report", str(run), "--out", str(file), "--live"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -234,7 +248,6 @@ def test_a_live_page_follows_its_run_until_it_is_interrupted(runs: list[Path], t
     assert process.stdout.readline() == f"report: open {file}; it follows the runs until Ctrl-C\n"
     assert "location.reload" in file.read_text()
     assert "3 of 3" in file.read_text()
-    last = read_metrics(run / "metrics.jsonl")[-1]
     with (run / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({**last, "step": 7}) + "\n")
     while "7 of 3" not in file.read_text():
