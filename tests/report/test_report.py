@@ -243,7 +243,13 @@ def test_a_live_page_follows_its_run_until_it_is_interrupted(runs: list[Path], t
     last = with_few_metrics(run)
     file = tmp_path / "page.html"
     command = [sys.executable, "-m", "g2rpo_fast.cli", "report", str(run), "--out", str(file), "--live"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == f"report: open {file}; it follows the runs until Ctrl-C\n"
     assert "location.reload" in file.read_text()
