@@ -50,23 +50,22 @@ def svg(drawn: Drawn, *, steps: float, limits: tuple[float, float] | None) -> st
         axes = figure.subplots()
         figure.subplots_adjust(left=0.14, right=0.975, top=0.96, bottom=0.2)
         for run, line in drawn.lines:
-            _line(axes, run.number, line)
+            _line(axes, run.number, line, marked=len(line) <= 8 or drawn.panel.sparse)
         _axes(axes, drawn, steps=steps, limits=limits)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=NOTHING)
     return _of_the_page(file.getvalue())
 
 
-def _line(axes: Axes, number: int, line: Sequence[Point]) -> None:
+def _line(axes: Axes, number: int, line: Sequence[Point], *, marked: bool) -> None:
     colour, x = RUNS[number - 1], [p.x for p in line]
     group = f"line-{number}"
     band = axes.fill_between(x, [p.low for p in line], [p.high for p in line], color=colour, alpha=0.16, lw=0)
     band.set_gid(group)
-    few = len(line) <= 25
     (drawn,) = axes.plot(x, [p.value for p in line], color=colour, lw=1.8, solid_capstyle="round")
-    drawn.set(gid=group, marker="o", markersize=3 if few else 0, markeredgewidth=0)
+    drawn.set(gid=group, marker="o", markersize=3 if marked else 0, markeredgewidth=0)
     alone = [p for p, before, after in zip(line, [None, *line], [*line[1:], None], strict=False)
-             if not few and _gap(before) and _gap(after)]  # fmt: skip
+             if not marked and _gap(before) and _gap(after)]  # fmt: skip
     axes.plot([p.x for p in alone], [p.value for p in alone], color=colour, lw=0, marker="o", markersize=2.6)
 
 
@@ -79,10 +78,10 @@ def _axes(axes: Axes, drawn: Drawn, *, steps: float, limits: tuple[float, float]
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y_label)
     if panel.x == "step":
-        axes.set_xlim(0, max(steps, 1))
+        axes.set_xlim(0, 1.01 * max(steps, 1))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     values = [p.value for _, line in drawn.lines for p in line if not math.isnan(p.value)]
-    if panel.log and min(values) > 0:
+    if panel.log and 0 < 10 * min(values) < max(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.minorticks_off()

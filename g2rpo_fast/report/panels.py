@@ -25,6 +25,11 @@ class Panel(NamedTuple):
     series: Series = points
 
     @property
+    def sparse(self) -> bool:
+        """Not of every step: its points are shown."""
+        return self.x != "step" or self.name.startswith("eval/")
+
+    @property
     def y_label(self) -> str:
         metric = metric_of(self.name)
         return self.unit or (metric.unit if metric else "") or "value"
@@ -46,11 +51,11 @@ SECTIONS = (
         "others is what guidance gives.",
         (
             Panel("Held-out accuracy", "eval/accuracy", scale="accuracy"),
-            Panel("Accuracy, unguided rollouts", "rollout/unguided/accuracy", scale="accuracy"),
-            Panel("Accuracy, guided rollouts", "rollout/guided/accuracy", scale="accuracy"),
+            Panel("Accuracy, unguided", "rollout/unguided/accuracy", scale="accuracy"),
+            Panel("Accuracy, guided", "rollout/guided/accuracy", scale="accuracy"),
             Panel("Held-out reward", "eval/reward", scale="reward"),
-            Panel("Reward, unguided rollouts", "rollout/unguided/reward", scale="reward"),
-            Panel("Reward, guided rollouts", "rollout/guided/reward", scale="reward"),
+            Panel("Reward, unguided", "rollout/unguided/reward", scale="reward"),
+            Panel("Reward, guided", "rollout/guided/reward", scale="reward"),
             Panel("Reward after shaping", "reward/shaped"),
         ),
     ),
@@ -70,8 +75,8 @@ SECTIONS = (
         "the limit are not finished.",
         (
             Panel("Silent groups", "rollout/zero_signal", "share of groups"),
-            Panel("Length, unguided rollouts", "rollout/unguided/length", scale="length"),
-            Panel("Length, guided rollouts", "rollout/guided/length", scale="length"),
+            Panel("Length, unguided", "rollout/unguided/length", scale="length"),
+            Panel("Length, guided", "rollout/guided/length", scale="length"),
             Panel("Held-out length", "eval/length", scale="length"),
             Panel("Finished by themselves", "rollout/finished", "share of rollouts"),
             Panel("Rollouts trained on", "rollout/trained_rows", "rollouts a step"),

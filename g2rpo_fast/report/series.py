@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from g2rpo_fast.report.runs import Run
 
-MOST_POINTS = 60
+MOST_POINTS = 40
 Z = 1.959964
 """Of 95%."""
 

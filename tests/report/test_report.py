@@ -185,7 +185,7 @@ def test_gaps_stay_gaps_and_long_runs_become_means(runs: list[Path], tmp_path: P
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     read, short = read_runs([run, runs[0]])
     steps = window([short, read])
-    assert steps == math.ceil(400 / MOST_POINTS) == 7
+    assert steps == math.ceil(400 / MOST_POINTS) == 10
     assert (window([short]), len(points(short, "loss", steps))) == (1, 1)
     loss = points(read, "loss", 5)
     assert len(loss) == 80
