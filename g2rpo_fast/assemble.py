@@ -37,6 +37,7 @@ from g2rpo_fast.model.export import export_dtype, make_exportable
 from g2rpo_fast.model.load import load_model, noise_of
 from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
+from g2rpo_fast.progress import Progress
 from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.recipe import Recipe, recipe_of
 from g2rpo_fast.rewards.loading import RewardSet, load_rewards
@@ -78,6 +79,7 @@ class Parts:
     """The next step's batch, where the checkpoint holds it."""
     last: LastState
     interrupts: Interrupts
+    progress: Progress
     export_dtype: torch.dtype
     """Of the weights in `model/`."""
     resumed: bool
@@ -91,7 +93,7 @@ class Parts:
         self.lock.close()
 
 
-def assemble(config: Config, show: Callable[[str], None]) -> Parts:
+def assemble(config: Config, show: Callable[[str], None], progress: Progress | None = None) -> Parts:
     """Loads or continues a run.
 
     Raises:
@@ -105,35 +107,42 @@ def assemble(config: Config, show: Callable[[str], None]) -> Parts:
     device = find_device(config.run.device)
     run = open_directory(config, show)
     with removed_on_error(run):
-        return _assembled(run, rewards, device, show)
+        return _assembled(run, rewards, device, show, Progress() if progress is None else progress)
 
 
-def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callable[[str], None]) -> Parts:
+def _assembled(
+    run: RunDirectory, rewards: RewardSet, device: str, show: Callable[[str], None], progress: Progress
+) -> Parts:
     directory, config = run.path, run.config
     torch.set_num_threads(config.run.threads or 1)
     keep_freed_memory()
-    paths = _paths(config, directory, show)
+    paths = _paths(config, directory, show, progress)
     tokenizer = load_tokenizer(paths[0])
     config = replace(config, data=with_chat_settled(paths[1], config.data, tokenizer))
     load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
-    prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
-    eval_prompts = load(paths[2], split="eval") if paths[2] else None
+    with progress.phase("reading the data"):
+        prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
+        eval_prompts = load(paths[2], split="eval") if paths[2] else None
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
-    model = _policy(config, paths[0], device, tokenizer, both, show)
+    with progress.phase("loading the model"):
+        model = _policy(config, paths[0], device, tokenizer, both, show)
     sampling = sampling_of(config, tokenizer, model)
     recipe = recipe_of(config)
-    reference = load_model(paths[0], config.model, device) if recipe.needs_reference else None
+    with progress.phase("loading the reference model"):
+        reference = load_model(paths[0], config.model, device) if recipe.needs_reference else None
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
     state, sampled = _first_state(recipe, prompts), None
     if checkpoint is not None:
         state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
-    content = fingerprint(*paths, reference_path=paths[0] if reference else None)
+    with progress.phase("reading what the run is made from, for its fingerprint"):
+        content = fingerprint(*paths, reference_path=paths[0] if reference else None)
     check_content(run, content, step=state.step, show=show)
     engine = make_engine(model, tokenizer, config, directory=directory, show=show)
     try:
-        engine.sync(state.weight_version)
+        with progress.phase("starting the rollout engine"):
+            engine.sync(state.weight_version)
         if config.tree.token_budget is None:
             config = with_budget(config, _token_budget(config, model, both))
         store_config(run._replace(config=config))
@@ -157,6 +166,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
             decode=text_decoder(tokenizer),
             rewards=partial(score, rewards),
             seed=config.run.seed,
+            progress=progress,
         ),
         log=_log(directory / "metrics.jsonl", state),
         sample_log=_log(directory / "samples.jsonl", state),
@@ -164,6 +174,7 @@ def _assembled(run: RunDirectory, rewards: RewardSet, device: str, show: Callabl
         sampled=sampled,
         last=LastState(state, sampled, optimizer),
         interrupts=Interrupts(show),
+        progress=progress,
         export_dtype=export_dtype(paths[0], config.model),
         resumed=checkpoint is not None,
         lock=run.lock,
@@ -254,7 +265,9 @@ def _continued(
     return first.restored(values, arrays), SampledBatch.from_arrays(arrays, prompts.prompts)
 
 
-def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tuple[str, str, str | None]:
+def _paths(
+    config: Config, directory: Path, show: Callable[[str], None], progress: Progress
+) -> tuple[str, str, str | None]:
     """Model directory, training file, evaluation file."""
     if config.data.path is None and (config.model.path == UNTRAINED or config.data.format != "columns"):
         raise ValueError(
@@ -265,9 +278,13 @@ def _paths(config: Config, directory: Path, show: Callable[[str], None]) -> tupl
         model_dir = config.model.path
         if model_dir == UNTRAINED:
             texts = read_texts(config.data.path, config.data, trace_required=config.guidance.enabled)
-            model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
+            with progress.phase("making the untrained model"):
+                model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
         return model_dir, config.data.path, config.data.eval_path
-    made = prepare(directory / "embedded", config.embedded, seed=config.run.seed, report=show)
+    with progress.phase("warm start", config.embedded.warm_start_steps, "steps") as phase:
+        made = prepare(
+            directory / "embedded", config.embedded, seed=config.run.seed, report=show, ticks=phase
+        )
     return str(made.model_dir), str(made.train_path), str(made.eval_path)
 
 

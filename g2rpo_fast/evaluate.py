@@ -7,7 +7,7 @@ zero even with the whole trace, guidance cannot produce a reward to learn from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
 from g2rpo_fast.metrics import applicable_mean
+from g2rpo_fast.progress import Phase, Progress
 from g2rpo_fast.rollout.groups import plain_asks, requests_of, rollouts_of
 from g2rpo_fast.rollout.text_decoder import Decode, token_texts
 from g2rpo_fast.types import (
@@ -64,12 +65,25 @@ class Sampler:
     rewards: Callable[[Sequence[Rollout], Rewards | None], Rewards]
     """Of rollouts, the first of which may have rewards already."""
     seed: int
+    progress: Progress = field(default_factory=Progress)
+    """Tells of what takes long."""
 
     def requests(self, asks: Sequence[Ask], step: int) -> list[Request]:
         return requests_of(asks, seed=self.seed, step=step)
 
-    def complete(self, asks: Sequence[Ask], step: int) -> list[Completion]:
-        return self.engine.generate(self.requests(asks, step), self.sampling)
+    def phase(self, what: str, asks: Sequence[Ask]) -> Phase:
+        """Of sampling answers to them."""
+        return self.progress.phase(what, len(asks), "rows")
+
+    def complete(self, asks: Sequence[Ask], step: int, *, what: str) -> list[Completion]:
+        """`what`: this is for, as a person reads it."""
+        with self.phase(what, asks) as phase:
+            return self.engine.generate(self.requests(asks, step), self.sampling, phase)
+
+    def paid(self, rollouts: Sequence[Rollout], before: Rewards | None = None, *, what: str) -> Rewards:
+        """`before`: rewards that the first of them have already."""
+        with self.progress.phase(f"{what}: rewards of {len(rollouts)} rows"):
+            return self.rewards(rollouts, before)
 
     def rollouts(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> list[Rollout]:
         return rollouts_of(asks, completions, sampling=self.sampling, decode=self.decode)
@@ -78,9 +92,9 @@ class Sampler:
         """See `TextsOf`."""
         return token_texts(rollout.response_ids, self.decode)
 
-    def run(self, asks: Sequence[Ask], step: int) -> tuple[list[Rollout], Rewards]:
-        rollouts = self.rollouts(asks, self.complete(asks, step))
-        return rollouts, self.rewards(rollouts, None)
+    def run(self, asks: Sequence[Ask], step: int, *, what: str) -> tuple[list[Rollout], Rewards]:
+        rollouts = self.rollouts(asks, self.complete(asks, step, what=what))
+        return rollouts, self.paid(rollouts, what=what)
 
 
 def evaluate(
@@ -89,7 +103,7 @@ def evaluate(
     """Unguided accuracy, reward, length and share of finished answers on `prompts`; and of what."""
     sampling = replace(sampler.sampling, temperature=config.temperature, top_p=1.0, top_k=0)
     asks = plain_asks(prompts, [config.samples] * len(prompts), max_tokens=sampler.max_tokens)
-    rollouts, rewards = replace(sampler, sampling=sampling).run(asks, step=0)
+    rollouts, rewards = replace(sampler, sampling=sampling).run(asks, step=0, what="evaluation")
     count = len(rollouts)
     stats = {
         "eval/accuracy": applicable_mean(rewards.accuracy_R),
@@ -119,7 +133,7 @@ def guidance_profile(
             )
             for trace in [ask.prompt.trace_ids]
         ]
-        _, rewards = sampler.run(asks, step=-1 - index)
+        _, rewards = sampler.run(asks, step=-1 - index, what=f"guidance profile, {fraction:.0%} of the trace")
         num = int(np.sum(~np.isnan(rewards.accuracy_R)))
         success = applicable_mean(rewards.accuracy_R) if num else 0.0
         points.append(ProfilePoint(fraction=fraction, success=success, num=num))

@@ -33,7 +33,7 @@ def sample(parts: Parts, state: TrainState) -> SampledBatch:
     """The rows of the next step, all rounds of them."""
     clock = clock_of(parts, state)
     asks, count = first_asks(parts, state, clock)
-    completions = parts.sampler.complete(asks, clock.step + 1)
+    completions = parts.sampler.complete(asks, clock.step + 1, what=_what(clock))
     return _finished(parts, state, clock, asks, count, completions)
 
 
@@ -42,8 +42,21 @@ def sample_ahead(parts: Parts, state: TrainState, sampled: SampledBatch) -> Call
     first round, and samples those after it."""
     clock = clock_of(parts, state, ahead=1, taken=sampled.num_prompts)
     asks, count = first_asks(parts, state, clock)
-    collect = parts.engine.submit(parts.sampler.requests(asks, clock.step + 1), parts.sampler.sampling)
-    return lambda: _finished(parts, state, clock, asks, count, collect())
+    phase = parts.sampler.phase(_what(clock), asks)
+    with phase:
+        requests = parts.sampler.requests(asks, clock.step + 1)
+        collect = parts.engine.submit(requests, parts.sampler.sampling, phase)
+
+    def collected() -> SampledBatch:
+        with phase:
+            completions = collect()
+        return _finished(parts, state, clock, asks, count, completions)
+
+    return collected
+
+
+def _what(clock: Clock) -> str:
+    return f"step {clock.step + 1}: sampling"
 
 
 def first_asks(
@@ -99,7 +112,7 @@ def _finished(
         new = next_round(rounds, scored, state.memory, more)
         if not new:
             break
-        answers = parts.sampler.complete(new, clock.step + 1)
+        answers = parts.sampler.complete(new, clock.step + 1, what=_what(clock))
         batch = batch.plus(new, answers, num_prompts=sum(taken))
     return batch
 
@@ -109,7 +122,7 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     rollouts = parts.sampler.rollouts(batch.asks, batch.completions)
     rewards = batch.rewards
     if rewards is None or len(rewards.total_R) < len(rollouts):
-        rewards = parts.sampler.rewards(rollouts, rewards)
+        rewards = parts.sampler.paid(rollouts, rewards, what=f"step {clock.step + 1}")
     return Scored(
         rollouts=tuple(rollouts),
         rewards=rewards,

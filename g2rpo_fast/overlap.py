@@ -47,6 +47,6 @@ def step_ahead(
     with at_step(state.step + 1), phases("rollout"):
         following = collect() if collect else None
     parts.last.put(state, following)  # until then without the batch, which a failing engine loses
-    with phases("sync"):
+    with phases("sync"), parts.progress.phase(f"step {state.step}: weights to the engine"):
         parts.engine.sync(state.weight_version)
     return close_step(parts, state, phases, console, following), following

@@ -39,16 +39,17 @@ def _write(parts: Parts) -> Path:
     if not all_finite(learner.model):
         raise FloatingPointError(f"step {last.state.step}: weights are no longer finite")
     directory = parts.directory / "checkpoints"
-    path = save_checkpoint(
-        directory,
-        last.state.step,
-        learner.model,
-        learner.optimizer,
-        last.state.to_dict(),
-        {**last.state.store.to_arrays(), **({} if last.sampled is None else last.sampled.to_arrays())},
-        random=last.random,
-        add_files=partial(write_small_files, model=learner.model, tokenizer=parts.tokenizer),
-    )
+    with parts.progress.phase("saving a checkpoint"):
+        path = save_checkpoint(
+            directory,
+            last.state.step,
+            learner.model,
+            learner.optimizer,
+            last.state.to_dict(),
+            {**last.state.store.to_arrays(), **({} if last.sampled is None else last.sampled.to_arrays())},
+            random=last.random,
+            add_files=partial(write_small_files, model=learner.model, tokenizer=parts.tokenizer),
+        )
     prune_checkpoints(directory, keep=parts.config.checkpoint.keep, best_step=last.state.best_step)
     return path
 

@@ -44,7 +44,8 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
     advantage_R = advantages(recipe.credit, chosen, state.store)
     lr = learning_rate(config.optim, state.step, config.run.steps)
     batches = train_batches(config, chosen, advantage_R, keep_all=learner.keeps_all)
-    stats = {"optim/lr": lr, **learner.update(batches, lr=lr, scored=chosen)}
+    with parts.progress.phase(f"step {state.step + 1}: update", unit="micro-batches") as phase:
+        stats = {"optim/lr": lr, **learner.update(batches, lr=lr, scored=chosen, report=phase)}
     stats |= rollout_metrics(scored, chosen, advantage_R)
     if recipe.shaping:
         stats |= shaping_metrics(scored.rewards, chosen.rewards)

@@ -18,6 +18,7 @@ from g2rpo_fast.guidance import judge_profile
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.model.export import export_model
 from g2rpo_fast.overlap import run_ahead
+from g2rpo_fast.progress import Progress
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped
 from g2rpo_fast.steps import at_step, close_step, evaluation, logged, update
@@ -40,8 +41,14 @@ class TrainResult:
     """No step, of `SIGNAL_STEPS` or more, had a group whose rewards differ."""
 
 
-def train(config: Config, *, show: Callable[[str], None] = print) -> TrainResult:
+def train(
+    config: Config, *, show: Callable[[str], None] = print, progress: Progress | None = None
+) -> TrainResult:
     """Trains, or continues the run that `config.run.dir` holds.
+
+    Args:
+        show: is given the run's lines.
+        progress: tells of phases while they last; None = on standard error.
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt (`interrupts.Terminated`), after the update that is under way
     and after the state was saved; handlers of the calling program's own stay.
@@ -57,7 +64,7 @@ def train(config: Config, *, show: Callable[[str], None] = print) -> TrainResult
     Whatever ended a run that had begun, the last state that the weights agree with was saved, and a note of
     the exception says where.
     """
-    parts = assemble(config, show)
+    parts = assemble(config, show, progress)
     with closing(parts), parts.interrupts.handled():
         console = Console(parts, show)
         console.start()
@@ -96,7 +103,7 @@ def train_step(parts: Parts, state: TrainState, console: Console) -> TrainState:
     parts.interrupts.check()
     parts.engine.release()
     state = update(parts, state, sampled, scored, stats, phases)
-    with phases("sync"):
+    with phases("sync"), parts.progress.phase(f"step {state.step}: weights to the engine"):
         parts.engine.sync(state.weight_version)
     return close_step(parts, state, phases, console)
 
@@ -123,7 +130,7 @@ def before_training(parts: Parts, console: Console) -> TrainState:
 def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
     """Saves the model in transformers' format, whole or not at all."""
     model_dir = parts.directory / "model"
-    with parts.interrupts.finish_first("saving the model"):
+    with parts.interrupts.finish_first("saving the model"), parts.progress.phase("saving the model"):
         if not all_finite(parts.learner.model):
             raise FloatingPointError(f"step {state.step}: weights are no longer finite")
         with new_directory(model_dir, parts.directory / "writing_model") as temporary:

@@ -149,14 +149,26 @@ class EngineError(RuntimeError):
     """A rollout engine died, hangs, or refused an update; the message names phase, step and process."""
 
 
-class Engine(Protocol):
-    """A rollout engine."""
+class Report(Protocol):
+    """Is told how far a piece of work is; cheap, but not for every token."""
 
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def __call__(self, done: float, *, tokens: int = 0, total: int | None = None) -> None:
+        """Units done, parts of them too; tokens sampled so far; all units, where they are known only now."""
+        ...
+
+
+class Engine(Protocol):
+    """A rollout engine. `report` is told of requests done and tokens sampled."""
+
+    def generate(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> list[Completion]:
         """One completion per request, in the requests' order. Raises EngineError."""
         ...
 
-    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+    def submit(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> Callable[[], list[Completion]]:
         """Starts what `generate` does; the function returned waits for it and gives the completions.
 
         An engine in a process of its own works meanwhile; `local` is done when `submit` returns. At most

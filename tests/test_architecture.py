@@ -20,7 +20,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
-        {"types", "files", "methods", "metric_names", "doctor"},
+        {"types", "files", "methods", "metric_names", "doctor", "progress"},
         {"step_log"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"report"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+
+from g2rpo_fast.progress import Progress
 
 
 def run(words: Sequence[str]) -> int:
@@ -15,11 +16,10 @@ def run(words: Sequence[str]) -> int:
     from g2rpo_fast.config.arguments import read_arguments
 
     config = read_arguments(words)
-    if sys.stderr.isatty():
-        print("loading PyTorch and transformers ...", file=sys.stderr)
-    from transformers.utils import logging as transformers_logging
+    with Progress().phase("loading PyTorch and transformers"):
+        from transformers.utils import logging as transformers_logging
 
-    from g2rpo_fast.train import train
+        from g2rpo_fast.train import train
 
     transformers_logging.disable_progress_bar()
     return 3 if train(config).no_signal else 0

@@ -19,6 +19,7 @@ import numpy as np
 
 from g2rpo_fast.bounds import Ge, Le, check_fields
 from g2rpo_fast.embedded.task import ALPHABET, Row, draw_rows
+from g2rpo_fast.types import Report
 
 EVAL_LENGTH = 8
 TRAIN_LENGTHS = (6, 7, 8, 8, 8, 8)
@@ -56,12 +57,17 @@ class EmbeddedPaths:
 
 
 def prepare(
-    directory: Path, config: EmbeddedConfig, *, seed: int, report: Callable[[str], None]
+    directory: Path,
+    config: EmbeddedConfig,
+    *,
+    seed: int,
+    report: Callable[[str], None],
+    ticks: Report | None = None,
 ) -> EmbeddedPaths:
     """Makes the files, or finds those that an earlier call with the same config and seed completed.
 
     The same seed and thread count give the same bytes of data and the same weights on one machine.
-    Progress goes to `report`.
+    `report` is given lines about it; `ticks` is told of supervised steps done.
     """
     paths = EmbeddedPaths(
         model_dir=directory / "model",
@@ -80,7 +86,7 @@ def prepare(
     held_out_prompts = {row["prompt"] for row in held_out}
     write_rows(paths.eval_path, held_out)
     write_rows(paths.train_path, draw_rows(rng, TRAIN_LENGTHS, config.train_rows, held_out_prompts))
-    make_model(paths.model_dir, config, seed, held_out_prompts, report)
+    make_model(paths.model_dir, config, seed, held_out_prompts, report, ticks)
     complete.write_text(made_from)
     return paths
 
@@ -91,7 +97,12 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def make_model(
-    model_dir: Path, config: EmbeddedConfig, seed: int, exclude: set[str], report: Callable[[str], None]
+    model_dir: Path,
+    config: EmbeddedConfig,
+    seed: int,
+    exclude: set[str],
+    report: Callable[[str], None],
+    ticks: Report | None,
 ) -> None:
     """Initialises, warm-starts and saves the model and its tokenizer."""
     from g2rpo_fast.embedded.model import build_model
@@ -113,6 +124,7 @@ def make_model(
         exclude=exclude,
         empty_thoughts=config.empty_thoughts,
         report=report,
+        ticks=ticks,
     )
     report(f"warm start took {time.perf_counter() - start_s:.0f} s")
     model.save_pretrained(model_dir)

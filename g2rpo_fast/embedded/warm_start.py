@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from g2rpo_fast.embedded.task import draw_digits, response_text, selection_sort_row
 from g2rpo_fast.embedded.tokenizer import EOS_ID, PAD_ID
+from g2rpo_fast.types import Report
 
 LENGTHS = (2, 3, 4, 5) * 6 + (6, 7, 8)
 """Lengths of the numbers, uniformly: 8 is 1 in 27."""
@@ -78,6 +79,7 @@ def warm_start(
     exclude: Collection[str],
     empty_thoughts: float = 0.0,
     report: Callable[[str], None],
+    ticks: Report | None = None,
 ) -> list[float]:
     """Trains `model` in place and returns the loss (nats a token) of every step.
 
@@ -99,6 +101,8 @@ def warm_start(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
+        if ticks is not None:
+            ticks(step + 1)
         if (step + 1) % 20 == 0 or step + 1 == num_steps:
             report(f"warm start {step + 1}/{num_steps}: loss {losses[-1]:.3f} nats/token")
     model.eval()

@@ -35,15 +35,24 @@ from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients
 from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
-from g2rpo_fast.types import SOURCES, Bools
+from g2rpo_fast.types import SOURCES, Bools, Report
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tally:
     """What an update leaves besides its weights."""
 
     means: Means = field(default_factory=Means)
     compared: list[Comparison] = field(default_factory=list)
+    report: Report | None = None
+    """Is told of micro-batches done."""
+    done: int = 0
+
+    def tick(self) -> None:
+        """A micro-batch has its gradient."""
+        self.done += 1
+        if self.report is not None:
+            self.report(self.done)
 
     def add(self, loss: Loss, share: float) -> None:
         """Of a micro-batch that is `share` of its optimiser step."""
@@ -122,13 +131,19 @@ class Learner:
         return all(term.by_advantage for term in self.terms)
 
     def update(
-        self, batches: Sequence[TrainBatch], *, lr: float, scored: Scored | None = None
+        self,
+        batches: Sequence[TrainBatch],
+        *,
+        lr: float,
+        scored: Scored | None = None,
+        report: Report | None = None,
     ) -> dict[str, float]:
         """Takes `optim.updates_per_batch` passes over `batches`, one optimiser step for each batch.
 
         Args:
             scored: the step's rows, which `TrainBatch.rollout_R` counts. Wanted with token credit, weights,
                 terms that no kernel knows, and rows that are not on-policy.
+            report: is told of micro-batches done, of all passes.
 
         Returns metrics: means over edges, or over the rows' tokens where terms see these; the last gradient
         norm; the number of steps that were skipped for a non-finite gradient, and of last passes in a row in
@@ -136,8 +151,10 @@ class Learner:
         optimiser steps' own losses. Each of these is normalised over its own batch and counts once, however
         many rows that has; steps without a row to learn from are left out (0 if all are).
         """
-        tally, norm, skipped, bad_updates = Tally(), 0.0, 0, 0
+        tally, norm, skipped, bad_updates = Tally(report=report), 0.0, 0, 0
         steps = self._steps(batches, scored, tally)
+        if report is not None:
+            report(0, total=self.optim.updates_per_batch * sum(len(step.micros) for step in steps))
         moved = False
         for _ in range(self.optim.updates_per_batch):
             skipped_before = skipped
@@ -264,6 +281,7 @@ class Learner:
                 found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
             found.loss.backward()
             tally.add(found, 1.0 / len(step.micros))
+            tally.tick()
             micros.append(self._known(micro, found.logp_T, tally) if micro.logp_T is None else micro)
         return replace(step, micros=micros)
 
@@ -281,6 +299,7 @@ class Learner:
         tied = tied_loss(micros, self.terms, seen)
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
             linear_loss(self.policy, micro, *coefficients).loss.backward()
+            tally.tick()
         tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
         return replace(step, micros=micros)
 

@@ -39,13 +39,13 @@ class Wrapped:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    def generate(self, requests, sampling):
+    def generate(self, requests, sampling, report=None):
         self.events.append("generate")
-        return self.engine.generate(requests, sampling)
+        return self.engine.generate(requests, sampling, report)
 
-    def submit(self, requests, sampling):
+    def submit(self, requests, sampling, report=None):
         self.events.append("submit")
-        collect = self.engine.submit(requests, sampling)
+        collect = self.engine.submit(requests, sampling, report)
         return lambda: self.events.append("collect") or collect()
 
     def sync(self, version):
@@ -59,10 +59,10 @@ class Wrapped:
 class Late(Wrapped):
     """Samples when the batch is collected, on the weights of that moment: nothing is stale."""
 
-    def submit(self, requests, sampling):
+    def submit(self, requests, sampling, report=None):
         def collect():
             self.engine.sync(self.version + 1)
-            return self.engine.generate(requests, sampling)
+            return self.engine.generate(requests, sampling, report)
 
         return collect
 
@@ -142,8 +142,8 @@ def test_without_staleness_the_overlapped_loop_is_the_plain_one(tmp_path):
 class Failing(Wrapped):
     """Loses the batch that is collected at the third step."""
 
-    def submit(self, requests, sampling):
-        collect = self.engine.submit(requests, sampling)
+    def submit(self, requests, sampling, report=None):
+        collect = self.engine.submit(requests, sampling, report)
         self.events.append("submit")
 
         def lose():
@@ -153,8 +153,8 @@ class Failing(Wrapped):
 
         return lose
 
-    def generate(self, requests, sampling):
-        return self.engine.generate(requests, sampling)
+    def generate(self, requests, sampling, report=None):
+        return self.engine.generate(requests, sampling, report)
 
     def sync(self, version):
         self.engine.sync(version)

@@ -151,9 +151,9 @@ class RecordingEngine:
         self.engine = engine
         self.asked = []
 
-    def generate(self, requests, sampling):
+    def generate(self, requests, sampling, report=None):
         self.asked.append(list(requests))
-        return self.engine.generate(requests, sampling)
+        return self.engine.generate(requests, sampling, report)
 
     def __getattr__(self, name):
         return getattr(self.engine, name)

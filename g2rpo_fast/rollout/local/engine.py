@@ -26,13 +26,13 @@ from g2rpo_fast.rollout.local.families import Batch, plan_batches
 from g2rpo_fast.rollout.local.graph_decoder import GraphDecoder, Recorder
 from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
 from g2rpo_fast.rollout.local.prefill import Head, Prefill, PrefillFunction
-from g2rpo_fast.rollout.local.progress import Progress
+from g2rpo_fast.rollout.local.progress import Progress, Reporter
 from g2rpo_fast.rollout.local.sampling import Draws, draw
 from g2rpo_fast.rollout.local.shared_prefix import Family, SharedPrefix
 from g2rpo_fast.rollout.local.static_cache import StaticCache
 from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Completion, Longs, Request, Sampling
+from g2rpo_fast.types import Completion, Longs, Report, Request, Sampling
 
 BLOCK = 4
 """Steps between two looks at which rows have ended."""
@@ -85,9 +85,11 @@ class LocalEngine:
         """Records the version: the weights are the trainer's own."""
         self._version = version
 
-    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+    def submit(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> Callable[[], list[Completion]]:
         """Samples at once: the weights are the trainer's own and may change right after."""
-        completions = self.generate(requests, sampling)
+        completions = self.generate(requests, sampling, report)
         return lambda: completions
 
     def release(self) -> None:
@@ -101,7 +103,9 @@ class LocalEngine:
         """Nothing to give back."""
 
     @torch.inference_mode()
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> list[Completion]:
         """One completion per request, in order; a request's result does not depend on the others.
 
         Raises:
@@ -120,22 +124,23 @@ class LocalEngine:
         was_training = self._model.training
         self._model.eval()
         try:
-            for i, completion in self._sampled(requests, asked, sampling):
+            for i, completion in self._sampled(requests, asked, sampling, report):
                 answers[i] = completion
         finally:
             self._model.train(was_training)
         return answers
 
     def _sampled(
-        self, requests: list[Request], asked: list[int], sampling: Sampling
+        self, requests: list[Request], asked: list[int], sampling: Sampling, report: Report | None
     ) -> Iterator[tuple[int, Completion]]:
         """(index, completion) of the requests in `asked`, wave by wave."""
         decoder = self._decoder([requests[i] for i in asked])
+        reporter = None if report is None else Reporter(report, empty=len(requests) - len(asked))
         for batch in plan_batches([requests[i].prompt_ids for i in asked], self._max_rows):
             prefill = self._prefill([prefix for family in batch.families for prefix in family])
             for wave in batch.waves:
                 rows = [asked[i] for i in wave]
-                progress = Progress([requests[i] for i in rows], sampling, self._decode)
+                progress = Progress([requests[i] for i in rows], sampling, self._decode, reporter)
                 self._decode_wave(decoder, batch, prefill, [requests[i] for i in rows], sampling, progress)
                 for place, i in enumerate(rows):
                     yield i, progress.completion(place, i, self._version)

@@ -14,13 +14,41 @@ import numpy as np
 
 from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Completion, FinishReason, Floats, Longs, Request, Sampling
+from g2rpo_fast.types import Bools, Completion, FinishReason, Floats, Longs, Report, Request, Sampling
+
+
+class Reporter:
+    """Tells of all waves of a call what each tells of itself.
+
+    Args:
+        empty: requests for no tokens, which are done from the start.
+    """
+
+    def __init__(self, report: Report, *, empty: int = 0) -> None:
+        self._report = report
+        self._rows, self._tokens = empty, 0
+
+    def __call__(self, length_R: Longs, limit_R: Longs, ended_R: Bools) -> None:
+        """Tokens that the rows of the present wave have and may have, and which have ended.
+
+        A row that goes on counts by the tokens that it has of those that it may have."""
+        done, tokens = float(np.where(ended_R, 1.0, length_R / limit_R).sum()), int(length_R.sum())
+        self._report(self._rows + done, tokens=self._tokens + tokens)
+        if ended_R.all():
+            self._rows, self._tokens = self._rows + len(ended_R), self._tokens + tokens
 
 
 class Progress:
     """Tokens and log-probabilities of a wave, row by row."""
 
-    def __init__(self, requests: Sequence[Request], sampling: Sampling, decode: Decode) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        decode: Decode,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._reporter = reporter
         self._given_R = [list(request.given_ids) for request in requests]
         self._limit_R = np.array([request.max_tokens for request in requests])
         self._stop_ids = np.array(sampling.stop_token_ids, dtype=np.int64)
@@ -69,6 +97,8 @@ class Progress:
         self._ended_R[rows] = ended
         self._stopped_R[rows] = ended & (stop_B <= end_B)
         self.step = last
+        if self._reporter is not None:
+            self._reporter(self._length_R, self._limit_R, self._ended_R)
 
     def _text_stop(self, stop_text: StopText, row: int, last: int) -> int:
         """Length with the token behind the first `step` that completes a stop string, else `last + 1`."""

@@ -26,7 +26,7 @@ from g2rpo_fast.rollout.vllm.link import Link
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
 from g2rpo_fast.rollout.vllm.process import EngineHung
 from g2rpo_fast.rollout.vllm.versions import require_vllm
-from g2rpo_fast.types import Completion, EngineError, Floats, Request, Sampling
+from g2rpo_fast.types import Completion, EngineError, Floats, Report, Request, Sampling
 
 POLL_S = 0.5
 """Longest wait for one report of the engine while it generates."""
@@ -112,16 +112,20 @@ class VllmEngine:
         """How weights enter vLLM; empty before the first sync."""
         return self._link.rung
 
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> list[Completion]:
         """One completion per request, in order.
 
         Raises:
             ValueError: what `local` refuses too; a temperature between 0 and 0.01.
             EngineError: the engine died, hangs or failed.
         """
-        return self.submit(requests, sampling)()
+        return self.submit(requests, sampling, report)()
 
-    def submit(self, requests: list[Request], sampling: Sampling) -> Callable[[], list[Completion]]:
+    def submit(
+        self, requests: list[Request], sampling: Sampling, report: Report | None = None
+    ) -> Callable[[], list[Completion]]:
         """The engine begins at once; the function returned waits for the completions."""
         check_requests(requests, self._vocabulary, self._max_len)
         if 0 < sampling.temperature < COLDEST:
@@ -134,7 +138,7 @@ class VllmEngine:
         }
         if flight.left:
             self._take_off(flight)
-        return lambda: self._collect(flight)
+        return lambda: self._collect(flight, report)
 
     def sync(self, version: int) -> None:
         """Sends the model's parameters; returns when the engine computes with them.
@@ -194,13 +198,13 @@ class VllmEngine:
         )
         self._flight = flight
 
-    def _collect(self, flight: Flight) -> list[Completion]:
+    def _collect(self, flight: Flight, report: Report | None) -> list[Completion]:
         """Waits for a batch.
 
         Raises:
             FloatingPointError: a log-probability is not a number.
         """
-        moved = True
+        moved, tokens = True, 0
         while flight.left:
             if self._flight is not flight:
                 raise EngineError("vLLM engine: the batch was lost with the engine that it was given to")
@@ -217,6 +221,9 @@ class VllmEngine:
                 del flight.left[i]
                 flight.answers[i] = completion
             moved = bool(progress.tokens or progress.finished)
+            tokens += progress.tokens
+            if report is not None:
+                report(_rows_done(flight, tokens), tokens=tokens)
         self._flight = None
         for i, completion in flight.answers.items():
             _check_finite(i, completion)
@@ -243,6 +250,13 @@ class VllmEngine:
         except EngineError:
             self._link.stop()
             raise
+
+
+def _rows_done(flight: Flight, tokens: int) -> float:
+    """Requests answered, and of the others their tokens as a share of those that they may have."""
+    under_way = tokens - sum(len(completion.token_ids) for completion in flight.answers.values())
+    most = sum(request.max_tokens for request in flight.left.values())
+    return len(flight.answers) + (len(flight.left) * min(max(under_way, 0) / most, 1.0) if most else 0.0)
 
 
 def _nothing(version: int) -> Completion:
