@@ -119,10 +119,8 @@ def _assembled(
     paths = _paths(config, directory, show, progress)
     tokenizer = load_tokenizer(paths[0])
     config = replace(config, data=with_chat_settled(paths[1], config.data, tokenizer))
-    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
     with progress.phase("reading the data"):
-        prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
-        eval_prompts = load(paths[2], split="eval") if paths[2] else None
+        prompts, eval_prompts = _read(config, paths, tokenizer, rewards)
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
     with progress.phase("loading the model"):
         model = _policy(config, paths[0], device, tokenizer, both, show)
@@ -139,16 +137,9 @@ def _assembled(
     with progress.phase("reading what the run is made from, for its fingerprint"):
         content = fingerprint(*paths, reference_path=paths[0] if reference else None)
     check_content(run, content, step=state.step, show=show)
-    engine = make_engine(model, tokenizer, config, directory=directory, show=show)
-    try:
-        with progress.phase("starting the rollout engine"):
-            engine.sync(state.weight_version)
-        if config.tree.token_budget is None:
-            config = with_budget(config, _token_budget(config, model, both))
-        store_config(run._replace(config=config))
-    except BaseException:
-        engine.close()
-        raise
+    with progress.phase("starting the rollout engine"):
+        engine = _started(make_engine(model, tokenizer, config, directory=directory, show=show), state)
+    config = _stored(run, config, model, both, engine)
     return Parts(
         config=config,
         recipe=recipe,
@@ -183,6 +174,39 @@ def _assembled(
 
 def _log(path: Path, state: TrainState) -> StepLog:
     return StepLog(path, last_step=state.step if state.unlogged is None else state.step - 1)
+
+
+def _read(
+    config: Config, paths: tuple[str, str, str | None], tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
+) -> tuple[PromptSet, PromptSet | None]:
+    """The prompts to train on, and those held out."""
+    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
+    prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
+    return prompts, load(paths[2], split="eval") if paths[2] else None
+
+
+def _started(engine: Engine, state: TrainState) -> Engine:
+    """With the present weights; closed where it cannot be."""
+    try:
+        engine.sync(state.weight_version)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _stored(
+    run: RunDirectory, config: Config, model: PreTrainedModel, prompts: Sequence[Prompt], engine: Engine
+) -> Config:
+    """With the size of micro-batches, which the run keeps; the engine is closed where that cannot be."""
+    try:
+        if config.tree.token_budget is None:
+            config = with_budget(config, _token_budget(config, model, prompts))
+        store_config(run._replace(config=config))
+    except BaseException:
+        engine.close()
+        raise
+    return config
 
 
 def _policy(
