@@ -180,7 +180,7 @@ def _read(
     config: Config, paths: tuple[str, str, str | None], tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
 ) -> tuple[PromptSet, PromptSet | None]:
     """The prompts to train on, and those held out."""
-    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=_reference_checks(rewards))
+    load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=reference_checks(rewards))
     prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
     return prompts, load(paths[2], split="eval") if paths[2] else None
 
@@ -222,7 +222,7 @@ def _policy(
     if noise := noise_of(model.config):
         named = ", ".join(f"{name} = {value}" for name, value in noise.items())
         show(f"model: {named} is off in training: a token has one log-probability in every pass")
-    _check_lengths(config, prompts, num_positions(model.config))
+    check_lengths(config, prompts, num_positions(model.config))
     check_vocabulary(model, tokenizer, prompts)
     for line in make_exportable(model, tokenizer):
         show(line)
@@ -312,7 +312,7 @@ def _paths(
     return str(made.model_dir), str(made.train_path), str(made.eval_path)
 
 
-def _reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:
+def reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:
     """Of the rewards that can tell of a reference that no response would ever match."""
     named = zip(rewards.channels, rewards.functions, strict=True)
     found = {name: getattr(function, "check_reference", None) for name, function in named}
@@ -341,7 +341,7 @@ def find_device(name: str) -> str:
     return name
 
 
-def _check_lengths(config: Config, prompts: Sequence[Prompt], positions: int) -> None:
+def check_lengths(config: Config, prompts: Sequence[Prompt], positions: int) -> None:
     """No sequence may outgrow the model."""
     longest = max(prompts, key=lambda prompt: prompt.most_tokens)
     wanted = positions - longest.most_tokens

@@ -20,7 +20,7 @@ STAGES = {
 }  # fmt: skip
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
-        {"types", "files", "methods", "metric_names", "doctor", "progress"},
+        {"types", "files", "methods", "metric_names", "doctor", "progress", "versions"},
         {"step_log"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"report"},
@@ -31,9 +31,9 @@ LAYERS: dict[str, list[set[str]]] = {
         {"select", "rounds", "shaping", "units"},
         {"evaluate", "learner", "samples", "step_metrics"},
         {"config"},
-        {"run_directory", "run_state", "engine", "recipe"},
+        {"run_directory", "run_state", "engine", "recipe", "model_source"},
         {"assemble"},
-        {"console", "safekeeping", "gather"},
+        {"console", "safekeeping", "gather", "evaluation", "publish"},
         {"steps"},
         {"overlap"},
         {"train"},

@@ -123,7 +123,17 @@ def test_the_line_is_the_same_in_a_terminal_without_line_drawing() -> None:
     assert done.stderr == f"g2rpo-fast: {said}\n"
 
 
-@pytest.mark.parametrize(("words", "status"), [([], 0), (["trian"], 2), (["methods", "--jsno"], 2)], ids=str)
+NOT_LONG = [
+    ([], 0),
+    (["trian"], 2),
+    (["methods", "--jsno"], 2),
+    (["eval", "/none", "rows.jsonl"], 2),
+    (["sample", "--help"], 0),
+    (["export", "/none", "directory"], 2),
+]
+
+
+@pytest.mark.parametrize(("words", "status"), NOT_LONG, ids=str)
 def test_usage_waits_for_no_import_of_pytorch(words: list[str], status: int) -> None:
     code = """
 import atexit, sys

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointConfig",
     "checkpoint_name",
+    "damage_of",
     "latest_checkpoint",
     "load_arrays",
     "load_checkpoint",

@@ -5,6 +5,9 @@ What a module imports is loaded when its command runs: usage and mistyped comman
 
 COMMANDS = {
     "train": "[CONFIG] [--method NAME] [--section.key value ...]",
+    "eval": "MODEL DATA [--samples N] [--out FILE] [--json] [--section.key value ...]",
+    "sample": "MODEL (--prompt TEXT | --file FILE) [--guidance-tokens N] [--section.key value ...]",
+    "export": "RUN[:STEP] DIR [--dtype TYPE] [--push REPO]",
     "methods": "[NAME] [--json]",
     "doctor": "[--json]",
     "metrics": "[NAME]",

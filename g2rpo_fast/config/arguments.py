@@ -62,7 +62,7 @@ def read_arguments(words: Sequence[str]) -> Config:
             default=default,
             prog="g2rpo-fast train [CONFIG] [--method NAME]",
             description=_described(given, values),
-            registry=_registry(),
+            registry=registry(),
             config=(tyro.conf.HelptextFromCommentsOff,),
         )
     chains = {name: _chain(name, getattr(found, name)) for name in PIECES}
@@ -194,11 +194,11 @@ def _described(given: Words, values: Mapping[str, Any]) -> str:
     return f"Train; values start from {begun}{method}. Pieces to choose from: {chains}."
 
 
-def _registry() -> ConstructorRegistry:
+def registry() -> ConstructorRegistry:
     """Reads `none` where a key may be None, as the help writes it."""
-    registry = ConstructorRegistry()
+    found = ConstructorRegistry()
 
-    @registry.primitive_rule
+    @found.primitive_rule
     def none(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
         if kind.type is not type(None):
             return None
@@ -211,4 +211,4 @@ def _registry() -> ConstructorRegistry:
             choices=NONE_WORDS,
         )
 
-    return registry
+    return found

@@ -72,19 +72,9 @@ def load_prompts(
     problems, unjudged = sift(
         path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
-    texts = [render(problem.prompt, config, tokenizer) for problem in problems]
-    tails = _tails(texts, config, tokenizer)
-    encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=bool(config.chat))
-    hints = [()] * len(problems) if evaluation else hinted(problems, config, tokenizer)
-    prompts = {
-        problem.line: _prompt(problem, split, text, tail, ids, trace or (), its_hints)
-        for problem, text, tail, (ids, trace), its_hints in zip(
-            problems, texts, tails, encoded, hints, strict=True
-        )
-    }
+    prompts, apart = prompts_of(problems, config, tokenizer, split=split)
     torn: list[BadRow] = []
     if not evaluation:
-        apart = {p.line for p, (_, trace) in zip(problems, encoded, strict=True) if trace is None}
         problems, torn = sift(
             path, config, problems, partial(_torn, apart, config), what="rows whose trace cannot be tokenised"
         )
@@ -94,6 +84,24 @@ def load_prompts(
         num_rows=len(problems),
         skipped=tuple(sorted((*malformed, *unjudged, *torn), key=lambda row: row.line)),
     )
+
+
+def prompts_of(
+    problems: Sequence[Problem], config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, split: str
+) -> tuple[dict[int, Prompt], set[int]]:
+    """Prompts by the lines of their problems, and the lines of those whose trace no tokens read on from the
+    prompt: they have none."""
+    texts = [render(problem.prompt, config, tokenizer) for problem in problems]
+    tails = _tails(texts, config, tokenizer)
+    encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=bool(config.chat))
+    hints = [()] * len(problems) if split == "eval" else hinted(problems, config, tokenizer)
+    prompts = {
+        problem.line: _prompt(problem, split, text, tail, ids, trace or (), its_hints)
+        for problem, text, tail, (ids, trace), its_hints in zip(
+            problems, texts, tails, encoded, hints, strict=True
+        )
+    }
+    return prompts, {p.line for p, (_, trace) in zip(problems, encoded, strict=True) if trace is None}
 
 
 def _short_enough(prompts: Sequence[Prompt], path: str, config: DataConfig) -> tuple[Prompt, ...]:

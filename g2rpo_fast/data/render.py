@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,28 @@ LOOKED_AT = 32
 
 
 def with_chat_settled(path: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
+    """`config` with `chat` true or false, as `chat_settled` finds it from the first problems of a file."""
+    return chat_settled(_first_problems(path, config), config, tokenizer)
+
+
+def chat_settled(
+    problems: Iterable[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> DataConfig:
     """`config` with `chat` true or false. Where it is none: whether the tokenizer has a chat template, no
-    other template is given, and the first problems of the file have none of its special tokens in them (they
-    would be rendered already)."""
+    other template is given, and the problems have none of its special tokens in them (they would be rendered
+    already). They are not read where it is settled without them."""
     if config.chat is not None:
         return config
     if tokenizer.chat_template is None or config.template is not None:
         return replace(config, chat=False)
-    problems = read_problems(path, config, key="data.path", limit=LOOKED_AT, trace_required=False)
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    rendered = any(token in problem.prompt for problem in problems for token in special)
+    rendered = any(token in problem for problem in problems for token in special)
     return replace(config, chat=not rendered)
+
+
+def _first_problems(path: str, config: DataConfig) -> Iterator[str]:
+    problems = read_problems(path, config, key="data.path", limit=LOOKED_AT, trace_required=False)
+    yield from (problem.prompt for problem in problems)
 
 
 def render(problem: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -72,15 +72,21 @@ def write_small_files(directory: Path, model: PreTrainedModel, tokenizer: PreTra
 
 
 def export_model(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    *,
+    max_shard_size: str = "50GB",
 ) -> None:
-    """Everything, floating-point weights as `dtype`; tied weights once."""
+    """Everything, floating-point weights as `dtype`; tied weights once. More than `max_shard_size` of weights
+    are several files with an index."""
     cast: dict[int, torch.Tensor] = {}
     weights = {
         name: cast.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
         for name, tensor in model.state_dict().items()
     }
-    model.save_pretrained(directory, state_dict=weights)
+    model.save_pretrained(directory, state_dict=weights, max_shard_size=max_shard_size)
     config = directory / CONFIG_NAME
     values = json.loads(config.read_text())
     config.write_text(json.dumps(_with_dtype(values, str(dtype).removeprefix("torch.")), indent=2) + "\n")

@@ -1,0 +1,2 @@
+"""A model measured and shown: greedy and sampled accuracy with intervals, and single samples. Never guided,
+unless a sample is asked for with guidance."""
