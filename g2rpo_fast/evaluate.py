@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from g2rpo_fast.bounds import Ge, check_fields
-from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint
+from g2rpo_fast.guidance import PROFILE_FRACTIONS, ProfilePoint, is_clear
 from g2rpo_fast.metrics import applicable_mean
 from g2rpo_fast.progress import Phase, Progress
 from g2rpo_fast.rollout.groups import plain_asks, requests_of, rollouts_of
@@ -29,6 +29,9 @@ from g2rpo_fast.types import (
     Sampling,
 )
 
+PROFILE_ROUND = 8
+"""Prompts of the guidance profile between two looks at whether its verdict is clear."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -41,7 +44,8 @@ class EvaluateConfig:
     temperature: Annotated[float, Ge(0)] = 0.0
     """Sampling temperature of evaluation; 0 = greedy."""
     profile_prompts: Annotated[int, Ge(0)] = 32
-    """Training prompts that the guidance profile is measured on; 0 = no profile."""
+    """Most training prompts that the guidance profile is measured on; 0 = no profile. Fewer where its verdict
+    is clear, or where it has sampled as many tokens as a step may."""
     profile_samples: Annotated[int, Ge(1)] = 4
     """Completions for each of them, at each share of the trace."""
 
@@ -116,25 +120,46 @@ def evaluate(
 
 
 def guidance_profile(
-    sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig, *, reserve: int
+    sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig, *, reserve: int, budget: int
 ) -> tuple[ProfilePoint, ...]:
     """Success rate given the first 0, 25, 50, 75 and 100% of the trace, sampled as in training.
 
-    Prompts without a trace are left out. At least `reserve` tokens of a response are the model's own.
+    Prompts without a trace are left out. At least `reserve` tokens of a response are the model's own. Prompts
+    are taken `PROFILE_ROUND` at a time, until the verdict is clear (`guidance.is_clear`), `budget` tokens are
+    sampled, or `evaluate.profile_prompts` are done: all by what was sampled, so a seed gives one profile.
     """
     traced = [p for p in prompts if p.trace_ids][: config.profile_prompts]
-    points = []
-    for index, fraction in enumerate(PROFILE_FRACTIONS if traced else ()):
-        longest = sampler.max_tokens - reserve
-        asks = [
-            replace(ask, given_ids=trace[: min(round(fraction * len(trace)), longest)])
-            for ask in plain_asks(
-                traced, [config.profile_samples] * len(traced), max_tokens=sampler.max_tokens
-            )
-            for trace in [ask.prompt.trace_ids]
-        ]
-        _, rewards = sampler.run(asks, step=-1 - index, what=f"guidance profile, {fraction:.0%} of the trace")
-        num = int(np.sum(~np.isnan(rewards.accuracy_R)))
-        success = applicable_mean(rewards.accuracy_R) if num else 0.0
-        points.append(ProfilePoint(fraction=fraction, success=success, num=num))
+    paid: list[list[np.ndarray]] = [[] for _ in PROFILE_FRACTIONS]
+    points: list[ProfilePoint] = []
+    sampled = 0
+    for start in range(0, len(traced), PROFILE_ROUND):
+        if points and (is_clear(points) or sampled >= budget):
+            break
+        some = traced[start : start + PROFILE_ROUND]
+        for index, fraction in enumerate(PROFILE_FRACTIONS):
+            asks = _given(sampler, some, config, fraction, longest=sampler.max_tokens - reserve)
+            what = f"guidance profile, {fraction:.0%} of the trace, from prompt {start + 1}"
+            rollouts, rewards = sampler.run(asks, step=-1 - index, what=what)
+            sampled += sum(rollout.sampled_len for rollout in rollouts)
+            paid[index].append(rewards.accuracy_R)
+        points = [_point(*pair) for pair in zip(PROFILE_FRACTIONS, paid, strict=True)]
     return tuple(points)
+
+
+def _given(
+    sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig, fraction: float, *, longest: int
+) -> list[Ask]:
+    """Asks that start from `fraction` of the trace, at most its first `longest` tokens."""
+    sizes = [config.profile_samples] * len(prompts)
+    return [
+        replace(ask, given_ids=trace[: min(round(fraction * len(trace)), longest)])
+        for ask in plain_asks(prompts, sizes, max_tokens=sampler.max_tokens)
+        for trace in [ask.prompt.trace_ids]
+    ]
+
+
+def _point(fraction: float, paid: Sequence[np.ndarray]) -> ProfilePoint:
+    accuracy_R = np.concatenate(paid)
+    num = int(np.sum(~np.isnan(accuracy_R)))
+    success = applicable_mean(accuracy_R) if num else 0.0
+    return ProfilePoint(fraction=fraction, success=success, num=num)

@@ -112,8 +112,13 @@ def before_training(parts: Parts, console: Console) -> TrainState:
     """The guidance profile, and accuracy before the first step, which is the first to be the best."""
     config = parts.config
     if config.guidance.enabled and config.evaluate.profile_prompts:
+        one_step = config.run.prompts_per_step * config.rollout.group_size * config.rollout.max_tokens
         points = guidance_profile(
-            parts.sampler, parts.prompts.prompts, config.evaluate, reserve=config.guidance.reserve
+            parts.sampler,
+            parts.prompts.prompts,
+            config.evaluate,
+            reserve=config.guidance.reserve,
+            budget=one_step,
         )
         warnings = judge_profile(points)
         console.profile(points, warnings)

@@ -117,7 +117,7 @@ def test_a_run_tells_of_all_that_takes_long(ahead: int, tmp_path: Path) -> None:
     told = stream.getvalue()
     for phase in (
         "warm start", "reading the data", "loading the model", "starting the rollout engine", "evaluation",
-        "guidance profile, 0% of the trace", "guidance profile, 100% of the trace", "step 1: sampling",
+        "guidance profile, 0% of the trace, from prompt 1", "step 1: sampling",
         "step 2: sampling", "step 2: rewards of 24 rows", "step 2: update", "step 2: weights to the engine",
         "saving a checkpoint", "saving the model",
     ):  # fmt: skip

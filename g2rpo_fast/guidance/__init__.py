@@ -8,7 +8,7 @@ never calls it: what is reported is what the model does alone.
 from g2rpo_fast.guidance.config import GuidanceConfig
 from g2rpo_fast.guidance.controller import advance, controller_accuracy, initial_state, state_for
 from g2rpo_fast.guidance.lengths import guidance_tokens, guided_lengths, num_guided_of
-from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, judge_profile
+from g2rpo_fast.guidance.profile import PROFILE_FRACTIONS, ProfilePoint, is_clear, judge_profile
 from g2rpo_fast.guidance.round import TracePrefix
 from g2rpo_fast.guidance.state import GuidanceState
 
@@ -23,6 +23,7 @@ __all__ = [
     "guidance_tokens",
     "guided_lengths",
     "initial_state",
+    "is_clear",
     "judge_profile",
     "num_guided_of",
     "state_for",

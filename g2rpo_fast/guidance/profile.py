@@ -17,6 +17,8 @@ HOPELESS = 0.05
 """Success with the whole trace below which guidance has nothing to give (at 0 to 0.05 it was useless)."""
 EASY = 0.5
 """Success without guidance from which the reward is no longer sparse."""
+Z = 2.576
+"""Of the intervals that end a profile early: 99%, since they are looked at after every round."""
 NOISE = 3.0
 """Standard errors that a fall must exceed: ten pairs are compared."""
 
@@ -37,6 +39,28 @@ class ProfilePoint:
         rate = (self.success * self.num + 1) / (self.num + 2)
         return math.sqrt(rate * (1 - rate) / (self.num + 2))
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, at 99%, as if all samples were independent."""
+        if not self.num:
+            return 0.0, 1.0
+        shrink = 1 + Z**2 / self.num
+        middle = self.success + Z**2 / (2 * self.num)
+        half = Z * math.sqrt(self.success * (1 - self.success) / self.num + Z**2 / (4 * self.num**2))
+        return max((middle - half) / shrink, 0.0), min((middle + half) / shrink, 1.0)
+
+
+def is_clear(points: Sequence[ProfilePoint]) -> bool:
+    """Whether more samples would not change what is said of guidance, by Wilson intervals.
+
+    It helps: success with some part of the trace lies above success without, and with the whole trace above
+    `HOPELESS`. It cannot: success with the whole trace lies below that. Or there is little to gain: success
+    without lies above `EASY`.
+    """
+    alone, *parts, whole = sorted(points, key=lambda point: point.fraction)
+    helps = any(part.interval[0] > alone.interval[1] for part in parts) and whole.interval[0] > HOPELESS
+    return helps or whole.interval[1] < HOPELESS or alone.interval[0] > EASY
+
 
 def judge_profile(points: Sequence[ProfilePoint]) -> tuple[str, ...]:
     """Warnings about a profile, one sentence each; empty = guidance can be expected to help."""
@@ -45,7 +69,12 @@ def judge_profile(points: Sequence[ProfilePoint]) -> tuple[str, ...]:
         return ("no prompt has a trace: nothing can be guided",)
     if not any(point.num for point in points):
         return ("the accuracy channel applies to none of the prompts: nothing was measured",)
-    verdicts = (_hopeless(by_fraction[-1]), _easy(by_fraction[0]), _inverted(by_fraction))
+    verdicts = (
+        _hopeless(by_fraction[-1]),
+        _easy(by_fraction[0]),
+        _copied(by_fraction),
+        _inverted(by_fraction),
+    )
     return tuple(verdict for verdict in verdicts if verdict)
 
 
@@ -64,6 +93,21 @@ def _easy(shortest: ProfilePoint) -> str:
     return (
         f"little to gain: {shortest.success:.0%} of {shortest.num} samples succeed without guidance, "
         f"and guidance pays where reward is sparse"
+    )
+
+
+def _copied(points: Sequence[ProfilePoint]) -> str:
+    """Success that is flat until the whole trace is given."""
+    alone, *parts, whole = points
+    if not parts or alone.success >= EASY:
+        return ""
+    best = max(parts, key=lambda part: part.success)
+    if best.success > alone.success + HOPELESS or whole.interval[0] <= best.interval[1]:
+        return ""
+    return (
+        f"guidance cannot help: success is {whole.success:.1%} given the whole trace and at most "
+        f"{best.success:.1%} given less, {alone.success:.1%} without: only copying the answer from the "
+        f"trace's end succeeds, which teaches nothing"
     )
 
 

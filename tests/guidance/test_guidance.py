@@ -16,6 +16,7 @@ from g2rpo_fast.guidance import (
     ProfilePoint,
     guided_lengths,
     initial_state,
+    is_clear,
     judge_profile,
 )
 
@@ -198,6 +199,8 @@ def profile(*successes: float, num: int = 100) -> list[ProfilePoint]:
         ((0.0, 0.01, 0.01, 0.02, 0.03), ["cannot help"]),  # sort, 9 digits: useless
         ((0.16, 0.16, 0.11, 0.05, 0.01), ["cannot help", "inverted"]),  # a shortcut beats the trace
         ((0.8, 0.85, 0.9, 0.95, 1.0), ["little to gain"]),
+        ((0.0, 0.01, 0.0, 0.02, 0.6), ["only copying the answer"]),
+        ((0.3, 0.31, 0.28, 0.32, 0.95), ["only copying the answer"]),
         ((0.9, 0.7, 0.5, 0.4, 0.3), ["little to gain", "inverted"]),
     ],
 )
@@ -214,6 +217,29 @@ def test_profile_does_not_call_noise_an_inversion():
     flat = np.random.default_rng(0).binomial(32, 0.2, size=(400, 5)) / 32
     alarms = sum(any("inverted" in text for text in judge_profile(profile(*row, num=32))) for row in flat)
     assert alarms <= 20, alarms  # a false alarm in at most 5% of flat profiles
+
+
+@pytest.mark.parametrize(
+    ("successes", "num", "clear"),
+    [
+        ((0.0, 0.2, 0.4, 0.5, 0.6), 32, True),  # helps
+        ((0.0, 0.0, 0.05, 0.1, 0.2), 32, False),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), 32, False),  # 3 of 32 is within the interval
+        ((0.0, 0.0, 0.0, 0.0, 0.0), 160, True),  # hopeless
+        ((0.9, 0.9, 0.9, 0.9, 0.9), 32, True),  # easy
+        ((0.5, 0.5, 0.5, 0.5, 0.5), 1000, False),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), 0, False),
+    ],
+)
+def test_profile_is_clear_where_intervals_separate(successes: tuple[float, ...], num: int, clear: bool):
+    assert is_clear(profile(*successes, num=num)) is clear
+
+
+def test_profile_interval_is_wilson_s():
+    low, high = ProfilePoint(fraction=0.0, success=0.25, num=32).interval
+    for bound in (low, high):  # where the score statistic is the quantile
+        assert abs(0.25 - bound) / (bound * (1 - bound) / 32) ** 0.5 == pytest.approx(2.576)
+    assert 0 < low < 0.25 < high < 1
 
 
 def test_profile_without_traces():
