@@ -121,7 +121,9 @@ def make_batch(
         advantage_N=_join([credit[k] for k in kept], np.float32),
         weight_N=_join([pieces[k] for k in kept], np.float32),
         rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
-        unit_N=_join([_units(chosen[k], units and units[indices[k]]) for k in kept], np.int64),
+        unit_N=_join(
+            [_units(chosen[k], None if units is None else units[indices[k]]) for k in kept], np.int64
+        ),
         rollout_R=np.asarray([indices[k] for k in kept], np.int32),
         source_R=np.asarray([SOURCES.index(chosen[k].source) for k in kept], np.int64),
         num_rollouts=len(chosen),

@@ -60,7 +60,7 @@ def _records(directory: Path) -> int:
 
 
 AHEAD = ("--run.ahead=1", "--objective.importance=sequence_truncate")
-STATE = ("--selection.use=vade", "--rounds.use=resample")
+STATE = ("--selection.use=knapsack", "--rounds.use=resample")
 """A prompt store, and rounds after the first; guidance has a memory anyway."""
 
 
