@@ -21,7 +21,7 @@ from g2rpo_fast.checkpoint import (
     prune_checkpoints,
     undamaged_checkpoint,
 )
-from g2rpo_fast.config import Config
+from g2rpo_fast.config import Config, plain
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
 from g2rpo_fast.data.render import with_chat_settled
@@ -31,6 +31,7 @@ from g2rpo_fast.evaluate import Sampler
 from g2rpo_fast.fingerprint import fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
+from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
 from g2rpo_fast.model import compute_dtype
 from g2rpo_fast.model.export import export_dtype, make_exportable
@@ -54,7 +55,7 @@ from g2rpo_fast.run_directory import (
 from g2rpo_fast.run_state import LastState, TrainState
 from g2rpo_fast.step_log import StepLog
 from g2rpo_fast.trial import try_own
-from g2rpo_fast.types import Engine, Prompt
+from g2rpo_fast.types import Engine, Prompt, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Parts:
     sampler: Sampler
     log: StepLog
     sample_log: StepLog
+    loggers: Loggers
     state: TrainState
     """Where it begins."""
     sampled: SampledBatch | None
@@ -90,6 +92,7 @@ class Parts:
         self.engine.close()
         self.log.close()
         self.sample_log.close()
+        self.loggers.close(finished=False)
         self.lock.close()
 
 
@@ -101,6 +104,7 @@ def assemble(config: Config, show: Callable[[str], None], progress: Progress | N
             or that another process uses. A directory made for it is removed, one that was there can be used.
     """
     check_engine(config)
+    check_installed(config.log.to)
     try_own(config.credit, config.terms)
     rewards = load_rewards(config.reward)
     _check_answers(recipe_of(config), rewards)
@@ -139,7 +143,9 @@ def _assembled(
     check_content(run, content, step=state.step, show=show)
     with progress.phase("starting the rollout engine"):
         engine = _started(make_engine(model, tokenizer, config, directory=directory, show=show), state)
-    config = _stored(run, config, model, both, engine)
+    config = _stored(run, config, model, both, engine, step=state.step)
+    logged = state.step if state.unlogged is None else state.step - 1
+    loggers = _loggers(config, directory, logged, engine, show)
     return Parts(
         config=config,
         recipe=recipe,
@@ -150,17 +156,10 @@ def _assembled(
         rewards=rewards,
         engine=engine,
         learner=_learner(config, recipe, model, optimizer, reference),
-        sampler=Sampler(
-            engine=engine,
-            sampling=sampling,
-            max_tokens=config.rollout.max_tokens,
-            decode=text_decoder(tokenizer),
-            rewards=partial(score, rewards),
-            seed=config.run.seed,
-            progress=progress,
-        ),
-        log=_log(directory / "metrics.jsonl", state),
-        sample_log=_log(directory / "samples.jsonl", state),
+        sampler=_sampler(config, engine, sampling, tokenizer, rewards, progress),
+        log=StepLog(directory / "metrics.jsonl", last_step=logged),
+        sample_log=StepLog(directory / "samples.jsonl", last_step=logged),
+        loggers=loggers,
         state=state,
         sampled=sampled,
         last=LastState(state, sampled, optimizer),
@@ -172,8 +171,41 @@ def _assembled(
     )
 
 
-def _log(path: Path, state: TrainState) -> StepLog:
-    return StepLog(path, last_step=state.step if state.unlogged is None else state.step - 1)
+def _sampler(
+    config: Config,
+    engine: Engine,
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: RewardSet,
+    progress: Progress,
+) -> Sampler:
+    return Sampler(
+        engine=engine,
+        sampling=sampling,
+        max_tokens=config.rollout.max_tokens,
+        decode=text_decoder(tokenizer),
+        rewards=partial(score, rewards),
+        seed=config.run.seed,
+        progress=progress,
+    )
+
+
+def _loggers(
+    config: Config, directory: Path, last_step: int, engine: Engine, show: Callable[[str], None]
+) -> Loggers:
+    """Those of `log.to`; the engine is closed where one refuses to begin."""
+    run = LoggedRun(
+        project=config.log.project,
+        name=config.log.name or directory.name,
+        directory=directory,
+        settings=plain(config),
+        last_step=last_step,
+    )
+    try:
+        return open_loggers(config.log.to, run, show)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _read(
@@ -196,13 +228,19 @@ def _started(engine: Engine, state: TrainState) -> Engine:
 
 
 def _stored(
-    run: RunDirectory, config: Config, model: PreTrainedModel, prompts: Sequence[Prompt], engine: Engine
+    run: RunDirectory,
+    config: Config,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    engine: Engine,
+    *,
+    step: int,
 ) -> Config:
     """With the size of micro-batches, which the run keeps; the engine is closed where that cannot be."""
     try:
         if config.tree.token_budget is None:
             config = with_budget(config, _token_budget(config, model, prompts))
-        store_config(run._replace(config=config))
+        store_config(run._replace(config=config), step=step)
     except BaseException:
         engine.close()
         raise

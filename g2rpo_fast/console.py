@@ -114,6 +114,28 @@ class Console:
             best = self._parts.directory / "checkpoints" / checkpoint_name(state.best_step)
             self._show(f"best on held-out prompts: {state.best_accuracy:.3f}, the model in {best}")
         self._show(f"model saved in {model_dir} ({time.perf_counter() - self._began:.0f} s)")
+        self._show(disk_of(self._parts.directory))
+
+
+def disk_of(directory: Path) -> str:
+    """What a run's directory takes, and what of it can be had back."""
+
+    def mib(path: Path) -> float:
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / (1 << 20)
+
+    checkpoints = sorted((directory / "checkpoints").glob("step_*"))
+    moments = sum(file.stat().st_size for path in checkpoints for file in path.glob("optimizer.pt")) / (
+        1 << 20
+    )
+    line = (
+        f"{directory}: {mib(directory):.0f} MiB, {mib(directory / 'checkpoints'):.0f} in {len(checkpoints)} "
+    )
+    line += "checkpoints"
+    if moments >= 1:
+        line += (
+            f" ({moments:.0f} of it the optimiser's state: checkpoint.final_optimizer = false leaves it out)"
+        )
+    return line
 
 
 def _used(prompts: PromptSet, what: str) -> str:

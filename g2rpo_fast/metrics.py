@@ -55,6 +55,11 @@ def applicable_mean(values: npt.NDArray[Any]) -> float:
     return float(kept.mean()) if len(kept) else math.nan
 
 
+def finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are finite numbers."""
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
 class Phases:
     """Wall seconds of a step's phases: `with phases("rollout"): ...`, then `seconds()`."""
 

@@ -2,6 +2,7 @@
 
 config.json              the configuration, resolved; written when all that it names was found to hold
 content.json             digests of the data and models that it was made from, and changes accepted since
+changes.json             settings that a continuation changed, and after which step; where the run was forked
 metrics.jsonl            one record a step
 samples.jsonl            some of its rollouts, every so often
 vllm.log                 output of the rollout engine's process
@@ -31,6 +32,7 @@ from g2rpo_fast.config import Config, plain, renamed
 from g2rpo_fast.cpu import free_threads
 from g2rpo_fast.files import write_text
 from g2rpo_fast.fingerprint import Fingerprint, changes
+from g2rpo_fast.fork import checkpoint_of, fork
 
 MAY_CHANGE = (
     "run.dir",
@@ -43,14 +45,36 @@ MAY_CHANGE = (
     "checkpoint.",
     "evaluate.",
     "samples.",
-    "vllm.start_timeout_s",
-    "vllm.stall_s",
-    "vllm.sync_timeout_s",
-    "vllm.gpu_memory_utilization",
-    "vllm.kv_cache_mib",
-    "vllm.checksum",
+    "log.",
+    "run.threads",
+    "run.device",
+    "run.fork",
+    "optim.lr",
+    "optim.min_lr_ratio",
+    "optim.warmup_steps",
+    "optim.max_grad_norm",
+    "optim.max_bad_steps",
+    "tree.",
+    "model.gradient_checkpointing",
+    "rollout.engine",
+    "rollout.max_rows",
+    "vllm.",
 )
 """Keys in which a continuation may differ from the run that it continues."""
+UNTOLD = ("run.dir", "run.fork", "run.accept_changes", "model.path", "data.path", "data.eval_path")
+"""Of these, those whose change is not a change of settings."""
+REASONS = {
+    "data": "the prompts and their order are the run's",
+    "embedded": "the model and its data were made with it",
+    "model": "the weights and the optimiser's moments are of the model as it was",
+    "optim": "the optimiser's moments were gathered with it",
+    "reward": "rewards before and after could not be compared",
+    "rollout": "what is sampled before and after could not be compared",
+    "guidance": "its controller's state belongs to it",
+    "run": "the order of prompts and all sampling follow from it",
+}
+"""Section -> why its other keys may not change. Of all others: they are the method."""
+METHOD = "the method is the run's"
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -67,6 +91,8 @@ class RunDirectory(NamedTuple):
     run tree.token_budget and data.chat may still be None: it takes the model to know."""
     created: bool
     lock: TextIO
+    changed: tuple[str, ...] = ()
+    """Settings in which it goes on otherwise than it began, as lines."""
 
 
 def open_directory(config: Config, show: Callable[[str], None] = lambda line: None) -> RunDirectory:
@@ -76,10 +102,13 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         ValueError: it cannot be used, another process uses it, or it holds a run with other settings (names
             each key, wanted and got).
     """
+    forked = None
+    if config.run.fork is not None and not (config.run.dir and _stored(Path(config.run.dir))):
+        forked = checkpoint_of(config.run.fork)
     with _usable(config.run.dir):
         path, created = _directory(config.run.dir)
         lock = _locked(path)
-        stored = _stored(path)
+        stored, changed = _stored(path), []
     resolved = _with_run(config, dir=str(path))
     resolved = dataclasses.replace(resolved, data=dataclasses.replace(config.data, seed=config.order_seed))
     if config.run.threads is None:
@@ -92,8 +121,13 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, chat=chat))
     if stored is not None:
         stored = renamed(stored)
-        _refuse_other_settings(stored, plain(resolved), path, show)
-    return RunDirectory(path, resolved, created, lock)
+        changed = _changed(stored, plain(resolved), path, show)
+        for line in changed:
+            show(f"note: goes on with another {line} (recorded in changes.json)")
+    elif forked is not None:
+        fork(forked, path)
+        changed = [f"run: forked from {forked}"]
+    return RunDirectory(path, resolved, created, lock, tuple(changed))
 
 
 @contextmanager
@@ -108,8 +142,13 @@ def removed_on_error(run: RunDirectory) -> Iterator[None]:
         raise
 
 
-def store_config(run: RunDirectory) -> None:
-    """From now on the directory holds this run. Raises WriteError."""
+def store_config(run: RunDirectory, *, step: int = 0) -> None:
+    """From now on the directory holds this run, changed after this step. Raises WriteError."""
+    if run.changed:
+        file = run.path / "changes.json"
+        record = json.loads(file.read_text()) if file.exists() else []
+        record.append({"after_step": step, "changes": run.changed})
+        write_text(file, json.dumps(record, indent=1))
     write_text(run.path / "config.json", json.dumps(plain(run.config), indent=1))
 
 
@@ -213,25 +252,31 @@ def _stored(path: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _refuse_other_settings(
+def _changed(
     stored: Mapping[str, Any], asked: Mapping[str, Any], directory: Path, show: Callable[[str], None]
-) -> None:
-    """A key that the run's version did not have yet counts as its default; one that is gone is told."""
+) -> list[str]:
+    """What goes on otherwise, a line a key. Raises ValueError where it may not, with the reason.
+
+    A key that the run's version did not have yet counts as its default; one that is gone is told.
+    """
     now, defaults = _flat(asked), _flat(plain(Config()))
     then = defaults | _flat(stored)
     gone = sorted(then.keys() - now.keys())
     if gone:
         show(f"warning: {directory}/config.json has keys of another version, which mean nothing now: {gone}")
-    changed = [
-        f"{key}: wanted {then[key]!r}, got {now[key]!r}"
-        for key in sorted(now)
-        if then[key] != now[key] and not key.startswith(MAY_CHANGE)
+    other = [key for key in sorted(now) if then[key] != now[key]]
+    fixed = [
+        f"{key}: wanted {then[key]!r}, got {now[key]!r}, but {REASONS.get(key.partition('.')[0], METHOD)}"
+        for key in other
+        if not key.startswith(MAY_CHANGE)
     ]
-    if changed:
+    if fixed:
         raise ValueError(
-            f"run.dir: {directory} holds a run with other settings ({'; '.join(changed)}). "
-            f"Give these settings to continue it, or another run.dir to begin anew"
+            f"run.dir: {directory} holds a run with other settings ({'; '.join(fixed)}). Give these settings "
+            f"to continue it, another run.dir to begin anew, or --run.fork {directory} to go on from its "
+            "checkpoint in a new directory"
         )
+    return [f"{key}: {then[key]!r} -> {now[key]!r}" for key in other if not key.startswith(UNTOLD)]
 
 
 def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -73,6 +74,8 @@ class LastState:
         self, state: TrainState, sampled: SampledBatch | None, optimizer: torch.optim.Optimizer
     ) -> None:
         self.put(state, sampled)
+        self.saved_s = time.monotonic()
+        """Of the last checkpoint, or of the start."""
         optimizer.register_step_pre_hook(self._moves)
 
     def put(self, state: TrainState, sampled: SampledBatch | None = None) -> None:

@@ -8,6 +8,7 @@ carries a note that says where.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -36,6 +37,7 @@ def save(parts: Parts) -> None:
 
 def _write(parts: Parts) -> Path:
     last, learner = parts.last, parts.learner
+    last.saved_s = time.monotonic()
     if not all_finite(learner.model):
         raise FloatingPointError(f"step {last.state.step}: weights are no longer finite")
     directory = parts.directory / "checkpoints"

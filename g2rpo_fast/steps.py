@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.credit import advantages
 from g2rpo_fast.evaluate import evaluate
-from g2rpo_fast.metrics import Phases
+from g2rpo_fast.metrics import Phases, finite
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
 from g2rpo_fast.pieces import Outcome, Scored
@@ -139,11 +140,19 @@ def close_step(
     rows = state.unlogged_rows
     state = logged(parts, state, record, (*rows, *held_out), sampled)
     console.step(state.step, record, rows)
-    config = parts.config
-    if state.step in (config.run.steps, state.best_step) or state.step % config.checkpoint.every == 0:
+    if _save_is_due(parts, state):
         save(parts)
     stop_when_broken(parts, state)
     return state
+
+
+def _save_is_due(parts: Parts, state: TrainState) -> bool:
+    config, every_s = parts.config, parts.config.checkpoint.every_s
+    return (
+        state.step in (config.run.steps, state.best_step)
+        or state.step % config.checkpoint.every == 0
+        or (every_s is not None and time.monotonic() - parts.last.saved_s >= every_s)
+    )
 
 
 def logged(
@@ -158,6 +167,7 @@ def logged(
     with parts.interrupts.finish_first("this record"):
         parts.sample_log.write(state.step, *rows)
         parts.log.write(state.step, record)
+        parts.loggers.write(state.step, finite(record))
         parts.last.put(state, sampled)
     return state
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from g2rpo_fast.assemble import Parts, assemble
+from g2rpo_fast.checkpoint import drop_optimizers
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.evaluate import guidance_profile
@@ -140,8 +141,11 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
             raise FloatingPointError(f"step {state.step}: weights are no longer finite")
         with new_directory(model_dir, parts.directory / "writing_model") as temporary:
             export_model(temporary, parts.learner.model, parts.tokenizer, parts.export_dtype)
+    if not parts.config.checkpoint.final_optimizer:
+        drop_optimizers(parts.directory / "checkpoints")
     parts.log.close()
     parts.sample_log.close()
+    parts.loggers.close(finished=True)
     console.finish(state, model_dir)
     return TrainResult(
         directory=parts.directory,

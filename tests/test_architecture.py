@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {
     "data", "guidance", "rollout", "rewards", "objective", "tree", "model", "optim", "checkpoint", "embedded",
-    "credit",
+    "credit", "loggers",
 }  # fmt: skip
 LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
@@ -31,6 +31,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"select", "rounds", "shaping", "units"},
         {"evaluate", "learner", "samples", "step_metrics"},
         {"config"},
+        {"fork"},
         {"run_directory", "run_state", "engine", "recipe", "model_source"},
         {"assemble"},
         {"console", "safekeeping", "gather", "evaluation", "publish"},

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
 
-from g2rpo_fast.bounds import Ge, check_fields
+from g2rpo_fast.bounds import Ge, Gt, check_fields
 from g2rpo_fast.checkpoint.manifest import damage_of, write_manifest
 from g2rpo_fast.checkpoint.random_state import random_state, restore_random_state
 from g2rpo_fast.files import new_directory, writing
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointConfig",
     "checkpoint_name",
     "damage_of",
+    "drop_optimizers",
     "latest_checkpoint",
     "load_arrays",
     "load_checkpoint",
@@ -53,8 +54,14 @@ class CheckpointConfig:
 
     every: Annotated[int, Ge(1)] = 20
     """Steps between checkpoints; the last step is always saved."""
+    every_s: Annotated[float, Gt(0)] | None = None
+    """Seconds after which a step saves, too, whatever its number; none = by steps alone."""
     keep: Annotated[int, Ge(1)] = 2
     """Newest checkpoints to keep; the one with the best evaluation is kept as well."""
+
+    final_optimizer: bool = True
+    """Whether checkpoints keep the optimiser's state when the run has ended: two thirds of their size, wanted
+    only to go on with more steps."""
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint")
@@ -156,7 +163,13 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     from safetensors.torch import load_model
 
     load_model(model, str(path / "model.safetensors"), device=str(next(model.parameters()).device))
-    state = torch.load(path / "optimizer.pt", weights_only=True)
+    file = path / "optimizer.pt"
+    if not file.exists():
+        raise ValueError(
+            f"run.dir: wanted a checkpoint with the optimiser's state, got {path.name} without "
+            "(checkpoint.final_optimizer = false): the run has ended"
+        )
+    state = torch.load(file, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     restore_random_state(state["rng"])
     return json.loads((path / "trainer_state.json").read_text())
@@ -166,6 +179,15 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """What `save_checkpoint` was given as arrays."""
     file = path / "arrays.safetensors"
     return load_file(file) if file.exists() else {}
+
+
+def drop_optimizers(directory: Path) -> None:
+    """Leaves the weights and the trainer's state of all checkpoints."""
+    for path in sorted(directory.glob(f"{_PREFIX}*")):
+        file = path / "optimizer.pt"
+        if file.exists():
+            write_manifest(path, without=(file.name,))
+            file.unlink()
 
 
 def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> None:

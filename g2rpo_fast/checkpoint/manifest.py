@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 NAME = "manifest.json"
 _CHUNK = 1 << 24
 
 
-def write_manifest(directory: Path) -> None:
-    """Lists the files that are there, read back from disk."""
+def write_manifest(directory: Path, *, without: Collection[str] = ()) -> None:
+    """Lists the files that are there, read back from disk, but for those that will go."""
     listed = {
         str(file.relative_to(directory)): {"bytes": file.stat().st_size, "crc32": _crc32(file)}
         for file in _files(directory)
+        if file.name not in without
     }
     (directory / NAME).write_text(json.dumps(listed, indent=1))
 

@@ -10,13 +10,14 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from g2rpo_fast.config.choice import NONE_WORDS, PIECES, SINGLE, settings_of
-from g2rpo_fast.config.read import EMBEDDED, read_values, sections_of
+from g2rpo_fast.config.read import EMBEDDED, method_of, read_values, sections_of, stored_values, with_method
 from g2rpo_fast.config.renamed import KEYS, renamed
 from g2rpo_fast.config.sections import Config, section_types
 from g2rpo_fast.pieces import Piece
@@ -32,6 +33,9 @@ class Words:
     method: str | None
     chosen: Mapping[str, list[str]]
     """Section of pieces -> names after `--section.use`."""
+    run: Path | None
+    """The directory of a run that goes on or is forked: without a file its own settings are the start."""
+    fork: bool
     earlier: Mapping[str, Any]
     """Keys of `objective` as earlier versions named them."""
     rest: list[str]
@@ -44,7 +48,7 @@ def read_arguments(words: Sequence[str]) -> Config:
         ValueError: as `load_config`, and for pieces that are not chosen.
     """
     given = sorted_words(words)
-    values, notes = read_values(given.source, method=given.method)
+    values, notes = _begun(given)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     try:
@@ -68,6 +72,18 @@ def read_arguments(words: Sequence[str]) -> Config:
     chains = {name: _chain(name, getattr(found, name)) for name in PIECES}
     plain = {name: getattr(found, name) for name in section_types()}
     return Config(method=values.get("method"), **plain, **chains)
+
+
+def _begun(given: Words) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The values that the options change: those of a file or preset, or of the run that goes on."""
+    if given.run is None:
+        return read_values(given.source, method=given.method)
+    values = stored_values(given.run)
+    if given.fork:
+        values["run"] |= {"dir": None}
+    if given.method is None:
+        return values, ()
+    return with_method(values, method_of(given.method), task=str(given.run))
 
 
 def sorted_words(words: Sequence[str]) -> Words:
@@ -97,9 +113,22 @@ def sorted_words(words: Sequence[str]) -> Words:
             method = values[0]
         else:
             earlier[setting] = _literal(values[0])
-    if source is None and not _own_data(rest):
+    run, fork = (None, False) if source is not None else _run_of(rest)
+    if source is None and run is None and not _own_data(rest):
         source = EMBEDDED
-    return Words(source, method, chosen, earlier, rest)
+    return Words(source, method, chosen, run, fork, earlier, rest)
+
+
+def _run_of(options: Sequence[str]) -> tuple[Path | None, bool]:
+    """The run that is continued, else the one that is forked, where the options name one that is there."""
+    words = [word for option in options for word in option.split("=", 1)]
+    after = {word: words[place + 1] for place, word in enumerate(words[:-1])}
+    forked = after.get("--run.fork", "none")
+    source = forked.rpartition(":")[0] if forked.rpartition(":")[2].isdigit() else forked
+    for name, fork in ((after.get("--run.dir"), False), (source, True)):
+        if name is not None and (Path(name) / "config.json").is_file():
+            return Path(name), fork
+    return None, False
 
 
 def _own_data(options: Sequence[str]) -> bool:
@@ -188,7 +217,7 @@ def _refuse_unchosen(options: Sequence[str], default: Any) -> None:
 
 
 def _described(given: Words, values: Mapping[str, Any]) -> str:
-    begun = "the defaults" if given.source is None else given.source
+    begun = given.run or given.source or "the defaults"
     method = f", method {values['method']}" if values.get("method") else ""
     chains = "; ".join(f"--{name}.use {' '.join(PIECES[name])}" for name in PIECES if PIECES[name])
     return f"Train; values start from {begun}{method}. Pieces to choose from: {chains}."

@@ -10,13 +10,14 @@ sets single keys. Where the task's file says something else, the method's value 
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from g2rpo_fast.config.choice import NONE_WORDS, PIECES, made, nearest, pieces_of, refuse_unknown
+from g2rpo_fast.config.choice import NONE_WORDS, PIECES, made, nearest, pieces_of, refuse_unknown, settings_of
 from g2rpo_fast.config.renamed import renamed
 from g2rpo_fast.config.sections import Config, section_types
 from g2rpo_fast.methods import Method, load_method, own_method
@@ -58,7 +59,7 @@ def read_values(
         return values, ()
     if not isinstance(name, str):
         raise ValueError(f"{source}: method: wanted a method's name, got {name!r}")
-    chosen = _method(name)
+    chosen = method_of(name)
     result = with_method(values, chosen, task=str(source or "the defaults"))
     try:
         sections_of(chosen.settings)
@@ -67,7 +68,7 @@ def read_values(
     return result
 
 
-def _method(name: str) -> Method:
+def method_of(name: str) -> Method:
     """Of the catalogue, or of a file: there metadata may be missing."""
     if not name.endswith(".toml"):
         return load_method(name)
@@ -109,6 +110,24 @@ def with_method(
         ]
         result[name] = {**before, **table}
     return {**result, "method": method.key}, tuple(notes)
+
+
+def stored_values(directory: Path) -> dict[str, Any]:
+    """The settings of the run in a directory. Raises ValueError where they are damaged."""
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_bytes())
+        values["run"]["threads"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run.dir: wanted a run's configuration in {file}, got a damaged one") from error
+    types = section_types()
+    return {  # keys of another version are left out
+        name: {key: v for key, v in given.items() if key in settings_of(types[name])}
+        if name in types and isinstance(given, Mapping)
+        else given
+        for name, given in renamed(values).items()
+        if name in (*types, *PIECES, "method")
+    }
 
 
 def _text_of(source: str | Path) -> str:

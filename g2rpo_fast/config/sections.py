@@ -20,6 +20,7 @@ from g2rpo_fast.data import DataConfig
 from g2rpo_fast.embedded import EmbeddedConfig
 from g2rpo_fast.evaluate import EvaluateConfig
 from g2rpo_fast.guidance import GuidanceConfig
+from g2rpo_fast.loggers import LogConfig
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.terms import Clip
@@ -41,6 +42,9 @@ class RunConfig:
 
     dir: str | None = None
     """Run directory; one that holds a run continues it. None = a new one under runs/."""
+    fork: str | None = None
+    """RUN or RUN:STEP: a new run that goes on from that run's checkpoint, its newest or of that step. Any
+    setting may be another."""
     accept_changes: bool = False
     """Continue a run although its data or its model, by content, are no longer those that it began with."""
     steps: Annotated[int, Ge(0)] = 100
@@ -84,6 +88,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     selection: Selection = field(default_factory=InOrder)
     """Which prompts a step trains on, and how many rollouts each gets."""
