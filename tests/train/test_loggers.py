@@ -1,6 +1,5 @@
 """Records of real runs in the services' own libraries, without a network; a run that goes on; what fails."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
@@ -56,11 +55,10 @@ def assert_same(found: Mapping[int, Mapping[str, float]], directory: Path, rel: 
 
 
 def test_tensorboard_has_every_record_once(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     run_and_go_on(tmp_path / "run", "tensorboard")
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0})
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     found: dict[int, dict[str, float]] = {}
     for name in events.Tags()["scalars"]:
@@ -75,13 +73,12 @@ def test_tensorboard_has_every_record_once(tmp_path: Path) -> None:
 
 
 def test_mlflow_has_every_record_and_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow")
-    from mlflow.tracking import MlflowClient
+    tracking = pytest.importorskip("mlflow.tracking")
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     run_and_go_on(tmp_path / "run", "mlflow")
-    client = MlflowClient(tracking_uri=uri)
+    client = tracking.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     (kept,) = client.search_runs([experiment.experiment_id])
@@ -96,14 +93,13 @@ def test_mlflow_has_every_record_and_the_settings(tmp_path: Path, monkeypatch: p
 
 def test_trackio_has_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
-    pytest.importorskip("trackio")
-    from trackio.sqlite_storage import SQLiteStorage
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
 
     run_and_go_on(tmp_path / "run", "trackio")
-    (name,) = SQLiteStorage.get_runs("tests")
+    (name,) = storage.get_runs("tests")
     assert name.startswith("run-")
     found: dict[int, dict[str, float]] = {}
-    for kept in SQLiteStorage.get_logs("tests", name):
+    for kept in storage.get_logs("tests", name):
         found.setdefault(kept["step"], {}).update(
             {k: v for k, v in kept.items() if isinstance(v, int | float) and k != "step"}
         )
