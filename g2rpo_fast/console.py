@@ -132,9 +132,7 @@ def disk_of(directory: Path) -> str:
     )
     line += "checkpoints"
     if moments >= 1:
-        line += (
-            f" ({moments:.0f} of it the optimiser's state: checkpoint.final_optimizer = false leaves it out)"
-        )
+        line += f" ({moments:.0f} of it the optimiser's state: checkpoint.keep_moments = false leaves it out)"
     return line
 
 

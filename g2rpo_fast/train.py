@@ -141,7 +141,7 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
             raise FloatingPointError(f"step {state.step}: weights are no longer finite")
         with new_directory(model_dir, parts.directory / "writing_model") as temporary:
             export_model(temporary, parts.learner.model, parts.tokenizer, parts.export_dtype)
-    if not parts.config.checkpoint.final_optimizer:
+    if not parts.config.checkpoint.keep_moments:
         drop_optimizers(parts.directory / "checkpoints")
     parts.log.close()
     parts.sample_log.close()

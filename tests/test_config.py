@@ -11,7 +11,6 @@ import pytest
 
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import config_from_dict, load_config, preset_names, section_types
-from g2rpo_fast.optim import OptimConfig
 from g2rpo_fast.run_directory import open_directory, store_config
 
 
@@ -166,6 +165,6 @@ def test_run_directory_continues_only_the_same_run(tmp_path):
     longer = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=999))
     assert open_directory(longer)[1].run.threads == first.run.threads
     assert directory.is_dir()
-    other = dataclasses.replace(config, optim=OptimConfig(lr=0.5))
-    with pytest.raises(ValueError, match=rf"optim\.lr: wanted {config.optim.lr}, got 0\.5"):
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta1=0.5))
+    with pytest.raises(ValueError, match=r"optim\.beta1: wanted 0\.9, got 0\.5, but the optimiser"):
         open_directory(other)

@@ -59,8 +59,8 @@ class CheckpointConfig:
     keep: Annotated[int, Ge(1)] = 2
     """Newest checkpoints to keep; the one with the best evaluation is kept as well."""
 
-    final_optimizer: bool = True
-    """Whether checkpoints keep the optimiser's state when the run has ended: two thirds of their size, wanted
+    keep_moments: bool = True
+    """Whether checkpoints keep the optimiser's moments when the run has ended: two thirds of their size, wanted
     only to go on with more steps."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     if not file.exists():
         raise ValueError(
             f"run.dir: wanted a checkpoint with the optimiser's state, got {path.name} without "
-            "(checkpoint.final_optimizer = false): the run has ended"
+            "(checkpoint.keep_moments = false): the run has ended"
         )
     state = torch.load(file, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])

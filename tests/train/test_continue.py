@@ -76,7 +76,7 @@ def test_what_may_change_changes_with_a_note_and_what_may_not_says_why(tmp_path:
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 5e-4
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["optim/lr"] <= 5e-4
     for wrong, why in (
-        ({"optim": {"beta1": 0.5}}, r"optim\.beta1: wanted 0\.9, got 0\.5, but the optimiser's moments"),
+        ({"optim": {"beta1": 0.5}}, r"optim\.beta1: wanted 0\.9, got 0\.5, but the optimiser's state"),
         ({"rollout": {"group_size": 8}}, r"rollout\.group_size: wanted 6, got 8, but what is sampled"),
         (
             {"objective": {"aggregation": "token_mean"}},
@@ -147,7 +147,7 @@ def test_a_step_saves_after_so_many_seconds(tmp_path: Path) -> None:
 
 def test_the_optimiser_s_state_goes_at_the_end_where_it_is_not_wanted(tmp_path: Path) -> None:
     lines: list[str] = []
-    without = {"checkpoint": {"every": 1, "keep": 9, "final_optimizer": False}}
+    without = {"checkpoint": {"every": 1, "keep": 9, "keep_moments": False}}
     train(tiny_config(tmp_path, **SHORT | without, run={"dir": str(tmp_path), "steps": 2}), show=lines.append)
     assert not list(tmp_path.rglob("optimizer.pt"))
     assert f"{tmp_path}: " in lines[-1]
