@@ -60,8 +60,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep; the one with the best evaluation is kept as well."""
 
     keep_moments: bool = True
-    """Whether checkpoints keep the optimiser's moments when the run has ended: two thirds of their size, wanted
-    only to go on with more steps."""
+    """Whether checkpoints keep the optimiser's moments when the run has ended: two thirds of their size,
+    wanted only to go on with more steps."""
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint")
