@@ -68,8 +68,9 @@ def _row_tokens(
             "row_N": batch.rollout_R[row].astype(np.int64),
             "place_N": at - ptr_R1[row] - prompt_R[row],
             "rollout_logp_N": batch.rollout_logp_N[at].astype(np.float64),
-            "unit_N": batch.unit_N[at],
         }
+        if batch.unit_N is not None:
+            found["unit_N"] = batch.unit_N[at]
         if seen is not None:
             found |= {"old_logp_N": seen.logp_N[at], "entropy_N": seen.entropy_N[at]}
             for name in ("hot_logp_N", "influence_N"):

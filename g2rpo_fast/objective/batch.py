@@ -25,8 +25,6 @@ class TrainBatch:
     """0 outside trained tokens. Already normalised over the whole batch: micro-batches add."""
     rollout_logp_N: Floats
     """NaN where nothing was sampled."""
-    unit_N: Longs
-    """The unit of its row that each token belongs to (see `pieces.Units`); 0 where rows are whole."""
     rollout_R: Ints
     """For each row, its index among the step's rollouts."""
     source_R: Longs
@@ -34,11 +32,8 @@ class TrainBatch:
     num_rollouts: int
     """Rows of the optimiser step, those left out of the update included. Likewise:"""
     num_groups: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether every row is one unit."""
-        return not self.unit_N.any()
+    unit_N: Longs | None = None
+    """The unit of its row that each token belongs to (see `pieces.Units`); None = rows are whole."""
 
     def tokens_of(self, rows: Sequence[int]) -> Longs:
         """Where the tokens of some rows lie in `sequences.ids_N`."""
@@ -60,7 +55,7 @@ class TrainBatch:
             advantage_N=self.advantage_N[index_N],
             weight_N=self.weight_N[index_N],
             rollout_logp_N=self.rollout_logp_N[index_N],
-            unit_N=self.unit_N[index_N],
+            unit_N=None if self.unit_N is None else self.unit_N[index_N],
             rollout_R=self.rollout_R[chosen],
             source_R=self.source_R[chosen],
         )
@@ -121,9 +116,9 @@ def make_batch(
         advantage_N=_join([credit[k] for k in kept], np.float32),
         weight_N=_join([pieces[k] for k in kept], np.float32),
         rollout_logp_N=_join([_rollout_logp(chosen[k]) for k in kept], np.float32),
-        unit_N=_join(
-            [_units(chosen[k], None if units is None else units[indices[k]]) for k in kept], np.int64
-        ),
+        unit_N=None
+        if units is None
+        else _join([_units(chosen[k], units[indices[k]]) for k in kept], np.int64),
         rollout_R=np.asarray([indices[k] for k in kept], np.int32),
         source_R=np.asarray([SOURCES.index(chosen[k].source) for k in kept], np.int64),
         num_rollouts=len(chosen),
@@ -152,12 +147,9 @@ def _rollout_logp(rollout: Rollout) -> Floats:
     return np.concatenate([prompt, rollout.rollout_logp])
 
 
-def _units(rollout: Rollout, unit: Longs | None) -> Longs:
+def _units(rollout: Rollout, unit: Longs) -> Longs:
     """Along the row's tokens; 0 over the prompt."""
-    prompt, response = len(rollout.training_prompt_ids), len(rollout.response_ids)
-    return np.concatenate(
-        [np.zeros(prompt, np.int64), np.zeros(response, np.int64) if unit is None else unit]
-    )
+    return np.concatenate([np.zeros(len(rollout.training_prompt_ids), np.int64), unit])
 
 
 def _pointers(lengths: Sequence[int]) -> np.ndarray:

@@ -69,7 +69,7 @@ def rows_of(
     numbers = [batch.advantage_N[index_N], batch.weight_N[index_N], np.full(len(index_N), np.nan)]
     numbers += [batch.rollout_logp_N[index_N], reward_R[batch.rollout_R[rows]]]
     floats = [torch.tensor(value, dtype=dtype) for value in numbers]
-    units, unit_N = (0, index_N[:0]) if batch.whole else _units(row_N, batch.unit_N[index_N])
+    units, unit_N = (0, index_N[:0]) if batch.unit_N is None else _units(row_N, batch.unit_N[index_N])
     indices = [torch.from_numpy(x).long() for x in (row_N, group_R, batch.source_R[rows], edge_N, unit_N)]
     *sent, row, group, source, edge, unit = to_device([*floats, *indices], device)
     tokens = Tokens(
