@@ -59,7 +59,12 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "rollout.engine",
     "rollout.max_rows",
-    "vllm.",
+    "vllm.start_timeout_s",
+    "vllm.stall_s",
+    "vllm.sync_timeout_s",
+    "vllm.gpu_memory_utilization",
+    "vllm.kv_cache_mib",
+    "vllm.checksum",
 )
 """Keys in which a continuation may differ from the run that it continues."""
 UNTOLD = ("run.dir", "run.fork", "run.accept_changes", "model.path", "data.path", "data.eval_path")
@@ -71,6 +76,7 @@ REASONS = {
     "optim": "the optimiser's state was made with it",
     "reward": "rewards before and after could not be compared",
     "rollout": "what is sampled before and after could not be compared",
+    "vllm": "what is sampled before and after could not be compared",
     "guidance": "its controller's state belongs to it",
     "run": "the order of prompts and all sampling follow from it",
 }
