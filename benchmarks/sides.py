@@ -128,7 +128,7 @@ def _parts(values: dict[str, Any]):
 
 
 class _Quiet:
-    def step(self, step: int, record: object) -> None:
+    def step(self, *_: object) -> None:
         """Prints nothing."""
 
 
