@@ -32,8 +32,13 @@ def checkpoint_of(source: str) -> Path:
 
 
 def fork(checkpoint: Path, directory: Path) -> None:
-    """Copies a run as it was at a checkpoint. What is there is whole: a killed copy is made again."""
+    """Copies a run as it was at a checkpoint, over what a killed copy left.
+
+    Raises:
+        ValueError: what is copied cannot be read, such as a checkpoint that its run has removed meanwhile.
+    """
     source = checkpoint.parents[1]
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     for name in KEPT:
         path = source / name
         if path.is_dir():
@@ -41,6 +46,8 @@ def fork(checkpoint: Path, directory: Path) -> None:
         elif path.exists():
             shutil.copy(path, directory / name)
     target = directory / "checkpoints" / checkpoint.name
-    if not target.exists():
-        with new_directory(target, directory / "checkpoints" / f"writing_{checkpoint.name}") as temporary:
+    with new_directory(target, target.with_name(f"writing_{checkpoint.name}")) as temporary:
+        try:
             shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run.fork: copying {checkpoint} failed: {error}") from error

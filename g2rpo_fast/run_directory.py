@@ -116,6 +116,11 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         path, created = _directory(config.run.dir)
         lock = _locked(path)
         stored, changed = _stored(path), []
+    if stored is None and forked is None and any((path / "checkpoints").glob("step_*")):
+        raise ValueError(
+            f"run.dir: wanted a run or no run, got {path} with checkpoints and without config.json, as a "
+            "stopped fork leaves it: give --run.fork again, or another run.dir"
+        )
     resolved = _with_run(config, dir=str(path))
     resolved = dataclasses.replace(resolved, data=dataclasses.replace(config.data, seed=config.order_seed))
     if config.run.threads is None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from g2rpo_fast.cli import read_arguments
 from g2rpo_fast.config import Config, config_from_dict, plain
 from g2rpo_fast.config.read import with_method
+from g2rpo_fast.fork import checkpoint_of, fork
 from g2rpo_fast.methods import load_method
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
@@ -134,6 +135,24 @@ def test_a_fork_of_nothing_is_refused_and_leaves_nothing(finished: Path, tmp_pat
         with pytest.raises(ValueError, match=wanted):
             train(config_from_dict(values), show=quiet)
         assert not (tmp_path / "new").exists()
+
+
+def test_a_fork_that_was_stopped_is_no_run_and_can_be_made_again(finished: Path, tmp_path: Path) -> None:
+    """Of another checkpoint, too: nothing of the first one is left."""
+    new = tmp_path / "new"
+    new.mkdir()
+    fork(checkpoint_of(f"{finished}:2"), new)
+    with pytest.raises(ValueError, match=r"run\.dir: wanted a run or no run, got .*new with checkpoints and"):
+        train(config_of(new), show=quiet)
+    arguments = ["--run.fork", f"{finished}:1", "--run.dir", str(new), "--run.threads", "1"]
+    train(read_arguments(arguments), show=quiet)
+    assert json.loads((new / "changes.json").read_text())[0]["after_step"] == 1
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_is_told(finished: Path, tmp_path: Path) -> None:
+    gone = finished / "checkpoints" / "step_00000009"
+    with pytest.raises(ValueError, match=r"^run\.fork: copying .*step_00000009 failed: "):
+        fork(gone, tmp_path)
 
 
 def test_a_step_saves_after_so_many_seconds(tmp_path: Path) -> None:
