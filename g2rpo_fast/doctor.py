@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 State = Literal["ok", "absent", "wrong"]
 GIB = 1 << 30
 EXTRAS = {
-    "liger-kernel": "fused norms, RoPE and SwiGLU on CUDA",
-    "flash-attn": "faster attention in transformers' own models",
+    "liger": "fused norms, RoPE and SwiGLU on CUDA",
+    "flash": "faster attention in transformers' own models",
     "vllm": "rollouts by vLLM (rollout.engine = vllm)",
+    "report": "the charts of g2rpo-fast report",
+    "lm-eval": "a test that make test-deep runs",
 }
-"""Optional packages, and what they are for."""
+"""Of each extra, what its package is for."""
+LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""Packages of `log.to`, of any version."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 SIZE = 512
 """Rows and columns of the products that are timed."""
@@ -114,25 +119,37 @@ def _extensions() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Of what is declared, that which is not as declared, and the three that matter."""
-    for text in metadata.requires("g2rpo-fast") or ():
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
+    for wanted in _declared(""):
         found = _package(wanted, needed=True)
         if found.state != "ok" or wanted.name in ("torch", "triton", "transformers"):
             yield found
-    extras = {
-        r.name: r for r in map(Requirement, metadata.requires("g2rpo-fast") or ()) if r.marker is not None
-    }
-    for name, purpose in EXTRAS.items():
-        found = _package(extras[name], needed=False)
-        yield (
-            found
-            if found.state == "ok"
-            else Finding(
-                name=name, state=found.state, found=f"{found.found}; it is for {purpose}", mend=found.mend
-            )
-        )
+    needed = [wanted.name for wanted in _declared("")]
+    for extra, purpose in EXTRAS.items():
+        for wanted in _declared(extra):
+            if wanted.name not in needed:
+                found = _package(wanted, needed=False)
+                told = found.found if found.state == "ok" else f"{found.found}; it is for {purpose}"
+                yield replace(found, found=told)
+
+
+def _declared(extra: str) -> list[Requirement]:
+    """What this package needs with an extra; "" = by itself."""
+    declared = map(Requirement, metadata.requires("g2rpo-fast") or ())
+    return [r for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
+def _loggers() -> Iterator[Finding]:
+    """One line for all: a run needs none, and seldom two."""
+    there = [name for name in LOGGERS if find_spec(name) is not None]
+    missing = [name for name in LOGGERS if name not in there]
+    told = f"{', '.join(there) or 'no logger'} installed"
+    told += f"; not {', '.join(missing)}" if missing else ""
+    yield Finding(
+        name="log.to",
+        state="ok" if there else "absent",
+        found=told,
+        mend="pip install NAME, of the one that you use" if missing else "",
+    )
 
 
 def _package(wanted: Requirement, *, needed: bool) -> Finding:
@@ -250,5 +267,5 @@ def _first_line(command: list[str]) -> str:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _machine, _compiler, _packages, _extensions, _device, _products, _sandbox,
+    _machine, _compiler, _packages, _loggers, _extensions, _device, _products, _sandbox,
 )  # fmt: skip

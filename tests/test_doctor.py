@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from packaging.requirements import Requirement
 
+from g2rpo_fast import loggers
 from g2rpo_fast.cli import main
 from g2rpo_fast.commands.doctor import line_of
-from g2rpo_fast.doctor import Finding, _package, examined
+from g2rpo_fast.doctor import EXTRAS, LOGGERS, Finding, _package, examined
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,19 @@ def test_what_is_absent_says_what_it_is_for_and_what_mends_it(findings: dict[str
     if findings["flash-attn"].state == "absent":
         assert "not installed; it is for" in findings["flash-attn"].found
         assert findings["flash-attn"].mend == "pip install 'flash-attn>=2.7'"
+    declared = metadata.metadata("g2rpo-fast").get_all("Provides-Extra") or []
+    packages = {"liger": "liger-kernel", "flash": "flash-attn", "report": "matplotlib"}
+    packages |= {name: name for name in ("vllm", "lm-eval")}
+    assert packages.keys() == EXTRAS.keys()
+    assert {packages[extra] for extra in EXTRAS.keys() & declared} <= findings.keys()
+
+
+def test_each_logger_is_told_with_what_installs_it(findings: dict[str, Finding]) -> None:
+    assert LOGGERS == loggers.LOGGERS
+    there, _, missing = findings["log.to"].found.partition(" installed; not ")
+    for name in LOGGERS:
+        assert (name in there, name in missing) == ((True, False) if find_spec(name) else (False, True))
+    assert findings["log.to"].mend.startswith("pip install NAME") == bool(missing)
 
 
 @pytest.mark.parametrize(
