@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+import sides
 from attention_sides import Tokens, varlen
 from on_gpu import FIRST_RUN, PARTS, Part, run_parts
 from peers import Peer, usable
@@ -53,6 +55,20 @@ def test_benchmarks_of_the_ops_run_small():
     assert "passed" in done.stdout
     after = {file: file.stat().st_mtime_ns for file in (ROOT / "benchmarks/results").iterdir()}
     assert after == before
+
+
+def test_sides_of_the_step_s_benchmark_run_here(tmp_path, monkeypatch):
+    """Those that need nobody else's trainer."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for side, arguments in {
+        sides.ours_step: {"prompt": 8},
+        sides.ours_embedded: {"warm_start_steps": 0},
+        sides.tree_update: {"prompt": 8},
+        sides.padded_update: {"prompt": 8},
+    }.items():
+        figures = side(steps=1, **arguments)
+        assert len(figures["seconds"]) == len(figures["cpu_seconds"]) == 1
+        assert figures["peak_mib"] > 0
 
 
 def test_peers_that_cannot_run_are_left_out_with_the_reason():
