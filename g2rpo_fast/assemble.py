@@ -38,6 +38,7 @@ from g2rpo_fast.model.export import export_dtype, make_exportable
 from g2rpo_fast.model.load import load_model, noise_of
 from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
+from g2rpo_fast.paths import check_paths
 from g2rpo_fast.progress import Progress
 from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.recipe import Recipe, recipe_of
@@ -103,6 +104,7 @@ def assemble(config: Config, show: Callable[[str], None], progress: Progress | N
         ValueError: anything wrong in configuration, data or model, or a run directory that holds another run
             or that another process uses. A directory made for it is removed, one that was there can be used.
     """
+    check_paths(config)
     check_engine(config)
     check_installed(config.log.to)
     try_own(config.credit, config.terms)
@@ -331,11 +333,6 @@ def _paths(
     config: Config, directory: Path, show: Callable[[str], None], progress: Progress
 ) -> tuple[str, str, str | None]:
     """Model directory, training file, evaluation file."""
-    if config.data.path is None and (config.model.path == UNTRAINED or config.data.format != "columns"):
-        raise ValueError(
-            f"data.path: wanted a file of JSON lines in the format {config.data.format!r}, got none "
-            "(the embedded task's rows are for its own model and format)"
-        )
     if config.model.path is not None and config.data.path is not None:
         model_dir = config.model.path
         if model_dir == UNTRAINED:

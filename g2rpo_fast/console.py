@@ -15,6 +15,7 @@ from g2rpo_fast.data.prompts import PromptSet
 from g2rpo_fast.data.rows import listed
 from g2rpo_fast.guidance import ProfilePoint
 from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.run_directory import continuing
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.samples import shown
 
@@ -46,7 +47,7 @@ class Console:
             + f"\nrun: {config.run.steps} steps of {config.run.prompts_per_step} prompts x "
             f"{config.rollout.group_size} rollouts, in {parts.directory}\n"
             f"update: micro-batches of up to {config.tree.token_budget} positions\n"
-            f"to continue it after a stop: the same command with --run.dir {parts.directory}"
+            f"to continue it after a stop: {continuing(parts.directory)}"
         )
         for prompts in (parts.prompts, parts.eval_prompts):
             if prompts is not None and prompts.skipped:

@@ -19,9 +19,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME
-from transformers.utils.hub import cached_file
-
 Fingerprint = dict[str, dict[str, int | str]]
 """Configuration key -> (rows or name of a file) -> count or digest."""
 
@@ -80,6 +77,9 @@ def _data(path: str) -> dict[str, int | str]:
 
 def _model(path: str) -> dict[str, int | str]:
     """Name -> digest of the files beside config.json, several at a time (hashing lets other threads run)."""
+    from transformers.utils import CONFIG_NAME  # takes a second to import
+    from transformers.utils.hub import cached_file
+
     config = cached_file(path, CONFIG_NAME, local_files_only=True)
     assert config is not None
     files = sorted(

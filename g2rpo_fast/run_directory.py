@@ -20,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -109,9 +110,7 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
         ValueError: it cannot be used, another process uses it, or it holds a run with other settings (names
             each key, wanted and got).
     """
-    forked = None
-    if config.run.fork is not None and not (config.run.dir and _stored(Path(config.run.dir))):
-        forked = checkpoint_of(config.run.fork)
+    forked = _forked(config)
     with _usable(config.run.dir):
         path, created = _directory(config.run.dir)
         lock = _locked(path)
@@ -121,6 +120,39 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
             f"run.dir: wanted a run or no run, got {path} with checkpoints and without config.json, as a "
             "stopped fork leaves it: give --run.fork again, or another run.dir"
         )
+    resolved = _resolved(config, path, stored)
+    if stored is not None:
+        changed = _changed(renamed(stored), plain(resolved), path, show)
+        for line in changed:
+            show(f"note: goes on with another {line} (recorded in changes.json)")
+    elif forked is not None:
+        fork(forked, path)
+        changed = [f"run: forked from {forked}"]
+    return RunDirectory(path, resolved, created, lock, tuple(changed))
+
+
+def check_settings(config: Config) -> None:
+    """What `open_directory` would refuse of the run that goes on, or of the one that is forked; looks only.
+
+    Raises:
+        ValueError: likewise.
+    """
+    with _usable(config.run.dir):
+        _forked(config)
+        path = Path(config.run.dir or "")
+        stored = None if config.run.dir is None else _stored(path)
+    if stored is not None:
+        _changed(renamed(stored), plain(_resolved(config, path, stored)), path, lambda line: None)
+
+
+def _forked(config: Config) -> Path | None:
+    """The checkpoint that a new run goes on from."""
+    begun = config.run.dir is not None and _stored(Path(config.run.dir)) is not None
+    return None if config.run.fork is None or begun else checkpoint_of(config.run.fork)
+
+
+def _resolved(config: Config, path: Path, stored: Mapping[str, Any] | None) -> Config:
+    """With what "auto" means in a new run, or meant when the stored one began."""
     resolved = _with_run(config, dir=str(path))
     resolved = dataclasses.replace(resolved, data=dataclasses.replace(config.data, seed=config.order_seed))
     if config.run.threads is None:
@@ -131,15 +163,12 @@ def open_directory(config: Config, show: Callable[[str], None] = lambda line: No
     if stored is not None and config.data.chat is None:
         chat = stored.get("data", {}).get("chat", False)
         resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, chat=chat))
-    if stored is not None:
-        stored = renamed(stored)
-        changed = _changed(stored, plain(resolved), path, show)
-        for line in changed:
-            show(f"note: goes on with another {line} (recorded in changes.json)")
-    elif forked is not None:
-        fork(forked, path)
-        changed = [f"run: forked from {forked}"]
-    return RunDirectory(path, resolved, created, lock, tuple(changed))
+    return resolved
+
+
+def continuing(directory: Path) -> str:
+    """The command that goes on with the run in it: its settings are those that it holds."""
+    return f"g2rpo-fast train --run.dir {shlex.quote(str(directory))}"
 
 
 @contextmanager
@@ -147,10 +176,12 @@ def removed_on_error(run: RunDirectory) -> Iterator[None]:
     """Around what may find that the run cannot begin: then a directory made for it goes, but for a log."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if run.created and not (run.path / "vllm.log").exists():
             shutil.rmtree(run.path, ignore_errors=True)
         run.lock.close()
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note("this was before any training: nothing is lost")
         raise
 
 

@@ -22,6 +22,7 @@ from g2rpo_fast.files import WriteError
 from g2rpo_fast.model.export import write_small_files
 from g2rpo_fast.own import PieceError
 from g2rpo_fast.rewards import RewardError
+from g2rpo_fast.run_directory import continuing
 from g2rpo_fast.types import EngineError
 from g2rpo_fast.usage import FAULT
 
@@ -99,4 +100,4 @@ def _left(parts: Parts, what: str) -> str:
 
 
 def _how(parts: Parts) -> str:
-    return f"the same command with --run.dir {parts.directory} continues from it"
+    return f"to continue from it: {continuing(parts.directory)}"

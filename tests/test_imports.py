@@ -100,19 +100,44 @@ print(len(read) > 20, [name for name in {HEAVY} if name in sys.modules])
 def test_help_and_mistakes_are_answered_without_what_only_a_run_needs(tmp_path: Path) -> None:
     (tmp_path / "key.toml").write_text("[run]\nstpes = 3\n")
     (tmp_path / "value.toml").write_text("[run]\nsteps = -3\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"run": {"threads": 1, "seed": 7}}')
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
     words = (["--help"], ["--run.stpes", "3"], ["--run.steps", "x"], ["--run.steps", "-1"], ["nosuch.toml"])
     files = ([str(tmp_path / "key.toml")], [str(tmp_path / "value.toml")], ["--method", "grop"])
+    paths = (
+        ["--run.fork", "nosuch"],
+        ["--run.fork", f"{tmp_path}/run:3"],
+        ["embedded", "--run.dir", f"{tmp_path}/run", "--run.seed", "8"],
+        ["gsm8k"],
+        ["gsm8k", "--data.path", "nosuch.jsonl"],
+        ["gsm8k", "--data.path", f"{rows}", "--data.eval-path", "nosuch.jsonl"],
+        ["gsm8k", "--data.path", f"{rows}", "--model.path", "./nosuch"],
+    )
     code = f"""
 import sys
 from g2rpo_fast.cli import main
-statuses = []
-for words in {(*words, *files)}:
+statuses = set()
+for words in {(*words, *files, *paths)}:
     try:
-        statuses.append(main(["train", *words]))
+        statuses.add(main(["train", *words]))
     except SystemExit as stop:
-        statuses.append(stop.code)
-print(statuses, [name for name in {HEAVY} if name in sys.modules])
+        statuses.add(stop.code)
+print(sorted(statuses), [name for name in {HEAVY} if name in sys.modules])
 """
+    before = sorted(tmp_path.rglob("*"))
     done = run(code)
-    assert done.stdout.splitlines()[-1] == "[0, 2, 2, 2, 2, 2, 2, 2] []", done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 2] []", done.stderr
     assert "stpes; the nearest name is run.steps" in done.stderr
+    for said in (
+        "run.fork: wanted a run's directory, or RUN:STEP, got nosuch",
+        "run.fork: wanted a step from none, got ",
+        "run holds a run with other settings (",
+        "data.path: wanted a file of JSON lines in the format 'gsm8k', got none",
+        "data.path: wanted a file of JSON lines, got 'nosuch.jsonl', which is not a file",
+        "data.eval_path: wanted a file of JSON lines, got 'nosuch.jsonl', which is not a file",
+        "model.path: wanted a model's directory or a hub id, got ./nosuch: there is no such directory",
+    ):
+        assert said in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

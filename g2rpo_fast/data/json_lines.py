@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 MAX_DIGITS = 4300
 """Of a whole number: Python's own limit, above which reading takes time with the square of the digits."""
@@ -24,8 +24,8 @@ class BadRow:
     reason: str
 
 
-def read_objects(path: str, *, key: str) -> Iterator[tuple[int, bytes]]:
-    """(line, text) of every line that is not blank; a byte order mark before it is no part of the text.
+def opened(path: str, *, key: str) -> BinaryIO:
+    """The file, to be read and closed.
 
     Raises:
         ValueError: no such file, or one that cannot be opened; names the configuration `key`.
@@ -33,10 +33,18 @@ def read_objects(path: str, *, key: str) -> Iterator[tuple[int, bytes]]:
     if not Path(path).is_file():
         raise ValueError(f"{key}: wanted a file of JSON lines, got {path!r}, which is not a file")
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; only the opening is a user's mistake)
+        return open(path, "rb")
     except OSError as error:
         raise ValueError(f"{key}: wanted a file that can be read, got {path!r} ({error.strerror})") from error
-    with file:
+
+
+def read_objects(path: str, *, key: str) -> Iterator[tuple[int, bytes]]:
+    """(line, text) of every line that is not blank; a byte order mark before it is no part of the text.
+
+    Raises:
+        ValueError: as `opened`.
+    """
+    with opened(path, key=key) as file:
         for line, text in enumerate(file, start=1):
             text = text.removeprefix(codecs.BOM_UTF8)
             if text.strip():

@@ -54,6 +54,8 @@ def test_train_leaves_metrics_model_and_checkpoints(finished):
     profile = json.loads((result.directory / "guidance_profile.json").read_text())
     assert [p["fraction"] for p in profile["points"]] == [0, 0.25, 0.5, 0.75, 1.0]
     assert any("accuracy by step" in line for line in lines)
+    how = f"to continue it after a stop: g2rpo-fast train --run.dir {result.directory}"
+    assert any(how in line.splitlines() for line in lines)
 
 
 def test_train_leaves_samples_and_shows_some(finished):
