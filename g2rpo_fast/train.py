@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from g2rpo_fast.assemble import Parts, assemble
@@ -16,6 +16,7 @@ from g2rpo_fast.evaluate import guidance_profile
 from g2rpo_fast.files import new_directory, write_text
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.guidance import judge_profile
+from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.model.export import export_model
 from g2rpo_fast.overlap import run_ahead
@@ -65,8 +66,8 @@ def train(
     Whatever ended a run that had begun, the last state that the weights agree with was saved, and a note of
     the exception says where.
     """
-    parts = assemble(config, show, progress)
-    with closing(parts), parts.interrupts.handled():
+    interrupts = Interrupts(show)
+    with interrupts.handled(), closing(assembled(config, show, progress, interrupts)) as parts:
         console = Console(parts, show)
         console.start()
         with saved_when_stopped(parts), at_step(parts.state.step):
@@ -75,6 +76,13 @@ def train(
         state = loop(parts, state, console)
         with saved_when_stopped(parts):
             return finish(parts, state, console)
+
+
+def assembled(
+    config: Config, show: Callable[[str], None], progress: Progress | None, interrupts: Interrupts
+) -> Parts:
+    """Listening to the interrupts that were there before it: making a model takes long, too."""
+    return replace(assemble(config, show, progress), interrupts=interrupts)
 
 
 def opened(parts: Parts, console: Console) -> TrainState:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.progress import Progress
 
 
@@ -33,7 +34,7 @@ def names_and_options(
 
 def loading(*modules: str) -> None:
     """Imports what takes seconds, and says so."""
-    with Progress().phase("loading PyTorch and transformers"):
+    with telling_interrupts(), Progress().phase("loading PyTorch and transformers"):
         from transformers.utils import logging as transformers_logging
 
         for module in modules:
@@ -49,7 +50,7 @@ def note(line: str) -> None:
 @contextmanager
 def telling_interrupts() -> Iterator[None]:
     """SIGTERM ends what is inside as Ctrl-C does, with its clean-up; `cli.main` tells it in a line."""
-    from g2rpo_fast.interrupts import Interrupts
-
-    with Interrupts(note).handled():
+    interrupts = Interrupts(note)
+    with interrupts.handled():
         yield
+        interrupts.check()

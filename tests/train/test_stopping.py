@@ -145,6 +145,17 @@ def test_stopped_run_continues_as_if_it_had_not_been(moment, whole, tmp_path):
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole[1].items())
 
 
+def test_signal_before_a_run_begins_leaves_nothing(tmp_path):
+    def at_warm_start(line: str) -> None:
+        if line.startswith("warm start "):
+            send(signal.SIGTERM)
+
+    with pytest.raises(Terminated) as stopped:
+        train(config_of(tmp_path / "run"), show=at_warm_start)
+    assert stopped.value.__notes__ == ["this was before any training: nothing is lost"]
+    assert not (tmp_path / "run").exists()
+
+
 def parts_of(directory: Path, **sections: dict) -> tuple[Parts, torch.nn.Parameter]:
     parts = assemble(config_of(directory, **sections), quiet)
     weight = parts.learner.model.get_input_embeddings().weight
@@ -287,6 +298,7 @@ def test_statuses_of_the_command_line(tmp_path, capsys):
             assert main(arguments) == status
         (said,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("g2rpo-fast: ")]
         assert "is saved in" in said
+        assert said.endswith(f"; to continue from it: g2rpo-fast train --run.dir {tmp_path / 'run'}")
     with plan("train", 5, lambda: 1 / 0):
         assert main(arguments) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
