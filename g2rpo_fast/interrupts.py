@@ -8,6 +8,7 @@ update, a record with its state, a checkpoint); those end first. Whatever swallo
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,15 +42,27 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Takes both signals, where the program that calls has no handler of its own; puts the old back."""
+        """Takes both signals, where the program that calls has no handler of its own; puts the old back.
+
+        Nothing is printed of an interrupt that Python itself swallows, as in the callbacks of weak references
+        that every import has: it is met again.
+        """
         replaced = {}
         if threading.current_thread() is threading.main_thread():
             replaced = {s: h for s, h in _DEFAULT.items() if signal.getsignal(s) == h}
         for number in replaced:
             signal.signal(number, self._arrived)
+        told = sys.unraisablehook
+
+        def tell_others(lost: sys.UnraisableHookArgs) -> None:
+            if not isinstance(lost.exc_value, KeyboardInterrupt):
+                told(lost)
+
+        sys.unraisablehook = tell_others if replaced else told
         try:
             yield
         finally:
+            sys.unraisablehook = told
             for number, handler in replaced.items():
                 signal.signal(number, handler)
 

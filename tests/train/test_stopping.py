@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from g2rpo_fast.cli import main
 from g2rpo_fast.config import Config, section_types
 from g2rpo_fast.console import Console
 from g2rpo_fast.files import WriteError
-from g2rpo_fast.interrupts import Terminated
+from g2rpo_fast.interrupts import Interrupts, Terminated
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards import RewardError
 from g2rpo_fast.step_log import read_log
@@ -154,6 +156,25 @@ def test_signal_before_a_run_begins_leaves_nothing(tmp_path):
         train(config_of(tmp_path / "run"), show=at_warm_start)
     assert stopped.value.__notes__ == ["this was before any training: nothing is lost"]
     assert not (tmp_path / "run").exists()
+
+
+class Referred:
+    pass
+
+
+def test_interrupt_that_python_swallows_is_met_again_and_printed_nowhere(monkeypatch):
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    interrupts = Interrupts(quiet)
+    with interrupts.handled():
+        for act in (lambda: send(signal.SIGINT), lambda: 1 / 0):
+            thing = Referred()
+            reference = weakref.ref(thing, lambda _, act=act: act())
+            del thing
+            assert reference() is None
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert len(told) == 1
 
 
 def parts_of(directory: Path, **sections: dict) -> tuple[Parts, torch.nn.Parameter]:

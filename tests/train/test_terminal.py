@@ -22,9 +22,9 @@ SMALL = """--run.dir run --run.threads 1 --run.steps 1 --run.prompts-per-step 4 
     --reward.functions runs:wobble --checkpoint.every 1"""
 PHASES = {
     "loading": ("loading PyTorch", ""),
-    "warm start": ("warm start: ", "--embedded.warm-start-steps 100000"),
+    "warm start": ("warm start", "--embedded.warm-start-steps 100000"),
     "profile": ("guidance profile, ", "--evaluate.profile-prompts 8 --evaluate.profile-samples 800"),
-    "evaluation": ("evaluation: ", "--evaluate.every 1 --embedded.eval-rows 9000 --data.eval-rows 9000"),
+    "evaluation": ("evaluation", "--evaluate.every 1 --embedded.eval-rows 9000 --data.eval-rows 9000"),
     "sampling": ("step 1: sampling", "--rollout.group-size 2000"),
     "update": ("step 1: update", "--rollout.group-size 400"),
     "saving": ("run/writing_model", ""),
@@ -38,9 +38,11 @@ SHOWN, HIDDEN = "\x1b[?25h", "\x1b[?25l"
 class Terminal:
     """`g2rpo-fast train` as the leader of a terminal's session."""
 
-    def __init__(self, words: list[str], directory: Path) -> None:
+    def __init__(self, words: list[str], directory: Path, **more: str) -> None:
         paths = [str(HELPERS), *filter(None, sys.path)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TERM": "xterm", "COLUMNS": "150"}
+        environment = (
+            os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TERM": "xterm", "COLUMNS": "150"} | more
+        )
         command = [sys.executable, "-m", "g2rpo_fast.cli", "train", *words]
         self.screen = ""
         self.pid, self._ours = pty.fork()
@@ -83,20 +85,21 @@ class Terminal:
 def stopped(phase: str, number: signal.Signals, directory: Path) -> str:
     """The last line of a run that is stopped in this phase."""
     seen, options = PHASES[phase]
-    terminal = Terminal(shlex.split(f"{SMALL} {options}"), directory)
+    uncached = {"PYTHONPYCACHEPREFIX": str(directory / "cache")} if phase == "loading" else {}
+    terminal = Terminal(shlex.split(f"{SMALL} {options}"), directory, **uncached)
     if phase == "saving":
         terminal.until(lambda: "1/1" in terminal.screen)
         while not ((directory / seen).exists() or (directory / "run" / "model").exists()):
             pass
     else:
-        terminal.until(lambda: seen in terminal.screen)
+        terminal.until(lambda: seen in terminal.screen.partition(HIDDEN)[2])
     terminal.stop(number)
     name, status = SIGNALS[number]
     assert terminal.ended() == status, terminal.screen
     screen = terminal.screen
     assert "Traceback" not in screen
     assert screen.rfind(SHOWN) >= screen.rfind(HIDDEN)
-    assert (HIDDEN in screen) == (phase != "saving")
+    assert HIDDEN in screen or phase == "saving"
     last = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", screen).splitlines()[-1]
     assert f"g2rpo-fast: stopped by {name}" in last
     return last
