@@ -10,6 +10,7 @@ Pref-GRPO                   win_rate            in place of what was paid
 Train Long, Think Short     length_budget       added to the sum
 PRS                         stages              a channel is paid only behind all before it
 SPINE                       majority            in place of what was paid
+Demystifying Long CoT       repetition          added to the sum
 """
 
 from g2rpo_fast.pieces import Shaping
@@ -19,6 +20,7 @@ from g2rpo_fast.shaping.length_format import LengthFormat
 from g2rpo_fast.shaping.length_penalty import LengthPenalty
 from g2rpo_fast.shaping.majority import Majority
 from g2rpo_fast.shaping.overlong import Overlong
+from g2rpo_fast.shaping.repetition import Repetition
 from g2rpo_fast.shaping.stages import Stages
 from g2rpo_fast.shaping.stepwise import Stepwise
 from g2rpo_fast.shaping.weighted import Weighted
@@ -37,6 +39,7 @@ SHAPINGS: dict[str, type[Shaping]] = {
         WinRate,
         LengthBudget,
         Stages,
+        Repetition,
     )
 }
 """By the name in `use`."""
@@ -49,6 +52,7 @@ __all__ = [
     "LengthPenalty",
     "Majority",
     "Overlong",
+    "Repetition",
     "Stages",
     "Stepwise",
     "Weighted",

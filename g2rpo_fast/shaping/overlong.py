@@ -17,7 +17,7 @@ class Overlong(Shaping):
     """R_i += 0 up to L - C tokens, then ((L - C) - |o_i|) / C, -1 at L tokens, and for a response cut off.
 
     L = rollout.max_tokens, C = share x L; |o_i| counts guidance, which takes of the same limit. DAPO's soft
-    punishment of overlong responses (arXiv 2503.14476). Evidence: code (verl).
+    punishment of overlong responses (arXiv 2503.14476, equation 13). Evidence: code (verl).
     """
 
     use = "overlong"

@@ -18,6 +18,7 @@ from g2rpo_fast.shaping import (
     LengthBudget,
     LengthFormat,
     LengthPenalty,
+    Repetition,
     Stages,
     Stepwise,
     Weighted,
@@ -193,6 +194,7 @@ PIECES: dict[str, Shaping] = {
     "win_rate": WinRate(),
     "length_budget": LengthBudget(),
     "stages": Stages(),
+    "repetition": Repetition(n=1),
 }
 
 
