@@ -24,6 +24,7 @@ from g2rpo_fast.checkpoint import (
 from g2rpo_fast.config import Config, plain
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data.reasoning_gym import data_files
 from g2rpo_fast.data.render import with_chat_settled
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
@@ -91,6 +92,7 @@ class Parts:
     def close(self) -> None:
         """Ends the engine and lets other processes use the run directory."""
         self.engine.close()
+        self.rewards.close()
         self.log.close()
         self.sample_log.close()
         self.loggers.close(finished=False)
@@ -335,11 +337,12 @@ def _paths(
     """Model directory, training file, evaluation file."""
     if config.model.path is not None and config.data.path is not None:
         model_dir = config.model.path
+        path, eval_path = data_files(config.data, directory, seed=config.run.seed, progress=progress)
         if model_dir == UNTRAINED:
-            texts = read_texts(config.data.path, config.data, trace_required=config.guidance.enabled)
+            texts = read_texts(path, config.data, trace_required=config.guidance.enabled)
             with progress.phase("making the untrained model"):
                 model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
-        return model_dir, config.data.path, config.data.eval_path
+        return model_dir, path, eval_path
     with progress.phase("warm start", config.embedded.warm_start_steps, "steps") as phase:
         made = prepare(
             directory / "embedded", config.embedded, seed=config.run.seed, report=show, ticks=phase

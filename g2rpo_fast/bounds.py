@@ -10,12 +10,13 @@ finite unless `InfinityToo` stands beside it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-__all__ = ["Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields"]
+__all__ = ["FunctionOrName", "Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields"]
 
 CHECKED = find_spec("pydantic") is not None
 """The program requires it. Ops and benchmarks run from a checkout without it: nothing is checked then."""
@@ -28,6 +29,15 @@ else:
     Ge = Gt = Le = Lt = float
     InfinityToo = None
 """Beside a float whose infinity means "no limit", and beside a bound: the bound refuses NaN."""
+
+if TYPE_CHECKING:
+    FunctionOrName = str | Callable[..., Any]
+elif CHECKED:
+    _or_function = pydantic.WrapValidator(lambda given, text: given if callable(given) else text(given))
+    FunctionOrName = Annotated[str, _or_function]
+else:
+    FunctionOrName = str
+"""A text to the command line and to TOML; from Python the function itself may stand there."""
 
 _WANTED = {
     "greater_than_equal": "at least {ge:g}",

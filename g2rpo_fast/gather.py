@@ -122,6 +122,7 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
     rollouts = parts.sampler.rollouts(batch.asks, batch.completions)
     rewards = batch.rewards
     if rewards is None or len(rewards.total_R) < len(rollouts):
+        parts.rewards.place.step, parts.rewards.place.total_steps = clock.step, clock.total_steps
         rewards = parts.sampler.paid(rollouts, rewards, what=f"step {clock.step + 1}")
     return Scored(
         rollouts=tuple(rollouts),
@@ -134,11 +135,9 @@ def _scored(parts: Parts, clock: Clock, batch: SampledBatch) -> Scored:
 
 def score(parts: Parts, state: TrainState, sampled: SampledBatch) -> tuple[Scored, dict[str, float]]:
     """The rows of the next step with their rewards, and metrics of both."""
-    abandoned = parts.rewards.num_abandoned
+    before = parts.rewards.counts
     scored = _scored(parts, clock_of(parts, state), sampled)
     stats = staleness_metrics(scored.rollouts, state.weight_version)
-    return scored, {
-        **stats,
-        **sampled.notes,
-        "reward/abandoned": parts.rewards.num_abandoned - abandoned,
-    }
+    after = parts.rewards.counts
+    counts = {f"reward/{name}": after[name] - before[name] for name in after}
+    return scored, {**stats, **sampled.notes, **counts}

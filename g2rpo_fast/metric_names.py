@@ -60,6 +60,8 @@ METRICS = (
     Metric("reward/CHANNEL", "reward", "one channel as paid", "rows that the channel applies to", "rewards"),
     Metric("reward/shaped", "reward", "the sum that credit begins with", "rows trained on", "shaping"),
     Metric("reward/abandoned", "answers", "comparisons that took too long and count as wrong", "", "rewards"),
+    Metric("reward/timed_out", "programs", "of the reward code, over its time", "", "rewards"),
+    Metric("reward/crashed", "calls", "whose process died twice: the channel does not apply", "", "rewards"),
     Metric(SPLITS + "reward", "reward", "weighted sum of the channels, before shaping", ROWS, "rewards"),
     Metric(
         SPLITS + "reward_std",

@@ -42,8 +42,9 @@ def function_of(given: Callable[..., Any] | str, key: str, *, instead: str = "")
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """What stands for a function in a record of the run."""
-    return f"{function.__module__}:{function.__qualname__}"
+    """What stands for a function, or an object that can be called, in a record of the run."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}:{name}"
 
 
 class PieceError(ValueError):

@@ -58,6 +58,7 @@ MAY_CHANGE = (
     "optim.max_bad_steps",
     "tree.",
     "model.gradient_checkpointing",
+    "reward.workers",
     "rollout.engine",
     "rollout.max_rows",
     "vllm.start_timeout_s",

@@ -51,8 +51,10 @@ class Prompt:
     """Ground-truth reasoning that guidance takes its prefixes from; empty = cannot be guided."""
     hinted_ids: tuple[tuple[int, ...], ...] = ()
     """The prompt with a hint in it, for each level of hints; () = this prompt has none of the level."""
+    problem: Any = None
+    """The problem as the data has it, before templates: a text or a list of messages; None = `text`."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """The other columns of the data row, for users' reward functions."""
+    """The columns of the data row, for users' reward functions."""
 
     @property
     def most_tokens(self) -> int:

@@ -131,7 +131,7 @@ def _settings(source: ModelSource, data: str, sections: dict[str, Any], device: 
         "model": source.name,
         "step": source.step,
         "data": data,
-        "settings": {**settings, "seed": run.seed, "reward": list(sections["reward"].functions)},
+        "settings": {**settings, "seed": run.seed, "reward": list(sections["reward"].channels)},
         "device": device,
         "versions": versions(),
     }

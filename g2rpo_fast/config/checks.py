@@ -155,7 +155,7 @@ def _units(config: Config) -> None:
 
 
 def _channels(config: Config) -> None:
-    known = list(config.reward.functions)
+    known = list(config.reward.channels)
     for piece in config.shaping:
         for key, name in piece.channels().items():
             try:

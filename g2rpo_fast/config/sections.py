@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -143,4 +143,5 @@ def section_types() -> dict[str, type]:
 
 def plain(config: Config) -> dict[str, Any]:
     """As JSON has it: tables, lists, numbers and texts; a function by its name."""
-    return json.loads(json.dumps(asdict(config), default=name_of))
+    named = replace(config.reward, functions=config.reward.channels)  # an object may not bear being copied
+    return json.loads(json.dumps(asdict(replace(config, reward=named)), default=name_of))

@@ -13,7 +13,7 @@ class DataConfig:
     """Where prompts come from and how they become tokens."""
 
     path: str | None = None
-    """JSON lines to train on; none = the embedded task."""
+    """JSON lines to train on, or reasoning_gym:TASK, whose generator makes them; none = the embedded task."""
     eval_path: str | None = None
     """JSON lines to evaluate on; none = no evaluation (the embedded task brings its own)."""
     format: Literal["columns", "gsm8k"] = "columns"

@@ -166,5 +166,6 @@ def _prompt(
         answer=problem.answer,
         trace_ids=trace_ids,
         hinted_ids=hinted_ids,
+        problem=problem.prompt,
         row=problem.row,
     )

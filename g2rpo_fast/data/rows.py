@@ -27,7 +27,7 @@ class Problem:
     trace: str
     """Empty = none."""
     row: Mapping[str, Any]
-    """The other columns."""
+    """All columns."""
 
 
 def read_problems(
@@ -152,13 +152,12 @@ def _trace(row: Mapping[str, Any], name: str | None, required: bool) -> str:
 
 def columns_problem(row: dict[str, Any], line: int, config: DataConfig, trace_required: bool) -> Problem:
     """A row whose columns are named in the configuration."""
-    used = {config.prompt_column, config.answer_column, config.trace_column}
     return Problem(
         line=line,
         prompt=_prompt(row, config.prompt_column),
         answer=_answer(row, config.answer_column),
         trace=_trace(row, config.trace_column, trace_required),
-        row={name: value for name, value in row.items() if name not in used},
+        row=row,
     )
 
 
@@ -179,7 +178,7 @@ def gsm8k_problem(row: dict[str, Any], line: int, config: DataConfig, trace_requ
         prompt=_prompt(row, "question").strip(),
         answer=answer,
         trace=trace if config.chat or not trace else f" {trace}",
-        row={name: value for name, value in row.items() if name not in ("question", "answer")},
+        row=row,
     )
 
 

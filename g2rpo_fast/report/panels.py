@@ -127,6 +127,8 @@ OWN = Section(
 REST = Section("All other metrics", "`g2rpo-fast metrics NAME` says what each of them is.", (), folded=True)
 PIECES = ("credit/", "weights/", "shaping/", "terms/", "rounds/", "selection/", "rollout/horizon")
 """Where the names of pieces' own metrics begin."""
+COUNTS = {f"reward/{name}" for name in ("abandoned", "crashed", "timed_out")}
+"""What begins as a channel's name does, and is none."""
 
 
 class Drawn(NamedTuple):
@@ -145,7 +147,7 @@ def sections(runs: Sequence[Run]) -> Iterator[tuple[Section, list[Drawn]]]:
     placed = {panel.name for section in SECTIONS for panel in section.panels}
     left = sorted(set().union(*(run.names for run in runs)) - placed - TIMES)
     own = [name for name in left if name in watched or name.startswith(PIECES)]
-    channels = [n for n in left if n.startswith("reward/") and n not in (*own, "reward/abandoned")]
+    channels = [n for n in left if n.startswith("reward/") and n not in (*own, *COUNTS)]
     if all(len(run.names.intersection(channels)) < 2 for run in runs):
         channels = []  # each is its run's whole reward
     rest = [name for name in left if name not in (*own, *channels)]

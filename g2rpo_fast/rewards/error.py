@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from g2rpo_fast.types import Rollout
 
 TEXT_HEAD = 200
@@ -14,8 +16,14 @@ class RewardError(RuntimeError):
         self.prompt_id = rollout.prompt.id
         self.channel = channel
         self.rollout = rollout
+        self.problem = problem
         head = rollout.text[:TEXT_HEAD] + ("..." if len(rollout.text) > TEXT_HEAD else "")
         super().__init__(
             f"reward {channel!r} of prompt {rollout.prompt.id}, member {rollout.member}: {problem}; "
             f"the response begins {head!r}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From the process that scored; its traceback is a note."""
+        notes = getattr(self, "__notes__", [])
+        return RewardError, (self.rollout, self.channel, self.problem), {"__notes__": notes}

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from g2rpo_fast.own import function_of
+from g2rpo_fast.own import function_of, name_of
 from g2rpo_fast.rewards.awaiting import Awaiter
 from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import ARGUMENTS, RewardFunction, Scope
 from g2rpo_fast.rewards.math_answer import MathVerify
+from g2rpo_fast.rewards.reasoning_gym import ReasoningGym
 from g2rpo_fast.rewards.text import ExactMatch, format_match
+from g2rpo_fast.rewards.trl import SIGNS, Place, TrlReward, is_trl
+from g2rpo_fast.rewards.workers import Workers
 from g2rpo_fast.types import Rollout
 
 BUILT_IN: dict[str, Callable[[RewardConfig], RewardFunction]] = {
     "math": lambda config: MathVerify(pay_truncated=config.pay_truncated),
     "exact_match": ExactMatch,
     "format": format_match,
+    "reasoning_gym": ReasoningGym,
 }
+COUNTS = ("abandoned", "crashed", "timed_out")
+"""What `RewardSet.counts` may name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +47,22 @@ class RewardSet:
     """Of one call of a user's function."""
     awaiter: Awaiter = field(default_factory=lambda: Awaiter(concurrency=64))
     """For those that are async."""
+    workers: Workers | None = None
+    """Other processes that score; none: this one does."""
+    place: Place = field(default_factory=Place)
+    """Kept up to date by the loop, for functions of TRL's kind."""
 
     @property
     def own(self) -> tuple[bool, ...]:
         """Which functions are the user's: limited in time and isolated. Built-in ones need neither, but
         `format` runs the user's pattern."""
-        return tuple(not isinstance(function, MathVerify | ExactMatch) for function in self.functions)
+        built_in = MathVerify | ExactMatch | ReasoningGym
+        return tuple(not isinstance(function, built_in) for function in self.functions)
+
+    @property
+    def waits(self) -> tuple[bool, ...]:
+        """Which functions are async: they wait rather than compute, and stay in this process."""
+        return tuple(map(is_async, self.functions))
 
     @property
     def any_own(self) -> bool:
@@ -69,9 +86,19 @@ class RewardSet:
         return getattr(self.functions[self.accuracy_index], "final_answer", None)
 
     @property
-    def num_abandoned(self) -> int:
-        """Comparisons of "math" abandoned so far, each counted as wrong."""
-        return sum(function.num_abandoned for function in self.functions if isinstance(function, MathVerify))
+    def counts(self) -> Counter[str]:
+        """So far: `abandoned` comparisons of "math", each counted as wrong; programs of "code" that
+        `timed_out`; with workers, calls that `crashed` with their process."""
+        counts = Counter(abandoned=0) if self.workers is None else self.workers.counts.copy()
+        for function in self.functions:
+            if isinstance(function, MathVerify):
+                counts["abandoned"] += function.num_abandoned
+        return counts
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self.workers is not None:
+            self.workers.close()
 
 
 def load_rewards(config: RewardConfig) -> RewardSet:
@@ -79,27 +106,44 @@ def load_rewards(config: RewardConfig) -> RewardSet:
 
     For a function of one's own the current directory is importable, after everything else.
     """
-    accuracy = config.functions[0] if config.accuracy is None else config.accuracy
-    functions = tuple(find_function(name, config) for name in config.functions)
+    accuracy = config.channels[0] if config.accuracy is None else config.accuracy
+    place = Place()
+    functions = tuple(find_function(given, config, place) for given in config.functions)
     return RewardSet(
-        channels=config.functions,
+        channels=config.channels,
         functions=functions,
         scopes=tuple(scope_of(function) for function in functions),
-        weights=tuple(config.weights.get(name, 1.0) for name in config.functions),
-        accuracy_index=config.functions.index(accuracy),
+        weights=tuple(config.weights.get(name, 1.0) for name in config.channels),
+        accuracy_index=config.channels.index(accuracy),
         success=config.success,
         timeout_s=config.timeout_s,
         awaiter=Awaiter(config.concurrency),
+        workers=Workers(config) if config.workers else None,
+        place=place,
     )
 
 
-def find_function(name: str, config: RewardConfig) -> RewardFunction:
-    """The built-in function `name`, or `function` of `module` for "module:function"."""
-    if name in BUILT_IN:
-        return BUILT_IN[name](config)
-    function = function_of(name, "reward.functions", instead=f"{', '.join(BUILT_IN)} or ")
+def find_function(
+    given: str | Callable[..., Any], config: RewardConfig, place: Place | None = None
+) -> RewardFunction:
+    """The function itself, the built-in one of that name, or `function` of `module` for "module:function".
+
+    `place`: what functions of TRL's kind are told of the run.
+    """
+    if isinstance(given, str) and given in BUILT_IN:
+        return BUILT_IN[given](config)
+    function = function_of(given, "reward.functions", instead=f"{', '.join(BUILT_IN)} or ")
+    name = given if isinstance(given, str) else name_of(given)
+    if is_trl(function):
+        return TrlReward(name, function, Place() if place is None else place)
     _check_signature(name, function)
     return cast(RewardFunction, function)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """As far as it can be told before a call."""
+    inner = function.function if isinstance(function, TrlReward) else function
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
 def scope_of(function: Callable[..., Any]) -> Scope:
@@ -120,11 +164,11 @@ def _check_signature(name: str, function: Callable[..., Any]) -> None:
         return
     try:
         signature.bind("response", "answer", "rollout")
-        fits = scope != "rollout" or not {"prompts", "completions"} & set(signature.parameters)
+        fits = True
     except TypeError:
         fits = False
     if not fits or isinstance(function, type):
         raise ValueError(
-            f"reward.functions: wanted a function that takes {ARGUMENTS[scope]}, got "
-            f"{name!r} with {signature}"
+            f"reward.functions: wanted a function that takes {ARGUMENTS[scope]}, or one of TRL's kind, with "
+            f"a parameter named {', '.join(sorted(SIGNS))}, got {name!r} with {signature}"
         )

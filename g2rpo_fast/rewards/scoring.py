@@ -52,17 +52,25 @@ def score(rewards: RewardSet, rollouts: Sequence[Rollout], known: Rewards | None
 
 
 def channels_of(rewards: RewardSet, rollouts: Sequence[Rollout], known: Rewards | None = None) -> Doubles:
-    """[R, K]: makes every call, then awaits what async functions returned, together."""
+    """[R, K]: makes every call, in other processes where there are some, then awaits what async functions
+    returned, together."""
     reward_RK = np.full((len(rollouts), len(rewards.channels)), np.nan)
     num_known = 0
     if known is not None:
         num_known = len(known.reward_RK)
         reward_RK[:num_known] = known.reward_RK
     shown = [read_only(rollout) for rollout in rollouts] if rewards.any_own else rollouts
+    calls = list(calls_of(rewards.channels, rewards.scopes, rollouts, num_known))
+    if rewards.workers is not None:
+        away = [call for call in calls if not rewards.waits[call.k]]
+        limits_s = [rewards.timeout_s if rewards.own[call.k] else None for call in away]
+        for call, values in zip(away, rewards.workers.values(away, limits_s, rewards.place), strict=True):
+            reward_RK[call.rows, call.k] = values
+        calls = [call for call in calls if rewards.waits[call.k]]
     pending: list[tuple[Call, Awaitable[Any]]] = []
     with Watchdog(rewards.timeout_s if rewards.any_own else None) as watchdog:
         try:
-            for call in calls_of(rewards.channels, rewards.scopes, rollouts, num_known):
+            for call in calls:
                 value = returned(rewards, call, shown, watchdog)
                 if inspect.isawaitable(value):
                     pending.append((call, value))

@@ -58,7 +58,8 @@ def test_columns_become_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert len(first.token_ids) == 4
     assert tokenizer.decode(list(first.trace_ids)) == "one and one"
     assert (first.answer, second.answer, second.trace_ids) == ("2", "4", ())
-    assert first.row == {"level": 3}
+    assert first.row == {"prompt": "1+1=", "answer": "2", "trace": "one and one", "level": 3}
+    assert first.problem == "1+1="
 
 
 def test_columns_and_template_are_configurable(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -139,7 +140,8 @@ def test_numbers_keep_their_value_as_answers(
     path = write(tmp_path / "d.jsonl", numeric(written))
     (prompt,) = load_prompts(path, DataConfig(), tokenizer, split="train").prompts
     assert prompt.answer == answer
-    assert prompt.row == {"level": {"answer": 5e-05}, "n": 100.0}
+    others = {"level": {"answer": 5e-05}, "n": 100.0}
+    assert prompt.row == {"prompt": "x", "trace": None, "answer": answer, **others}
     assert [type(x) for x in (prompt.row["n"], prompt.row["level"]["answer"])] == [float, float]
 
 
@@ -195,7 +197,7 @@ def test_references_that_cannot_be_judged_are_refused_by_line(
         assert first == f"{path}: 5 rows whose reference cannot be judged (stopped there)"
         assert lines[0] == "  line 2: reference '?': not a number (reward mine)"
         assert [line.split(":")[0].strip() for line in lines] == [f"line {n}" for n in range(2, 7)]
-    assert seen[:3] == [{}, {"n": 0}, {"n": 1}]
+    assert seen[:2] == [good(), good(answer="?", n=0)]
     config = DataConfig(on_bad_row="skip")
     (left,) = load_prompts(path, config, tokenizer, split="train", checks={"mine": check}).prompts
     assert left.id == "train:1"

@@ -98,8 +98,6 @@ def writes_logp(response, answer, rollout): rollout.rollout_logp[0] = 0.0
 def writes_versions(response, answer, rollout): rollout.token_versions += 1
 def writes_ids(response, answer, rollout): rollout.response_ids[0] = 7
 
-def trl(completions, **kwargs): return [1.0] * len(completions)
-def trl_too(prompts, completions, answer): return [1.0]
 def two(response, answer): return 1.0
 def named(*, response, answer, rollout): return 1.0
 def with_kwargs(response, answer, rollout, **kwargs): return 1.0
@@ -292,10 +290,10 @@ def test_rollout_cannot_be_written(function: str, problem: str) -> None:
     assert rollout.loss_mask.flags.writeable  # only the function's view is read-only
 
 
-@pytest.mark.parametrize("name", ["trl", "trl_too", "two", "named", "Judge"])
+@pytest.mark.parametrize("name", ["two", "named", "Judge"])
 def test_function_that_cannot_take_a_rollout_is_refused_at_load(name: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"takes \(response, answer, rollout\) of one rollout, got '{MODULE}:{name}'"
+        ValueError, match=rf"takes \(response, answer, rollout\) of one rollout, or .*, got '{MODULE}:{name}'"
     ):
         rewards_of(name)
 

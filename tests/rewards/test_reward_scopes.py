@@ -249,7 +249,7 @@ def test_a_call_about_a_group_changes_nothing_else() -> None:
     ("name", "problem"),
     [
         ("nowhere", r"a scope from \['rollout', 'group', 'batch'\] on '{}', got 'prompt'"),
-        ("two", r"a function that takes \(responses, answer, rollouts\) of one group, got '{}' with"),
+        ("two", r"a function that takes \(responses, answer, rollouts\) of one group, or .*, got '{}' with"),
     ],
 )
 def test_a_scope_that_cannot_be_served_is_refused_at_load(name: str, problem: str) -> None:

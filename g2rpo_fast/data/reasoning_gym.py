@@ -1,0 +1,108 @@
+"""Tasks of the package reasoning-gym as data: `data.path = "reasoning_gym:chain_sum"`.
+
+Settings of the task's generator may follow, as in a web address: `reasoning_gym:chain_sum?max_terms=3`, and
+`size`, the rows to train on. Each row says how it is made again, which is how the reward `reasoning_gym`
+knows what its scorer needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from g2rpo_fast.data.config import DataConfig
+from g2rpo_fast.files import write_text
+from g2rpo_fast.progress import Progress
+
+PREFIX = "reasoning_gym:"
+ROWS, HELD_OUT = 2048, 256
+TRIES = 20
+"""Rows drawn for each that is wanted, before a task counts as too small."""
+Row = dict[str, Any]
+
+
+def data_files(
+    config: DataConfig, directory: Path, *, seed: int, progress: Progress
+) -> tuple[str, str | None]:
+    """`data.path` and `data.eval_path`; where the first is a task, files of it in the run's directory."""
+    assert config.path is not None
+    if not config.path.startswith(PREFIX):
+        return config.path, config.eval_path
+    with progress.phase(f"making the data of {config.path}"):
+        made = make_task(directory / "reasoning_gym", config, seed=seed)
+    return str(made[0]), config.eval_path or str(made[1])
+
+
+def make_task(directory: Path, config: DataConfig, *, seed: int) -> tuple[Path, Path]:
+    """Files of JSON lines in the directory, to train on and held out (`data.eval_rows`, else 256 rows); no
+    question is in both, or twice. The same seed makes the same files.
+
+    Raises:
+        ValueError: the package is not installed, it has no such task or setting, or too few questions.
+    """
+    assert config.path is not None
+    name, _, query = config.path.removeprefix(PREFIX).partition("?")
+    settings = {key: _value(text) for key, text in parse_qsl(query, strict_parsing=bool(query))}
+    rows, held_out = settings.pop("size", ROWS), config.eval_rows or HELD_OUT
+    if not (isinstance(rows, int) and rows > 0):
+        raise ValueError(f"data.path: wanted a whole number of rows above 0 as size, got {rows!r}")
+    if config.format != "columns":
+        raise ValueError(f"data.format: wanted columns with {config.path}, got {config.format!r}")
+    made = _distinct(_entries(name, settings, seed, TRIES * (rows + held_out)))
+    found = [_row(entry, config) for entry, _ in zip(made, range(rows + held_out))]
+    if len(found) < rows + held_out:
+        raise ValueError(
+            f"data.path: wanted {rows} questions and {held_out} held out, got {len(found)} different ones of "
+            f"{name}: ask for fewer (?size=..., data.eval_rows) or larger ones"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    files = directory / "train.jsonl", directory / "eval.jsonl"
+    for file, some in zip(files, (found[held_out:], found[:held_out])):
+        write_text(file, "".join(json.dumps(row) + "\n" for row in some))
+    return files
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _entries(name: str, settings: Row, seed: int, size: int) -> Iterator[Row]:
+    try:
+        gym = importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise ValueError(
+            f'data.path: wanted the package of {PREFIX} (pip install "g2rpo-fast[reasoning-gym]"), '
+            f"got {error}"
+        ) from error
+    made = {"task": name, "settings": {**settings, "seed": seed, "size": size}}
+    try:
+        dataset = gym.create_dataset(name, **made["settings"])
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"data.path: wanted a task of reasoning-gym, and its settings, got {error}"
+        ) from error
+    for index in range(size):
+        yield {**dataset[index], "made": {**made, "index": index}}
+
+
+def _distinct(entries: Iterator[Row]) -> Iterator[Row]:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry["question"] not in seen:
+            seen.add(entry["question"])
+            yield entry
+
+
+def _row(entry: Row, config: DataConfig) -> Row:
+    """An answer may be none where many are right; it is for people, the scorer has the entry."""
+    trace = {} if config.trace_column is None else {config.trace_column: None}
+    answer = entry["answer"] or "(any that is right)"
+    columns = {config.prompt_column: entry["question"], config.answer_column: answer}
+    return {**columns, **trace, "reasoning_gym": entry["made"]}
