@@ -9,6 +9,8 @@ import pytest
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import load_config
 
+PRESETS = "embedded, gsm8k, humaneval"
+
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line, without the program's name, of `train` with these words."""
@@ -43,10 +45,13 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "evaluate.temperature: wanted at least 0.01 with",
         ),
         ("embedded gsm8k", "Unrecognized options: gsm8k"),
-        ("optim.lr=3", "CONFIG: wanted a TOML file or one of the presets embedded, gsm8k, got 'optim.lr=3'"),
+        (
+            "optim.lr=3",
+            f"CONFIG: wanted a TOML file or one of the presets {PRESETS}, got 'optim.lr=3'",
+        ),
         (
             "embeded",
-            "CONFIG: wanted a TOML file or one of the presets embedded, gsm8k, got 'embeded'; the nearest",
+            f"CONFIG: wanted a TOML file or one of the presets {PRESETS}, got 'embeded'; the nearest",
         ),
     ],
 )

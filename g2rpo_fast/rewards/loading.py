@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from g2rpo_fast.own import function_of, name_of
 from g2rpo_fast.rewards.awaiting import Awaiter
+from g2rpo_fast.rewards.code import CodeReward
 from g2rpo_fast.rewards.config import RewardConfig
 from g2rpo_fast.rewards.function import ARGUMENTS, RewardFunction, Scope
 from g2rpo_fast.rewards.math_answer import MathVerify
@@ -24,6 +25,7 @@ BUILT_IN: dict[str, Callable[[RewardConfig], RewardFunction]] = {
     "exact_match": ExactMatch,
     "format": format_match,
     "reasoning_gym": ReasoningGym,
+    "code": CodeReward,
 }
 COUNTS = ("abandoned", "crashed", "timed_out")
 """What `RewardSet.counts` may name."""
@@ -56,7 +58,7 @@ class RewardSet:
     def own(self) -> tuple[bool, ...]:
         """Which functions are the user's: limited in time and isolated. Built-in ones need neither, but
         `format` runs the user's pattern."""
-        built_in = MathVerify | ExactMatch | ReasoningGym
+        built_in = MathVerify | ExactMatch | ReasoningGym | CodeReward
         return tuple(not isinstance(function, built_in) for function in self.functions)
 
     @property
@@ -93,6 +95,8 @@ class RewardSet:
         for function in self.functions:
             if isinstance(function, MathVerify):
                 counts["abandoned"] += function.num_abandoned
+            elif isinstance(function, CodeReward):
+                counts["timed_out"] += function.num_timed_out
         return counts
 
     def close(self) -> None:

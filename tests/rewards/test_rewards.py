@@ -357,7 +357,7 @@ def test_failing_reward_names_prompt_channel_member_and_text(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maths", "wanted math, exact_match, format or module:function, got 'maths'"),
+        ("maths", "wanted math, exact_match, format, reasoning_gym, code or module:function, got 'maths'"),
         (":x", "got ':x'"),
         ("no_such_module_at_all:x", "importing 'no_such_module_at_all' .* ModuleNotFoundError"),
         ("broken_of_a_user:x", "importing 'broken_of_a_user' .* ZeroDivisionError"),

@@ -19,8 +19,8 @@ from g2rpo_fast.rewards import RewardConfig
 from g2rpo_fast.rewards.loading import load_rewards
 from g2rpo_fast.rewards.math_answer import MathVerify
 from g2rpo_fast.rewards.text import ExactMatch
+from real_data import DATA
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 TRAIN, TEST = DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
 
 
