@@ -2,7 +2,8 @@
 # make test     the same installation with the test tools, and the tests (PYTEST_ARGS="tests/train/test_x.py -k y"),
 #               in a process a core, up to four; in one with a GPU or PYTEST_WORKERS=0
 # make test-deep  what CI leaves out for its time: all methods over ten steps, every compilation, slow arithmetic
-# make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it
+# make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it; those that CI leaves
+#               out for their time with PYTEST_ARGS="-m deep"
 # make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
 # make test-triton  the tests of the Triton kernels with another release: TRITON=3.9.0 (TRITON="3.6.0 numpy<2.4":
 #               its interpreter needs that)

@@ -26,6 +26,7 @@ def test_a_hung_engine_is_noticed_within_half_a_minute() -> None:
     assert VllmConfig().sync_timeout_s + 3 * LOOK_S < 30
 
 
+@pytest.mark.deep
 def test_a_busy_machine_makes_an_engine_slow_and_not_hung(tmp_path: Path) -> None:
     """Limits so short that every phase outlasts them beside four loops that want the same cores."""
     plain = tiny_model()

@@ -34,6 +34,15 @@ def largest_difference(plain: Any, engine: Any) -> tuple[float, float]:
     return float(difference_N.mean()), float(difference_N.max())
 
 
+def workers_of(engine: Any) -> list[psutil.Process]:
+    """All processes below the engine's own."""
+    return psutil.Process(engine.pid).children(recursive=True)
+
+
+def a_worker(engine: Any) -> psutil.Process:
+    return next(p for p in workers_of(engine) if "resource_tracker" not in " ".join(p.cmdline()))
+
+
 def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
     plain = tiny_model()
     model = trainer_of(plain)
@@ -46,40 +55,53 @@ def test_two_workers_compute_the_same_and_end_together(tmp_path: Path) -> None:
         engine.sync(1)
         assert largest_difference(plain, engine)[1] < 1e-5
         assert engine.pid is not None
-        family = psutil.Process(engine.pid).children(recursive=True)
+        family = workers_of(engine)
         assert len(family) >= 2
+        shared = shared_files([engine.pid, *(process.pid for process in family)])
+        assert shared
+        collect = engine.submit(requests(4, 300), Sampling())
+        a_worker(engine).kill()
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="generation after step 1"):
+            collect()
+        assert time.monotonic() - began < 30
+    finally:
+        engine.close()
+    assert all(gone(process.pid) for process in family)
+    assert not any(path.exists() for path in shared)
+    assert engine.pid is None
+
+
+@pytest.mark.deep
+def test_workers_of_a_killed_engine_end_when_another_takes_its_place(tmp_path: Path) -> None:
+    model = trainer_of(tiny_model())
+    engine = vllm_engine(model, tmp_path, tensor_parallel=2)
+    try:
+        engine.sync(0)
+        assert engine.pid is not None
+        family = workers_of(engine)
         shared = shared_files([engine.pid, *(process.pid for process in family)])
         assert shared
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="SIGKILL"):
             engine.generate(requests(), Sampling())
 
-        engine.sync(2)
+        engine.sync(1)
         assert all(gone(process.pid) for process in family)
         assert not any(path.exists() for path in shared)
-        assert engine.pid is not None
-        family = psutil.Process(engine.pid).children(recursive=True)
-        worker = next(p for p in family if "resource_tracker" not in " ".join(p.cmdline()))
-        collect = engine.submit(requests(4, 300), Sampling())
-        worker.kill()
-        began = time.monotonic()
-        with pytest.raises(EngineError, match="generation after step 2"):
-            collect()
-        assert time.monotonic() - began < 30
+        assert len(engine.generate(requests(), Sampling())) == len(requests())
     finally:
         engine.close()
-    assert all(gone(process.pid) for process in family)
-    assert engine.pid is None
 
 
+@pytest.mark.deep
 def test_a_stopped_worker_is_named_and_ends_with_its_engine(tmp_path: Path) -> None:
     """The engine process itself beats, and computes as it waits."""
     engine = vllm_engine(trainer_of(tiny_model()), tmp_path, tensor_parallel=2, stall_s=5.0)
     try:
         engine.sync(0)
         assert engine.pid is not None
-        family = psutil.Process(engine.pid).children(recursive=True)
-        worker = next(p for p in family if "resource_tracker" not in " ".join(p.cmdline()))
+        family, worker = workers_of(engine), a_worker(engine)
         worker.suspend()
         began = time.monotonic()
         with pytest.raises(
