@@ -81,14 +81,14 @@ def test_none_is_none_in_every_key_that_may_be(word, tmp_path):
     keys = optional_keys()
     assert {("data", "trace_column"), ("run", "threads"), ("vllm", "quantization")} <= set(keys)
     file = tmp_path / "config.toml"
-    for section, name in keys:
-        file.write_text(f'[{section}]\n{name} = "{word}"')
-        option = f"--{section}.{name.replace('_', '-')}"
-        for config in (
-            load_config(file),
-            read_arguments([option, word]),
-            read_arguments([f"{option}={word}"]),
-        ):
+    file.write_text("\n".join(f'{section}.{name} = "{word}"' for section, name in keys))
+    options = [f"--{section}.{name.replace('_', '-')}" for section, name in keys]
+    for config in (
+        load_config(file),
+        read_arguments([given for option in options for given in (option, word)]),
+        read_arguments([f"{option}={word}" for option in options]),
+    ):
+        for section, name in keys:
             assert getattr(getattr(config, section), name) is None, (section, name)
     assert len(keys) > 10
 

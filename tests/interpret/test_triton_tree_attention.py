@@ -71,7 +71,9 @@ def small_forest(rng: random.Random, most: int) -> Tensor:
             return end_S
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(4, 10))]
+)
 def test_kernels_keep_the_budget_on_random_trees(seed: int) -> None:
     """Twenty trees each, in float32; every fourth in float16."""
     rng, worst = random.Random(seed), {}

@@ -96,13 +96,22 @@ def tensor_core_faults(
     return faults
 
 
-@pytest.mark.parametrize(("chip", "width"), HALF)
+PLAIN, BOTH = (64, 256), (128,)
+"""Head widths whose tiles are always compiled without window and softcap, and with both; others: deep."""
+
+
+def of_widths(always: tuple[int, ...]) -> list[Any]:
+    """(chip, width) of every entry of the table, `deep` but for these widths."""
+    return [pytest.param(*key, marks=() if key[1] in always else pytest.mark.deep) for key in HALF]
+
+
+@pytest.mark.parametrize(("chip", "width"), of_widths(PLAIN))
 def test_half_precision_tiles_compile_without_spills(chip: str, width: int) -> None:
     check(chip, width, HALF[chip, width], "bf16", windowed=False, capped=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chip", "width"), HALF)
+@pytest.mark.parametrize(("chip", "width"), of_widths(BOTH))
 def test_half_precision_tiles_compile_with_window_and_softcap(chip: str, width: int) -> None:
     check(chip, width, HALF[chip, width], "bf16", windowed=True, capped=True)
 
@@ -117,8 +126,14 @@ def test_half_precision_tiles_compile_with_window_or_softcap(
     check(chip, width, HALF[chip, width], "bf16", windowed=windowed, capped=capped)
 
 
-@pytest.mark.parametrize("width", [64, 128, 256])
-@pytest.mark.parametrize("chip", ["sm_86", "sm_120"])
+@pytest.mark.parametrize(
+    ("chip", "width"),
+    [
+        pytest.param(chip, width, marks=() if (chip, width) == ("sm_120", 256) else pytest.mark.deep)
+        for chip in ("sm_86", "sm_120")
+        for width in (64, 128, 256)
+    ],
+)
 def test_small_chips_have_the_shared_memory(chip: str, width: int) -> None:
     """Capabilities 8.6, 8.9 and 12.0 use the tiles of "sm_86"."""
     flags = {"WINDOWED": True, "CAPPED": True, "PADDED": False, "UPCAST": False, "BLOCK_E": width}
@@ -131,7 +146,9 @@ def test_small_chips_have_the_shared_memory(chip: str, width: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", SINGLE)
+@pytest.mark.parametrize(
+    "width", [pytest.param(width, marks=() if width == 256 else pytest.mark.deep) for width in SINGLE]
+)
 def test_float32_tiles_compile(width: int) -> None:
     check("sm_90", width, SINGLE[width], "fp32", windowed=False, capped=False)
 

@@ -19,6 +19,7 @@ triton = pytest.importorskip("triton")
 FOLDER = Path(__file__).parents[1] / "interpret"
 LONGEST = ["triton_tree_attention", "triton_padded", "triton_tree_model", "random_cases"]
 FILES = [*LONGEST, *sorted({path.stem[5:] for path in FOLDER.glob("test_*.py")}.difference(LONGEST))]
+DEEP = [file for file in FILES if "pytest.mark.deep" in (FOLDER / f"test_{file}.py").read_text()]
 PLAIN = {
     "ATEN_CPU_CAPABILITY": "default",
     "NPY_DISABLE_CPU_FEATURES": " ".join(numpy.show_config(mode="dicts")["SIMD Extensions"].get("found", ())),
@@ -59,7 +60,15 @@ def test_kernels_in_the_interpreter(file: str) -> None:
     assert interpret(file) > 0
 
 
-@pytest.mark.parametrize("file", ["triton_tree_attention", "triton_tree_model"])
+@pytest.mark.deep
+@pytest.mark.parametrize("file", DEEP)
+def test_kernels_in_the_interpreter_at_length(file: str) -> None:
+    assert interpret(file, "-m", "deep") > 0
+
+
+@pytest.mark.parametrize(
+    "file", ["triton_tree_attention", pytest.param("triton_tree_model", marks=pytest.mark.deep)]
+)
 def test_kernels_in_the_interpreter_of_a_plain_machine(file: str) -> None:
     """Those tests whose numbers are the most sensitive to the order of sums."""
     assert interpret(file, "--in-order", "-k", "confident or widths or share_keys or model", **PLAIN) > 0

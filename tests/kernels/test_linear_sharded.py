@@ -208,7 +208,7 @@ def worker(rank: int, ranks: int, meet: Path, checks: list[Callable[[int, dist.P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.deep), 3])
 def test_sharded_vocabulary_equals_one_rank(
     ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

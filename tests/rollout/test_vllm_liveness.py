@@ -52,7 +52,7 @@ def seconds_to(process: EngineProcess, message: str, command: str, **arguments: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loops", [0, 4])
+@pytest.mark.parametrize("loops", [pytest.param(0, marks=pytest.mark.deep), 4])
 def test_what_works_is_waited_for_however_long(tmp_path: Path, loops: int) -> None:
     with stand_in(tmp_path) as process, busy_loops(loops):
         for command in ("spin", "hold_lock", "work_elsewhere"):
@@ -62,7 +62,7 @@ def test_what_works_is_waited_for_however_long(tmp_path: Path, loops: int) -> No
         assert len(ask(process, "answer", size=30_000_000)) == 30_000_000
 
 
-@pytest.mark.parametrize("loops", [0, 4])
+@pytest.mark.parametrize("loops", [0, pytest.param(4, marks=pytest.mark.deep)])
 def test_a_stopped_process_is_hung(tmp_path: Path, loops: int) -> None:
     with stand_in(tmp_path) as process, busy_loops(loops):
         assert LIMIT_S <= seconds_to(process, rf"process {process.pid} of its group .* 3 s", "stop") < 15
@@ -73,7 +73,7 @@ def test_a_stopped_worker_is_found_while_the_others_spin(tmp_path: Path) -> None
         assert seconds_to(process, "process .* has been stopped for 3 s", "wait_for_stopped_worker") < 20
 
 
-@pytest.mark.parametrize("loops", [0, 4])
+@pytest.mark.parametrize("loops", [pytest.param(0, marks=pytest.mark.deep), 4])
 def test_a_process_that_lives_and_does_nothing_is_hung(tmp_path: Path, loops: int) -> None:
     with stand_in(tmp_path) as process, busy_loops(loops):
         taken = seconds_to(

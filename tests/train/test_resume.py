@@ -65,7 +65,13 @@ STATE = ("--selection.use=knapsack", "--rounds.use=resample")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), AHEAD + STATE], ids=["plain", "ahead, store, rounds"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), marks=pytest.mark.deep, id="plain"),
+        pytest.param(AHEAD + STATE, id="ahead, store, rounds"),
+    ],
+)
 def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, ...], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert _start(whole, *more).wait() == 0
