@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,12 +26,27 @@ TRIES = 20
 Row = dict[str, Any]
 
 
+def is_task(path: str) -> bool:
+    return path.startswith(PREFIX)
+
+
+def check_task(config: DataConfig) -> None:
+    """Before the package is loaded. Raises ValueError: it is not installed, or the settings do not fit."""
+    if config.format != "columns":
+        raise ValueError(f"data.format: wanted columns with {config.path}, got {config.format!r}")
+    if find_spec("reasoning_gym") is None:
+        raise ValueError(
+            f"data.path: wanted a file, or the package reasoning-gym for {config.path} (pip install "
+            '"g2rpo-fast[reasoning-gym]"), got neither'
+        )
+
+
 def data_files(
     config: DataConfig, directory: Path, *, seed: int, progress: Progress
 ) -> tuple[str, str | None]:
     """`data.path` and `data.eval_path`; where the first is a task, files of it in the run's directory."""
     assert config.path is not None
-    if not config.path.startswith(PREFIX):
+    if not is_task(config.path):
         return config.path, config.eval_path
     with progress.phase(f"making the data of {config.path}"):
         made = make_task(directory / "reasoning_gym", config, seed=seed)
@@ -44,14 +60,13 @@ def make_task(directory: Path, config: DataConfig, *, seed: int) -> tuple[Path, 
     Raises:
         ValueError: the package is not installed, it has no such task or setting, or too few questions.
     """
+    check_task(config)
     assert config.path is not None
     name, _, query = config.path.removeprefix(PREFIX).partition("?")
     settings = {key: _value(text) for key, text in parse_qsl(query, strict_parsing=bool(query))}
     rows, held_out = settings.pop("size", ROWS), config.eval_rows or HELD_OUT
     if not (isinstance(rows, int) and rows > 0):
         raise ValueError(f"data.path: wanted a whole number of rows above 0 as size, got {rows!r}")
-    if config.format != "columns":
-        raise ValueError(f"data.format: wanted columns with {config.path}, got {config.format!r}")
     made = _distinct(_entries(name, settings, seed, TRIES * (rows + held_out)))
     found = [_row(entry, config) for entry, _ in zip(made, range(rows + held_out))]
     if len(found) < rows + held_out:
@@ -74,13 +89,7 @@ def _value(text: str) -> Any:
 
 
 def _entries(name: str, settings: Row, seed: int, size: int) -> Iterator[Row]:
-    try:
-        gym = importlib.import_module("reasoning_gym")
-    except ImportError as error:
-        raise ValueError(
-            f'data.path: wanted the package of {PREFIX} (pip install "g2rpo-fast[reasoning-gym]"), '
-            f"got {error}"
-        ) from error
+    gym = importlib.import_module("reasoning_gym")
     made = {"task": name, "settings": {**settings, "seed": seed, "size": size}}
     try:
         dataset = gym.create_dataset(name, **made["settings"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from g2rpo_fast.cli import main
 from g2rpo_fast.data import DataConfig
 from g2rpo_fast.data.reasoning_gym import make_task
 from g2rpo_fast.rewards import RewardConfig
@@ -27,11 +28,15 @@ def task(path: str, **values: object) -> DataConfig:
     return DataConfig(path=path, **{"eval_rows": 10, **values})  # type: ignore[arg-type]
 
 
-def test_without_the_package_a_task_is_refused_with_the_command(tmp_path: Path) -> None:
+def test_without_the_package_a_task_is_refused_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     if find_spec("reasoning_gym") is not None:
         pytest.skip("reasoning-gym is installed")
-    with pytest.raises(ValueError, match=r"^data\.path: wanted the package .*g2rpo-fast\[reasoning-gym\]"):
-        make_task(tmp_path, task("reasoning_gym:chain_sum"), seed=0)
+    assert main(["train", "--model.path", "untrained", "--data.path", "reasoning_gym:chain_sum"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "g2rpo-fast: data.path: wanted a file, or the package reasoning-gym for reasoning_gym:chain_sum "
+        '(pip install "g2rpo-fast[reasoning-gym]"), got neither'
+    )
     with pytest.raises(ValueError, match=r"^reward\.functions: wanted the package of reasoning_gym"):
         load_rewards(RewardConfig(functions=("reasoning_gym",)))
 
