@@ -137,7 +137,7 @@ def guidance_profile(
             break
         some = traced[start : start + PROFILE_ROUND]
         for index, fraction in enumerate(PROFILE_FRACTIONS):
-            asks = _given(sampler, some, config, fraction, longest=sampler.max_tokens - reserve)
+            asks = given_asks(sampler, some, config, fraction, longest=sampler.max_tokens - reserve)
             what = f"guidance profile, {fraction:.0%} of the trace, from prompt {start + 1}"
             rollouts, rewards = sampler.run(asks, step=-1 - index, what=what)
             sampled += sum(rollout.sampled_len for rollout in rollouts)
@@ -146,7 +146,7 @@ def guidance_profile(
     return tuple(points)
 
 
-def _given(
+def given_asks(
     sampler: Sampler, prompts: Sequence[Prompt], config: EvaluateConfig, fraction: float, *, longest: int
 ) -> list[Ask]:
     """Asks that start from `fraction` of the trace, at most its first `longest` tokens."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from g2rpo_fast.assemble import Parts
@@ -14,6 +14,7 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.credit import advantages
 from g2rpo_fast.evaluate import evaluate
+from g2rpo_fast.learner import Learner
 from g2rpo_fast.metrics import Phases, finite
 from g2rpo_fast.objective.batch import TrainBatch, make_batch, split_groups
 from g2rpo_fast.optim import learning_rate
@@ -36,19 +37,38 @@ def at_step(step: int) -> Iterator[None]:
         raise FloatingPointError(f"step {step}: {error}") from error
 
 
-def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
-    """The update, on the rows that the rounds settle on; with metrics of it and of all rollouts."""
-    config = parts.config
+@dataclass(frozen=True)
+class Ready:
+    """An update before its first pass."""
+
+    learner: Learner
+    chosen: Scored
+    """The rows that the rounds settle on, with shaped rewards, cut into units."""
+    advantage_R: Doubles
+    batches: list[TrainBatch]
+    """Of each optimiser step of a pass."""
+
+
+def ready(parts: Parts, state: TrainState, scored: Scored) -> Ready:
+    """From a step's rows to what the update reads."""
     recipe = parts.recipe.at(state.memory, scored.clock)
     learner = parts.learner.using(recipe.token_credit, recipe.weights, recipe.terms)
     chosen = recipe.cut(recipe.shaped(settled(recipe.rounds, scored, state.memory)))
     advantage_R = advantages(recipe.credit, chosen, state.store)
+    batches = train_batches(parts.config, chosen, advantage_R, keep_all=learner.keeps_all)
+    return Ready(learner, chosen, advantage_R, batches)
+
+
+def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
+    """The update, on the rows that the rounds settle on; with metrics of it and of all rollouts."""
+    config = parts.config
+    given = ready(parts, state, scored)
+    chosen, advantage_R = given.chosen, given.advantage_R
     lr = learning_rate(config.optim, state.step, config.run.steps)
-    batches = train_batches(config, chosen, advantage_R, keep_all=learner.keeps_all)
     with parts.progress.phase(f"step {state.step + 1}: update", unit="micro-batches") as phase:
-        stats = {"optim/lr": lr, **learner.update(batches, lr=lr, scored=chosen, report=phase)}
-    stats |= rollout_metrics(scored, chosen, advantage_R)
-    if recipe.shaping:
+        moved = given.learner.update(given.batches, lr=lr, scored=chosen, report=phase)
+    stats = {"optim/lr": lr, **moved, **rollout_metrics(scored, chosen, advantage_R)}
+    if parts.recipe.shaping:
         stats |= shaping_metrics(scored.rewards, chosen.rewards)
     return Outcome(scored=scored, settled=chosen, advantage_R=advantage_R, stats=stats)
 

@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from g2rpo_fast.assemble import Parts, assemble
-from g2rpo_fast.checkpoint import drop_optimizers
+from g2rpo_fast.checkpoint import drop_optimizers, random_state, restore_random_state
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
 from g2rpo_fast.evaluate import guidance_profile
 from g2rpo_fast.files import new_directory, write_text
+from g2rpo_fast.forecast import forecast
+from g2rpo_fast.forecast.limits import disk_bytes, memory_bytes
+from g2rpo_fast.forecast.show import brief
 from g2rpo_fast.gather import sample, score
 from g2rpo_fast.guidance import judge_profile
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.metrics import Phases
 from g2rpo_fast.model.export import export_model
 from g2rpo_fast.overlap import run_ahead
+from g2rpo_fast.own import PieceError
 from g2rpo_fast.progress import Progress
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped
@@ -44,13 +48,19 @@ class TrainResult:
 
 
 def train(
-    config: Config, *, show: Callable[[str], None] = print, progress: Progress | None = None
+    config: Config,
+    *,
+    show: Callable[[str], None] = print,
+    progress: Progress | None = None,
+    estimate_s: float = 0.0,
 ) -> TrainResult:
     """Trains, or continues the run that `config.run.dir` holds.
 
     Args:
         show: is given the run's lines.
         progress: tells of phases while they last; None = on standard error.
+        estimate_s: seconds to spend, about, before a run begins, on finding out what it will take. It leaves
+            no trace in the run.
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt (`interrupts.Terminated`), after the update that is under way
     and after the state was saved; handlers of the calling program's own stay.
@@ -71,6 +81,8 @@ def train(
         console = Console(parts, show)
         console.start()
         with saved_when_stopped(parts), at_step(parts.state.step):
+            if estimate_s and not parts.resumed:
+                estimate(parts, show, estimate_s)
             state = opened(parts, console)
         loop = run_ahead if parts.config.run.ahead else run
         state = loop(parts, state, console)
@@ -83,6 +95,21 @@ def assembled(
 ) -> Parts:
     """Listening to the interrupts that were there before it: making a model takes long, too."""
     return replace(assemble(config, show, progress), interrupts=interrupts)
+
+
+def estimate(parts: Parts, show: Callable[[str], None], seconds: float) -> None:
+    """Tells what the run will take. Weights, optimiser and random numbers are afterwards as they were."""
+    before = random_state()
+    try:
+        with parts.progress.phase("estimating"):
+            found = forecast(parts, seconds=seconds)
+    except (ValueError, FloatingPointError, PieceError) as error:  # of a user's functions, on made-up rows
+        show(f"note: no estimate of time and memory: {error}")
+    else:
+        free, disk = memory_bytes(parts.learner.model.device), disk_bytes(parts.directory)
+        show(brief(found, free=free, disk_free=disk))
+    finally:
+        restore_random_state(before)
 
 
 def opened(parts: Parts, console: Console) -> TrainState:

@@ -37,7 +37,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"assemble"},
         {"console", "safekeeping", "gather", "evaluation", "publish"},
         {"steps"},
-        {"overlap"},
+        {"overlap", "forecast"},
         {"train"},
         {"commands"},
         {"cli"},

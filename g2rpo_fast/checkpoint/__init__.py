@@ -39,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "prune_checkpoints",
     "random_state",
+    "restore_random_state",
     "save_checkpoint",
     "undamaged_checkpoint",
 ]

@@ -4,10 +4,11 @@ What a module imports is loaded when its command runs: usage and mistyped comman
 """
 
 COMMANDS = {
-    "train": "[CONFIG] [--method NAME] [--section.key value ...]",
+    "train": "[CONFIG] [--plan] [--method NAME] [--section.key value ...]",
     "eval": "MODEL DATA [--samples N] [--out FILE] [--json] [--section.key value ...]",
     "sample": "MODEL (--prompt TEXT | --file FILE) [--guidance-tokens N] [--section.key value ...]",
     "export": "RUN[:STEP] DIR [--dtype TYPE] [--push REPO]",
+    "plan": "[CONFIG] [--seconds S] [--response-tokens N] [--json] [options of train]",
     "methods": "[NAME] [--json]",
     "doctor": "[--json]",
     "metrics": "[NAME]",

@@ -2,6 +2,6 @@
 
 from g2rpo_fast.learner.micro import MicroBatch
 from g2rpo_fast.learner.policy import Policy, Stream
-from g2rpo_fast.learner.update import Learner
+from g2rpo_fast.learner.update import Learner, Passes
 
-__all__ = ["Learner", "MicroBatch", "Policy", "Stream"]
+__all__ = ["Learner", "MicroBatch", "Passes", "Policy", "Stream"]

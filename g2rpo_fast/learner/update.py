@@ -67,16 +67,23 @@ class Step:
     micros: list[MicroBatch]
     fused: bool
     """The kernels compute the loss."""
+    tied: bool
+    """Something that its terms tie together lies in several micro-batches."""
 
-    def split(self, terms: Sequence[Term]) -> bool:
-        """Whether something that `terms` tie together lies in several micro-batches."""
-        ties = strongest(terms)
-        if self.fused or len(self.micros) < 2 or ties in ("token", "row"):
-            return False
-        if ties == "batch":
-            return True
-        groups = [np.unique(micro.rows.group_R) for micro in self.micros if micro.rows is not None]
-        return len(np.unique(np.concatenate(groups))) < sum(map(len, groups))
+
+@dataclass(frozen=True)
+class Passes:
+    """How often an update takes every position through the backbone, and every trained token through the LM
+    head. Averages over the optimiser steps of a pass."""
+
+    looks: int
+    """Forward passes before the first optimiser step: of the old policy, and of the reference."""
+    forwards: float
+    """Those with a gradient, and the looks that tied losses begin with."""
+    backwards: float
+    head_products: float
+    """Matrix products with the head. Terms that tie rows or groups take one more where these do not fit a
+    chunk of logits."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,33 @@ class Learner:
         on_policy = bool((batch.source_R == SOURCES.index("on_policy")).all())
         return self.fused is not None and on_policy
 
+    def _ties(self, batch: TrainBatch, streams: Sequence[Stream]) -> bool:
+        """Whether something that the terms tie together lies in several streams."""
+        ties = strongest(self.terms)
+        if self._fuses(batch) or len(streams) < 2 or ties in ("token", "row"):
+            return False
+        if ties == "batch":
+            return True
+        groups = [np.unique(batch.sequences.group_R[stream.plan.row_B]) for stream in streams]
+        return len(np.unique(np.concatenate(groups))) < sum(map(len, groups))
+
+    def passes(self, batches: Sequence[TrainBatch]) -> Passes:
+        """What `update` will do with them, as far as it is known before token credit."""
+        pieces: tuple[TokenPiece, ...] = (*self.token_credit, *self.weights)
+        looked = any(piece.needs for piece in pieces) or self._asks_first(batches)
+        hot = looked and hot_temperature(pieces) is not None
+        referred = self.reference is not None and any("ref_logp" in term.needs for term in self.terms)
+        updates = self.optim.updates_per_batch
+        tied = [self._ties(batch, self._streams(batch)) for batch in batches]
+        again = sum(tied) * updates - (looked and bool(tied) and tied[0])
+        extra = again / max(len(batches), 1)
+        return Passes(
+            looks=looked + referred,
+            forwards=updates + extra,
+            backwards=updates,
+            head_products=looked + hot + referred + 3 * updates + extra,
+        )
+
     def _step(
         self,
         batch: TrainBatch,
@@ -257,7 +291,7 @@ class Learner:
             if seen is not None:
                 micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
             micros.append(micro)
-        return Step(micros, fused)
+        return Step(micros, fused, self._ties(batch, streams))
 
     def _known(self, micro: MicroBatch, logp_T: torch.Tensor, tally: Tally) -> MicroBatch:
         micro, comparison = micro.known(logp_T, self.objective)
@@ -270,7 +304,7 @@ class Learner:
 
         `moved`: the weights are no longer those that the update started from.
         """
-        if step.micros and step.split(self.terms):
+        if step.tied:
             return self._tied_gradients(step, tally, moved=moved)
         micros = []
         for micro in step.micros:
