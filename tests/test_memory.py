@@ -23,12 +23,12 @@ from g2rpo_fast.memory import (
 )
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model.forward import tree_hidden
-from g2rpo_fast.model.load import select_tree_attention
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.train import train
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
 from runs import tiny_config, without_times
+from wide_models import wide
 
 QWEN3_06B = Shape(
     num_parameters=596_049_920,
@@ -81,17 +81,6 @@ def test_a_budget_is_never_below_the_least_nor_above_the_batch(free: int):
     assert budget(QWEN3_06B, free) == LEAST
     assert budget(QWEN3_06B, 10**15) == 16 * GROUP
     assert budget(QWEN3_06B, free, tree=9, groups=2) == LEAST
-
-
-def wide(kind: type, **others: int):
-    config = kind(
-        vocab_size=64, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, **others,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    select_tree_attention(model)
-    return model
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])

@@ -101,6 +101,9 @@ def _plan(config: Config, options: PlanOptions, where: Path) -> None:
             )
         free, disk = memory_bytes(parts.learner.model.device), disk_bytes(where)
     if options.json:
-        print_to_pipe(json.dumps({**asdict(found), "free": {"memory": free, "disk": disk}}, indent=1))
+        values = asdict(found)
+        values["memory"]["peak"], values["disk"]["run"] = found.memory.peak, found.disk.run
+        values["time"] |= {"step_s": found.time.step_s, "run_s": found.time.run_s}
+        print_to_pipe(json.dumps({**values, "free": {"memory": free, "disk": disk}}, indent=1))
     else:
         print_to_pipe(as_text(found, parts.config, free=free, disk_free=disk))

@@ -116,7 +116,7 @@ def forecast(
     completions, whole = found.completions, found.whole_s is not None and response_tokens is None
     if not whole:
         limit_R = np.array([request.max_tokens for request in found.requests])
-        vocabulary = parts.learner.model.get_input_embeddings().weight.shape[0]
+        vocabulary = int(parts.learner.model.config.get_text_config().vocab_size)
         seen = found.completions if response_tokens is None else []
         completions = completed(seen, limit_R, rate, vocabulary=vocabulary, seed=parts.config.run.seed)
     learning = parts if trial else still(parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Still(torch.optim.Optimizer):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__([p for p in model.parameters() if p.requires_grad], {})
 
-    def step(self, closure: object = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Nothing."""
 
 

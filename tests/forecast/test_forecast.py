@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.forecast import forecast
@@ -23,12 +21,12 @@ from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.train import train
 from runs import quiet, tiny_config, without_times
-from test_memory import wide
+from wide_models import wide
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
 def test_what_a_position_keeps_is_the_same_for_all(kind: type):
-    """Counted at 48 and 96 positions, true at 120; recomputing keeps an input of each layer, and one layer."""
+    """Counted at 48 and 96 positions, true at 120; recomputing keeps each layer's input, and one layer."""
     policy = Policy(wide(kind), ModelConfig())
     each = kept_bytes(policy, vocabulary=60)
     assert saved_bytes(policy, 120, 60) - saved_bytes(policy, PROBE, 60) == (120 - PROBE) * each > 0
@@ -50,6 +48,7 @@ def test_a_forecast_counts_what_the_first_step_does(tmp_path: Path):
     assert work.rows == step["rollout/rows"]
     assert work.response_tokens == pytest.approx(step["rollout/sampled_tokens"] / 24)
     assert work.trained_positions == step["update/positions"]
+    assert work.trained_positions is not None
     assert work.positions >= work.trained_positions
     assert work.optimizer_steps == 2
     assert found.disk.checkpoint == pytest.approx(

@@ -1,4 +1,4 @@
-"""`Learner.passes` says what `Learner.update` does: positions through the backbone, tokens through the head."""
+"""`Learner.passes` says what `Learner.update` does: positions through backbone, tokens through head."""
 
 from __future__ import annotations
 
@@ -71,8 +71,10 @@ def test_passes_are_those_of_the_update(
     assert ours.passes(given) == wanted
     assert ours.reference is not None
     plans = [plan for batch in given for plan in plan_trees(batch.sequences, token_budget=budget)]
-    positions, edges = (sum(len(x) for x in xs) for xs in zip(*((p.token_S, p.target_T) for p in plans)))
-    vocabulary, width = ours.model.get_input_embeddings().weight.shape
+    positions = sum(len(plan.token_S) for plan in plans)
+    edges = sum(len(plan.target_T) for plan in plans)
+    embeddings: Any = ours.model.get_input_embeddings()
+    vocabulary, width = embeddings.weight.shape
     with (
         counted(ours.model.model.layers[1]) as policy,
         counted(ours.reference.model.layers[1]) as reference,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import called, printed, refusal
+from commands import called, printed
 
 TINY = [
     "--run.threads", "1", "--run.prompts-per-step", "2", "--rollout.group-size", "4",
@@ -21,7 +21,13 @@ def test_a_plan_in_words_and_in_json(
 ):
     monkeypatch.chdir(tmp_path)
     text = printed(["plan", *TINY], capsys)
-    for word in ("2 prompts, 2 groups, 8 rollouts", "passes", "at its peak", "sampling of a step", "checkpoint"):
+    for word in (
+        "2 prompts, 2 groups, 8 rollouts",
+        "passes",
+        "at its peak",
+        "sampling of a step",
+        "checkpoint",
+    ):
         assert word in text
     found = json.loads(printed(["train", "--plan", "--json", *TINY], capsys))
     assert set(found) == {"work", "memory", "time", "disk", "free"}
@@ -43,9 +49,7 @@ def test_a_plan_in_words_and_in_json(
         ),
     ],
 )
-def test_what_a_run_refuses_a_plan_refuses(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-):
+def test_what_a_run_refuses_a_plan_refuses(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
     status, out, err = called(["plan", *words], capsys)
     assert (status, out) == (2, "")
     assert said in err.splitlines()[-1]
