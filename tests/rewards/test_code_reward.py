@@ -112,12 +112,17 @@ def test_a_test_without_a_call_passes_nothing() -> None:
     assert verdict_of("def f(): return 1", "try: f()\nexcept BaseException: pass") == "passed"
     assert verdict_of("import os\ndef f(): os._exit(0)", "try: f()\nexcept BaseException: pass") == "failed"
     assert verdict_of("def f(): return 1", "f()\nimport os\nos._exit(0)") == "failed"
+    for kind in ("StopIteration", "GeneratorExit", "Own"):
+        program = f"class Own(StopIteration): pass\ndef f(x): raise {kind}"
+        assert verdict_of(program, "for got in map(f, [1, 2]): assert got == 1") == "failed", kind
 
 
 def test_rows_that_cannot_be_judged_are_told_before_the_run(judge: Any) -> None:
     (check,) = [function.check_reference for function in judge.rewards.functions]
     assert check(MEAN["test"], MEAN) is None
     assert check("def check(:", MEAN) == "the test (data.answer_column) is no Python"
+    numpy = "import math, os.path\nfrom numpy.linalg import norm\ndef check(f): pass"
+    assert check(numpy, MEAN) == "the test imports numpy, and there are no packages in the sandbox"
     assert "wanted a function's name in the column 'entry_point', got None" in str(check("x = 1", {}))
 
 
@@ -176,5 +181,7 @@ def test_every_canonical_solution_of_humaneval_passes_and_none_returns_nothing(j
         pytest.skip(f"{file} is not here")
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     assert len(rows) == 164
+    (check,) = [function.check_reference for function in judge.rewards.functions]
+    assert {check(row["test"], row) for row in rows} == {None}
     assert judge(*(rollout_of(row, row["canonical_solution"]) for row in rows)) == [1.0] * 164
     assert judge(*(rollout_of(row, "    return None\n") for row in rows)) == [0.0] * 164

@@ -301,6 +301,10 @@ def test_a_program_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     while len(set(_sandboxed()) - before) < 2:
         assert run.poll() is None
         time.sleep(0.05)
+    groups = {os.getpgid(int(pid)) for pid in set(_sandboxed()) - before}
+    assert (
+        os.getpgid(run.pid) not in groups
+    )  # Ctrl-C, which the run gets with its group, is not the program's
     run.kill()
     run.wait()
     while set(_sandboxed()) - before:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +70,10 @@ class CodeReward:
         entry = row.get(ENTRY)
         if not (isinstance(entry, str) and entry.isidentifier()):
             return f"wanted a function's name in the column {ENTRY!r}, got {entry!r}"
-        return None if is_code(answer) else "the test (data.answer_column) is no Python"
+        if not is_code(answer):
+            return "the test (data.answer_column) is no Python"
+        missing = sorted(imports_of(answer) - sys.stdlib_module_names)
+        return f"the test imports {missing[0]}, and there are no packages in the sandbox" if missing else None
 
 
 def limits_of(config: RewardConfig) -> Limits:
@@ -96,6 +100,17 @@ def task_of(problem: str, response: str, test: str, entry: str) -> Task:
 
 def defines(code: str, entry: str) -> bool:
     return re.search(rf"^(?:async\s+)?def\s+{re.escape(entry)}\b", code, re.MULTILINE) is not None
+
+
+def imports_of(code: str) -> set[str]:
+    """Names of the modules that it imports, without those inside them."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def is_code(text: str) -> bool:

@@ -171,6 +171,7 @@ def started(
             stderr=subprocess.PIPE,
             pass_fds=[reader, *channels],
             cwd="/",
+            start_new_session=True,  # Ctrl-C is the run's, which may finish its step
             env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "LD_LIBRARY_PATH": f"{PREFIX}/lib"},
         )  # fmt: skip
     except OSError as error:
