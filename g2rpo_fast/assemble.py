@@ -23,9 +23,11 @@ from g2rpo_fast.checkpoint import (
 )
 from g2rpo_fast.config import Config, plain
 from g2rpo_fast.cpu import keep_freed_memory
+from g2rpo_fast.data.content import content_of
 from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
-from g2rpo_fast.data.reasoning_gym import data_files
 from g2rpo_fast.data.render import with_chat_settled
+from g2rpo_fast.data.settled import settle
+from g2rpo_fast.data.sources import Source
 from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Sampler
@@ -58,6 +60,9 @@ from g2rpo_fast.run_state import LastState, TrainState
 from g2rpo_fast.step_log import StepLog
 from g2rpo_fast.trial import try_own
 from g2rpo_fast.types import Engine, Prompt, Sampling
+
+Paths = tuple[str, tuple[Source, ...], tuple[Source, ...]]
+"""Model directory, sources to train on, sources to evaluate on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +148,8 @@ def _assembled(
         state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
     with progress.phase("reading what the run is made from, for its fingerprint"):
-        content = fingerprint(*paths, reference_path=paths[0] if reference else None)
+        contents = [content_of(sources) for sources in paths[1:] if sources]
+        content = fingerprint(paths[0], *contents, reference_path=paths[0] if reference else None)
     check_content(run, content, step=state.step, show=show)
     with progress.phase("starting the rollout engine"):
         engine = _started(make_engine(model, tokenizer, config, directory=directory, show=show), state)
@@ -213,7 +219,7 @@ def _loggers(
 
 
 def _read(
-    config: Config, paths: tuple[str, str, str | None], tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
+    config: Config, paths: Paths, tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
 ) -> tuple[PromptSet, PromptSet | None]:
     """The prompts to train on, and those held out."""
     load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=reference_checks(rewards))
@@ -331,23 +337,20 @@ def _continued(
     return first.restored(values, arrays), SampledBatch.from_arrays(arrays, prompts.prompts)
 
 
-def _paths(
-    config: Config, directory: Path, show: Callable[[str], None], progress: Progress
-) -> tuple[str, str, str | None]:
-    """Model directory, training file, evaluation file."""
+def _paths(config: Config, directory: Path, show: Callable[[str], None], progress: Progress) -> Paths:
     if config.model.path is not None and config.data.path is not None:
         model_dir = config.model.path
-        path, eval_path = data_files(config.data, directory, seed=config.run.seed, progress=progress)
+        train, held_out = settle(config.data, directory, seed=config.run.seed, progress=progress)
         if model_dir == UNTRAINED:
-            texts = read_texts(path, config.data, trace_required=config.guidance.enabled)
+            texts = read_texts(train, config.data, trace_required=config.guidance.enabled)
             with progress.phase("making the untrained model"):
                 model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
-        return model_dir, path, eval_path
+        return model_dir, train, held_out
     with progress.phase("warm start", config.embedded.warm_start_steps, "steps") as phase:
         made = prepare(
             directory / "embedded", config.embedded, seed=config.run.seed, report=show, ticks=phase
         )
-    return str(made.model_dir), str(made.train_path), str(made.eval_path)
+    return str(made.model_dir), (str(made.train_path),), (str(made.eval_path),)
 
 
 def reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:

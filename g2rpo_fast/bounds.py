@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-__all__ = ["FunctionOrName", "Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields"]
+__all__ = ["FunctionOrName", "Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields", "objects_too"]
 
 CHECKED = find_spec("pydantic") is not None
 """The program requires it. Ops and benchmarks run from a checkout without it: nothing is checked then."""
@@ -38,6 +38,12 @@ elif CHECKED:
 else:
     FunctionOrName = str
 """A text to the command line and to TOML; from Python the function itself may stand there."""
+
+
+def objects_too(is_one: Callable[[Any], bool]) -> Any:
+    """Beside a type: from Python, what `is_one` says yes to may stand there as it is."""
+    return CHECKED and pydantic.WrapValidator(lambda given, other: given if is_one(given) else other(given))
+
 
 _WANTED = {
     "greater_than_equal": "at least {ge:g}",

@@ -1,6 +1,6 @@
 """What a run was made from, by content: its data, its model, and the reference model of a KL term.
 
-    found = fingerprint(model_path, train_path, eval_path, reference_path=model_path if kl_coef else None)
+    found = fingerprint(model_path, train, held_out, reference_path=model_path if kl_coef else None)
     {"data.path": {"rows": 2048, "blake2b": "9c1f..."},
      "data.eval_path": {"rows": 256, "blake2b": "77a0..."},
      "model.path": {"config.json": "03be...", "model.safetensors": "b1d2...", "tokenizer.json": "51cc..."}}
@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-Fingerprint = dict[str, dict[str, int | str]]
+Content = dict[str, int | str]
+"""Name -> count or digest."""
+Fingerprint = dict[str, Content]
 """Configuration key -> (rows or name of a file) -> count or digest."""
 
 MODEL_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py", ".safetensors", ".bin")
@@ -28,21 +30,21 @@ SHOWN_DIGITS = 12
 
 
 def fingerprint(
-    model_path: str, train_path: str, eval_path: str | None = None, *, reference_path: str | None = None
+    model_path: str, train: Content, held_out: Content | None = None, *, reference_path: str | None = None
 ) -> Fingerprint:
     """Reads every file whole: about 0.8 GB/s a core.
 
     Args:
         model_path: a directory, or a hub id whose files are in the local cache: call this after loading.
-        train_path, eval_path: JSON lines.
+        train, held_out: of the data (see `file_content`).
         reference_path: model that a KL term is taken against; None = no such term.
 
     Raises:
         OSError: a file that cannot be read.
     """
-    found: Fingerprint = {"data.path": _data(train_path)}
-    if eval_path is not None:
-        found["data.eval_path"] = _data(eval_path)
+    found: Fingerprint = {"data.path": train}
+    if held_out is not None:
+        found["data.eval_path"] = held_out
     found["model.path"] = _model(model_path)
     if reference_path is not None:
         same = reference_path == model_path
@@ -69,7 +71,8 @@ def _shown(value: int | str | None) -> str:
     return str(value) if isinstance(value, int) else f"{value[:SHOWN_DIGITS]}..."
 
 
-def _data(path: str) -> dict[str, int | str]:
+def file_content(path: str) -> Content:
+    """Of a file: lines that are not blank, and its bytes' digest."""
     with open(path, "rb") as file:
         rows = sum(1 for line in file if line.strip())
     return {"rows": rows, "blake2b": _digest(Path(path))}

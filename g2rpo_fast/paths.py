@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from g2rpo_fast.config import Config
-from g2rpo_fast.data.json_lines import opened
-from g2rpo_fast.data.reasoning_gym import check_task, is_task
+from g2rpo_fast.data.settled import check_places
 from g2rpo_fast.embedded import UNTRAINED
 from g2rpo_fast.model.read import check_place
 from g2rpo_fast.run_directory import check_settings
@@ -25,11 +24,6 @@ def check_paths(config: Config) -> None:
             "(the embedded task's rows are for its own model and format)"
         )
     if data.path is not None:
-        if is_task(data.path):
-            check_task(data)
-        else:
-            opened(data.path, key="data.path").close()
-        if data.eval_path:
-            opened(data.eval_path, key="data.eval_path").close()
+        check_places(data)
     if model.path is not None:
         check_place(model.path)

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from g2rpo_fast.embedded import EmbeddedConfig, EmbeddedPaths, prepare
-from g2rpo_fast.fingerprint import Fingerprint, changes, fingerprint
+from g2rpo_fast.fingerprint import Fingerprint, changes, file_content, fingerprint
 
 CONFIG = EmbeddedConfig(train_rows=20, eval_rows=5, warm_start_steps=0)
 
@@ -22,9 +22,8 @@ def made(tmp_path: Path) -> EmbeddedPaths:
 
 def of(made: EmbeddedPaths, *, reference: bool = False) -> Fingerprint:
     model = str(made.model_dir)
-    return fingerprint(
-        model, str(made.train_path), str(made.eval_path), reference_path=model if reference else None
-    )
+    contents = (file_content(str(path)) for path in (made.train_path, made.eval_path))
+    return fingerprint(model, *contents, reference_path=model if reference else None)
 
 
 def test_same_content_elsewhere_is_the_same(made: EmbeddedPaths, tmp_path: Path) -> None:
@@ -34,7 +33,9 @@ def test_same_content_elsewhere_is_the_same(made: EmbeddedPaths, tmp_path: Path)
     assert before["reference"] == before["model.path"]
     copied = Path(shutil.copytree(made.model_dir, tmp_path / "copy"))
     (copied / "README.md").write_text("nothing that is loaded")
-    again = fingerprint(str(copied), str(made.train_path), str(made.eval_path), reference_path=str(copied))
+    again = fingerprint(
+        str(copied), before["data.path"], before["data.eval_path"], reference_path=str(copied)
+    )
     assert changes(json.loads(json.dumps(before)), again) == []
 
 

@@ -53,8 +53,8 @@ def run(words: Sequence[str]) -> int:
     sections, notes = starting_sections(source)
     offered = {
         "data": (
-            "format", "prompt_column", "answer_column", "template", "chat", "system_prompt",
-            "max_prompt_tokens", "on_bad_row", "eval_rows",
+            "subset", "eval_split", "format", "prompt_column", "answer_column", "template", "chat",
+            "system_prompt", "max_prompt_tokens", "on_bad_row", "eval_rows",
         ),
         "reward": tuple(sections["reward"].__dataclass_fields__),
         **SAMPLING_KEYS,
@@ -65,8 +65,9 @@ def run(words: Sequence[str]) -> int:
         sections,
         offered,
         prog="g2rpo-fast eval MODEL DATA",
-        description="Accuracy of a model (a directory, a hub id, or RUN, RUN:STEP, RUN:best) on DATA, a file "
-        "of JSON lines. Values start from the run's configuration, or from the defaults.",
+        description="Accuracy of a model (a directory, a hub id, or RUN, RUN:STEP, RUN:best) on DATA, a "
+        "file, a folder or a hub id, as data.eval_path is. Values start from the run's configuration, or "
+        "from the defaults.",
     )
     asked.check(sections["rollout"].temperature)
     for line in notes:
@@ -78,6 +79,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _evaluate(source: ModelSource, data: str, asked: EvalOptions, sections: dict[str, Any]) -> None:
+    from g2rpo_fast.data.sources import fetched
     from g2rpo_fast.evaluation.items import measure
     from g2rpo_fast.evaluation.problems import check_file, judged_problems
     from g2rpo_fast.evaluation.ready import ready
@@ -88,12 +90,13 @@ def _evaluate(source: ModelSource, data: str, asked: EvalOptions, sections: dict
     from g2rpo_fast.rewards.loading import load_rewards
 
     config = config_of(sections)
-    check_file(data, config.data, key="DATA", answers=True)
+    rows = fetched(data, config.data, key="DATA")
+    check_file(rows, config.data, key="DATA", answers=True)
     rewards = load_rewards(config.reward)
     with item_lines(asked.out) as write:
         with Progress().phase(f"loading {source.name}"):
             tokenizer = load_tokenizer(source.path)
-            found = judged_problems(data, config.data, tokenizer, rewards)
+            found = judged_problems(rows, config.data, tokenizer, rewards)
             loaded = ready(source, tokenizer, sections, found.prompts)
         items = []
         with Progress().phase("evaluating", len(found.prompts), "problems") as told:

@@ -22,7 +22,7 @@ class SampleOptions:
     prompt: str | None = None
     """The problem. The template or chat template is put around it."""
     file: str | None = None
-    """JSON lines with problems, and traces for guidance; answers are not needed."""
+    """Rows with problems, and traces for guidance, as data.eval_path has them; answers are not needed."""
     rows: int = 0
     """Rows of the file, from the top; 0 = all."""
     guidance_tokens: int = 0
@@ -61,7 +61,10 @@ def run(words: Sequence[str]) -> int:
 
     source = find_model(names[0]) if names else ModelSource(name="MODEL", path="MODEL")
     sections, notes = starting_sections(source)
-    data = ("format", "prompt_column", "trace_column", "template", "chat", "system_prompt")
+    data = (
+        "subset", "eval_split", "format", "prompt_column", "trace_column", "template", "chat",
+        "system_prompt",
+    )  # fmt: skip
     asked, sections = read_options(
         options,
         SampleOptions(),
@@ -81,18 +84,20 @@ def run(words: Sequence[str]) -> int:
 
 
 def _sample(source: ModelSource, asked: SampleOptions, sections: dict[str, Any]) -> None:
+    from g2rpo_fast.data.sources import fetched
     from g2rpo_fast.evaluation.problems import check_file, one_problem, shown_problems
     from g2rpo_fast.evaluation.ready import ready
     from g2rpo_fast.evaluation.show import as_text, samples_of
     from g2rpo_fast.model.vocabulary import load_tokenizer
 
     rollout, data = sections["rollout"], sections["data"]
-    if asked.file is not None:
-        check_file(asked.file, data, key="--file", answers=False)
+    rows = None if asked.file is None else fetched(asked.file, data, key="--file")
+    if rows is not None:
+        check_file(rows, data, key="--file", answers=False)
     with Progress().phase(f"loading {source.name}"):
         tokenizer = load_tokenizer(source.path)
-        if asked.file is not None:
-            prompts = shown_problems(asked.file, data, tokenizer)[: asked.rows or None]
+        if rows is not None:
+            prompts = shown_problems(rows, data, tokenizer)[: asked.rows or None]
         else:
             prompts = one_problem(asked.prompt or "", data, tokenizer)
         if asked.guidance_tokens and not any(prompt.trace_ids for prompt in prompts):

@@ -16,7 +16,7 @@ from g2rpo_fast.checkpoint import CheckpointConfig
 from g2rpo_fast.config.checks import CHECKS
 from g2rpo_fast.config.choice import PIECES, SINGLE, made, pieces_of, refuse_unknown
 from g2rpo_fast.credit import Center, Std
-from g2rpo_fast.data import DataConfig
+from g2rpo_fast.data import DataConfig, named_data
 from g2rpo_fast.embedded import EmbeddedConfig
 from g2rpo_fast.evaluate import EvaluateConfig
 from g2rpo_fast.guidance import GuidanceConfig
@@ -144,4 +144,5 @@ def section_types() -> dict[str, type]:
 def plain(config: Config) -> dict[str, Any]:
     """As JSON has it: tables, lists, numbers and texts; a function by its name."""
     named = replace(config.reward, functions=config.reward.channels)  # an object may not bear being copied
-    return json.loads(json.dumps(asdict(replace(config, reward=named)), default=name_of))
+    config = replace(config, reward=named, data=named_data(config.data))
+    return json.loads(json.dumps(asdict(config), default=name_of))

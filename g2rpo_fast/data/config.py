@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from g2rpo_fast.bounds import Ge, check_fields
+from g2rpo_fast.bounds import Ge, check_fields, objects_too
+
+
+def is_rows(given: Any) -> bool:
+    """Rows that Python has already: a list of dicts, or a datasets.Dataset."""
+    if isinstance(given, list | tuple):
+        return bool(given) and all(isinstance(row, Mapping) for row in given)
+    return _kind(given) == "Dataset"
+
+
+if TYPE_CHECKING:
+    PathOrRows = PathsOrRows = Any
+else:
+    PathOrRows = Annotated[str | None, objects_too(is_rows)]
+    PathsOrRows = Annotated[str | tuple[str, ...] | None, objects_too(is_rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where prompts come from and how they become tokens."""
 
-    path: str | None = None
-    """JSON lines to train on, or reasoning_gym:TASK, whose generator makes them; none = the embedded task."""
-    eval_path: str | None = None
-    """JSON lines to evaluate on; none = no evaluation (the embedded task brings its own)."""
+    path: PathsOrRows = None
+    """What to train on: a file of JSON lines, a JSON array (.json), CSV (all but Parquet also .gz, .zst) or
+    Parquet, a folder or hub id that the package datasets loads, or reasoning_gym:TASK, whose generator makes
+    it; several of the others are read as one. From Python also a datasets.Dataset or a list of dicts. None =
+    the embedded task."""
+    subset: str | None = None
+    """Of a hub id, its configuration (such as main); of `path` and `eval_path`."""
+    split: str | None = None
+    """Of a folder or hub id, the split to train on; none = train."""
+    eval_path: PathOrRows = None
+    """What to evaluate on, one of these; none = no evaluation (the embedded task and those of reasoning-gym
+    bring their own)."""
+    eval_split: str | None = None
+    """The split to evaluate on, of `eval_path` or, without one, of `path`; none = test, of `eval_path`."""
     format: Literal["columns", "gsm8k"] = "columns"
     """columns: a JSON object a row with the columns below. gsm8k: `question`, `answer` with `#### final`."""
     prompt_column: str = "prompt"
@@ -45,14 +71,18 @@ class DataConfig:
     """Rows that cannot be used (malformed, or with a reference that a reward cannot read): refuse the file,
     or leave them out, and say how many and the first five."""
     eval_rows: Annotated[int, Ge(0)] = 256
-    """Rows of eval_path to use, from the top; 0 = all."""
+    """Rows to evaluate on, from the top; 0 = all."""
     shuffle: bool = True
     """A new order every epoch; otherwise the order of the file."""
     seed: Annotated[int, Ge(0)] | None = None
     """Of that order; none = run.seed."""
 
     def __post_init__(self) -> None:
+        for key in ("path", "eval_path"):
+            _refuse_objects(getattr(self, key), f"data.{key}")
         check_fields(self, "data")
+        if self.path == ():
+            raise ValueError("data.path: wanted a place of rows, or rows, got none")
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
         if self.system_prompt is not None and not self.chat:
@@ -62,3 +92,37 @@ class DataConfig:
                 "data.hint_template: wanted a text with {prompt} and {hint} in it, got "
                 f"{self.hint_template!r}"
             )
+
+
+def named_data(config: DataConfig) -> DataConfig:
+    """As a record of the run has it: rows by how many there are."""
+    path, eval_path = (
+        f"{len(given)} rows from Python" if is_rows(given) else given
+        for given in (config.path, config.eval_path)
+    )
+    return replace(config, path=path, eval_path=eval_path)
+
+
+def _kind(given: Any) -> str | None:
+    """Which class of the package datasets it is of; nothing is, where that was never imported."""
+    package = sys.modules.get("datasets")
+    kinds = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
+    return next((k for k in kinds if package and isinstance(given, getattr(package, k))), None)
+
+
+def _refuse_objects(given: Any, key: str) -> None:
+    kind = _kind(given)
+    if isinstance(given, list | tuple) and len({isinstance(row, Mapping) for row in given}) > 1:
+        odd = next(row for row in given if not isinstance(row, Mapping))
+        raise ValueError(f"{key}: wanted paths alone, or dicts alone, got {odd!r} among dicts")
+    if kind in ("IterableDataset", "IterableDatasetDict"):
+        raise ValueError(
+            f"{key}: wanted a datasets.Dataset, got {kind}: a stream cannot be visited in an order that a "
+            "run goes on with (load it with streaming=False)"
+        )
+    if kind == "DatasetDict":
+        raise ValueError(
+            f"{key}: wanted one split, such as dataset[{next(iter(given), 'train')!r}], got {kind}"
+        )
+    if kind == "Dataset" and not len(given):
+        raise ValueError(f"{key}: wanted rows, got a Dataset without any")

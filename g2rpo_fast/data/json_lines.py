@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, Literal, NoReturn
+
+from g2rpo_fast.data.opened import opened, unpacked
 
 MAX_DIGITS = 4300
 """Of a whole number: Python's own limit, above which reading takes time with the square of the digits."""
@@ -22,29 +23,20 @@ class BadRow:
     line: int
     """Line of the file, from 1."""
     reason: str
+    unit: Unit = "line"
 
 
-def opened(path: str, *, key: str) -> BinaryIO:
-    """The file, to be read and closed.
-
-    Raises:
-        ValueError: no such file, or one that cannot be opened; names the configuration `key`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{key}: wanted a file of JSON lines, got {path!r}, which is not a file")
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"{key}: wanted a file that can be read, got {path!r} ({error.strerror})") from error
+Unit = Literal["line", "row"]
+"""What is counted in a file: lines, or rows where those have none."""
 
 
 def read_objects(path: str, *, key: str) -> Iterator[tuple[int, bytes]]:
     """(line, text) of every line that is not blank; a byte order mark before it is no part of the text.
 
     Raises:
-        ValueError: as `opened`.
+        ValueError: as `opened` and `unpacked`.
     """
-    with opened(path, key=key) as file:
+    with opened(path, key=key) as file, unpacked(path, key=key):
         for line, text in enumerate(file, start=1):
             text = text.removeprefix(codecs.BOM_UTF8)
             if text.strip():

@@ -6,7 +6,7 @@ Prompt and trace are joined as ids, so guidance of any length is a prefix of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from g2rpo_fast.data.hints import hinted
 from g2rpo_fast.data.json_lines import BadRow
 from g2rpo_fast.data.render import render
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
+from g2rpo_fast.data.sources import NamedRows, Source
 from g2rpo_fast.data.tail import chat_tail
 from g2rpo_fast.data.tokens import encode
 from g2rpo_fast.types import Prompt, opening_tag
@@ -29,11 +30,11 @@ ReferenceCheck = Callable[[str, Mapping[str, Any]], str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """The usable prompts of a file, in its order."""
+    """The usable prompts of a source, in its order, or of several, one after the other."""
 
     prompts: tuple[Prompt, ...]
     path: str
-    """The file."""
+    """The file, or what the rows are called."""
     num_rows: int
     """Rows that can be used."""
     skipped: tuple[BadRow, ...]
@@ -46,7 +47,7 @@ class PromptSet:
 
 
 def load_prompts(
-    path: str,
+    path: Source | Sequence[Source],
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -54,16 +55,20 @@ def load_prompts(
     trace_required: bool = True,
     checks: Mapping[str, ReferenceCheck] = MappingProxyType({}),
 ) -> PromptSet:
-    """Reads, checks and tokenises a file.
+    """Reads, checks and tokenises a source, or several.
 
-    Ids are `split:line`. `split="eval"` takes the first `eval_rows` rows, and may lack the trace column,
-    which only guided training needs. Raises ValueError for a missing file, rows that cannot be used (unless
-    `on_bad_row` skips them), a tokenizer that does not fit, or when no prompt is short enough.
+    Ids are `split:line`, of several sources `split:source:line`. `split="eval"` takes the first `eval_rows`
+    rows of each, and may lack the trace column, which only guided training needs. Raises ValueError for a
+    missing file, rows that cannot be used (unless `on_bad_row` skips them), a tokenizer that does not fit, or
+    when no prompt is short enough.
 
     Args:
         trace_required: a row to train on without the trace column is malformed.
         checks: by name of a reward, for every row's reference.
     """
+    if not isinstance(path, str | NamedRows):
+        load = partial(load_prompts, split=split, trace_required=trace_required, checks=checks)
+        return _together([load(one, config, tokenizer) for one in path], split)
     evaluation = split == "eval"
     key = "data.eval_path" if evaluation else "data.path"
     limit = config.eval_rows if evaluation else 0
@@ -80,9 +85,27 @@ def load_prompts(
         )
     return PromptSet(
         prompts=_short_enough([prompts[problem.line] for problem in problems], path, config),
-        path=path,
+        path=str(path),
         num_rows=len(problems),
         skipped=tuple(sorted((*malformed, *unjudged, *torn), key=lambda row: row.line)),
+    )
+
+
+def _together(sets: Sequence[PromptSet], split: str) -> PromptSet:
+    """Sources are numbered from 1, as lines are; a single one is as if it were not in a list."""
+    if len(sets) == 1:
+        return sets[0]
+    return PromptSet(
+        prompts=tuple(
+            replace(prompt, id=prompt.id.replace(split, f"{split}:{number}", 1))
+            for number, one in enumerate(sets, start=1)
+            for prompt in one.prompts
+        ),
+        path=", ".join(one.path for one in sets),
+        num_rows=sum(one.num_rows for one in sets),
+        skipped=tuple(
+            replace(row, reason=f"{one.path}: {row.reason}") for one in sets for row in one.skipped
+        ),
     )
 
 
@@ -104,7 +127,7 @@ def prompts_of(
     return prompts, {p.line for p, (_, trace) in zip(problems, encoded, strict=True) if trace is None}
 
 
-def _short_enough(prompts: Sequence[Prompt], path: str, config: DataConfig) -> tuple[Prompt, ...]:
+def _short_enough(prompts: Sequence[Prompt], path: Source, config: DataConfig) -> tuple[Prompt, ...]:
     short = tuple(prompt for prompt in prompts if len(prompt.token_ids) <= config.max_prompt_tokens)
     if not short:
         shortest = min(len(prompt.token_ids) for prompt in prompts)
@@ -121,7 +144,7 @@ def _unjudged(checks: Mapping[str, ReferenceCheck], problem: Problem) -> str | N
             reason = check(problem.answer, problem.row)
         except Exception as error:  # a user's function may raise anything
             raise ValueError(
-                f"reward.functions: check_reference of {name!r} failed on line {problem.line}: "
+                f"reward.functions: check_reference of {name!r} failed on {problem.unit} {problem.line}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if reason is not None:
@@ -135,9 +158,12 @@ def _torn(apart: set[int], config: DataConfig, problem: Problem) -> str | None:
     return f"no tokens of column {config.trace_column!r} read as one text with the prompt before them"
 
 
-def read_texts(path: str, config: DataConfig, *, trace_required: bool = True) -> Iterator[str]:
+def read_texts(
+    sources: Sequence[Source], config: DataConfig, *, trace_required: bool = True
+) -> Iterator[str]:
     """Prompt, trace and answer of every row, as they are: what a tokenizer can be made from."""
-    problems = read_problems(path, config, key="data.path", limit=0, trace_required=trace_required)
+    read = partial(read_problems, config=config, key="data.path", limit=0, trace_required=trace_required)
+    problems = (problem for source in sources for problem in read(source))
     return (text for problem in problems for text in (problem.prompt, problem.trace, problem.answer))
 
 

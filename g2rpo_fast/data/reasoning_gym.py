@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.files import write_text
-from g2rpo_fast.progress import Progress
 
 PREFIX = "reasoning_gym:"
 ROWS, HELD_OUT = 2048, 256
@@ -26,8 +25,8 @@ TRIES = 20
 Row = dict[str, Any]
 
 
-def is_task(path: str) -> bool:
-    return path.startswith(PREFIX)
+def is_task(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith(PREFIX)
 
 
 def check_task(config: DataConfig) -> None:
@@ -39,18 +38,6 @@ def check_task(config: DataConfig) -> None:
             f"data.path: wanted a file, or the package reasoning-gym for {config.path} (pip install "
             '"g2rpo-fast[reasoning-gym]"), got neither'
         )
-
-
-def data_files(
-    config: DataConfig, directory: Path, *, seed: int, progress: Progress
-) -> tuple[str, str | None]:
-    """`data.path` and `data.eval_path`; where the first is a task, files of it in the run's directory."""
-    assert config.path is not None
-    if not is_task(config.path):
-        return config.path, config.eval_path
-    with progress.phase(f"making the data of {config.path}"):
-        made = make_task(directory / "reasoning_gym", config, seed=seed)
-    return str(made[0]), config.eval_path or str(made[1])
 
 
 def make_task(directory: Path, config: DataConfig, *, seed: int) -> tuple[Path, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.rows import read_problems
+from g2rpo_fast.data.sources import NamedRows, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,9 +20,13 @@ LOOKED_AT = 32
 """Rows of which it is seen whether they are rendered already."""
 
 
-def with_chat_settled(path: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
-    """`config` with `chat` true or false, as `chat_settled` finds it from the first problems of a file."""
-    return chat_settled(_first_problems(path, config), config, tokenizer)
+def with_chat_settled(
+    path: Source | Sequence[Source], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> DataConfig:
+    """`config` with `chat` true or false, as `chat_settled` finds it from the first problems of a source."""
+    sources = [path] if isinstance(path, str | NamedRows) else path
+    first = (problem for source in sources for problem in _first_problems(source, config))
+    return chat_settled(first, config, tokenizer)
 
 
 def chat_settled(
@@ -39,7 +44,7 @@ def chat_settled(
     return replace(config, chat=not rendered)
 
 
-def _first_problems(path: str, config: DataConfig) -> Iterator[str]:
+def _first_problems(path: Source, config: DataConfig) -> Iterator[str]:
     problems = read_problems(path, config, key="data.path", limit=LOOKED_AT, trace_required=False)
     yield from (problem.prompt for problem in problems)
 

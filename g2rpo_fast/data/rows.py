@@ -1,15 +1,16 @@
-"""JSON lines to problems. What is malformed is refused with file, line and reason, several rows at a time, or
+"""Rows to problems. What is malformed is refused with file, line and reason, several rows at a time, or
 left out and counted (`data.on_bad_row`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from g2rpo_fast.data.config import DataConfig
-from g2rpo_fast.data.json_lines import BadRow, json_object, read_objects
+from g2rpo_fast.data.json_lines import BadRow, Unit
+from g2rpo_fast.data.sources import Source, rows_of
 
 MAX_REPORTED = 5
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -20,7 +21,7 @@ class Problem:
     """One row, before templates and tokens."""
 
     line: int
-    """Line of the file, from 1."""
+    """Line of the file, or number of the row, from 1."""
     prompt: str
     answer: str
     """A number of the file stands as it was written, without an exponent."""
@@ -28,10 +29,11 @@ class Problem:
     """Empty = none."""
     row: Mapping[str, Any]
     """All columns."""
+    unit: Unit = "line"
 
 
 def read_problems(
-    path: str, config: DataConfig, *, key: str, limit: int, trace_required: bool
+    path: Source, config: DataConfig, *, key: str, limit: int, trace_required: bool
 ) -> list[Problem]:
     """The first `limit` rows (0 = all) of a file that can be used; blank lines are skipped.
 
@@ -42,20 +44,22 @@ def read_problems(
 
 
 def read_rows(
-    path: str, config: DataConfig, *, key: str, limit: int, trace_required: bool
+    path: Source, config: DataConfig, *, key: str, limit: int, trace_required: bool
 ) -> tuple[list[Problem], list[BadRow]]:
     """As `read_problems`, and the malformed rows before the last of them, which were skipped."""
     parse = FORMATS[config.format]
     problems: list[Problem] = []
     bad: list[BadRow] = []
-    for line, text in read_objects(path, key=key):
+    unit, rows = rows_of(path, key=key, as_written=config.answer_column)
+    for line, row in rows:
         if limit and len(problems) == limit:
             break
         try:
-            row = json_object(text, as_written=config.answer_column)
-            problems.append(parse(row, line, config, trace_required))
+            if isinstance(row, str):
+                raise ValueError(row)
+            problems.append(replace(parse(row, line, config, trace_required), unit=unit))
         except ValueError as error:
-            bad.append(BadRow(line=line, reason=str(error)))
+            bad.append(BadRow(line=line, reason=str(error), unit=unit))
             if config.on_bad_row == "refuse" and len(bad) == MAX_REPORTED:
                 break
     _refuse(path, config, bad, what="malformed rows")
@@ -65,7 +69,7 @@ def read_rows(
 
 
 def sift(
-    path: str,
+    path: Source,
     config: DataConfig,
     problems: Sequence[Problem],
     reason: Callable[[Problem], str | None],
@@ -83,7 +87,7 @@ def sift(
         if found is None:
             kept.append(problem)
         else:
-            bad.append(BadRow(line=problem.line, reason=found))
+            bad.append(BadRow(line=problem.line, reason=found, unit=problem.unit))
         if config.on_bad_row == "refuse" and len(bad) == MAX_REPORTED:
             break
     _refuse(path, config, bad, what=what)
@@ -94,10 +98,10 @@ def sift(
 
 def listed(bad: Sequence[BadRow]) -> str:
     """The first five, a line each."""
-    return "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:MAX_REPORTED])
+    return "".join(f"\n  {row.unit} {row.line}: {row.reason}" for row in bad[:MAX_REPORTED])
 
 
-def _refuse(path: str, config: DataConfig, bad: Sequence[BadRow], *, what: str) -> None:
+def _refuse(path: Source, config: DataConfig, bad: Sequence[BadRow], *, what: str) -> None:
     if bad and config.on_bad_row == "refuse":
         stopped = " (stopped there)" if len(bad) == MAX_REPORTED else ""
         hint = '\n  data.on_bad_row = "skip" leaves such rows out'

@@ -8,30 +8,29 @@ from transformers import PreTrainedTokenizerBase
 
 from g2rpo_fast.assemble import reference_checks
 from g2rpo_fast.data import DataConfig
-from g2rpo_fast.data.json_lines import json_object, read_objects
 from g2rpo_fast.data.prompts import PromptSet, load_prompts, prompts_of
 from g2rpo_fast.data.render import chat_settled, with_chat_settled
 from g2rpo_fast.data.rows import FORMATS, Problem
+from g2rpo_fast.data.sources import Source, rows_of
 from g2rpo_fast.rewards.loading import RewardSet
 from g2rpo_fast.types import Prompt
 
 
-def check_file(path: str, config: DataConfig, *, key: str, answers: bool) -> None:
+def check_file(path: Source, config: DataConfig, *, key: str, answers: bool) -> None:
     """A file that has rows, the first of which has the columns that are read.
 
     Raises:
         ValueError: in one line, with the key that would mend it.
     """
-    found = next(iter(read_objects(path, key=key)), None)
+    unit, rows = rows_of(path, key=key)
+    found = next(rows, None)
     if found is None:
         raise ValueError(f"{key}: wanted a file with JSON lines, got {path}, which has no rows")
-    line, text = found
-    try:
-        row = json_object(text)
-    except ValueError as error:
+    line, row = found
+    if isinstance(row, str):
         if config.on_bad_row == "skip":
             return
-        raise ValueError(f"{key}: {path}, line {line}: {error}") from error
+        raise ValueError(f"{key}: {path}, {unit} {line}: {row}")
     wanted = {"data.prompt_column": config.prompt_column}
     if answers:
         wanted["data.answer_column"] = config.answer_column
@@ -50,7 +49,7 @@ def _gsm8k(row: dict[str, Any]) -> bool:
 
 
 def judged_problems(
-    path: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
+    path: Source, config: DataConfig, tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
 ) -> PromptSet:
     """The file's problems, as training reads those that it holds out."""
     settled = with_chat_settled(path, config, tokenizer)
@@ -67,7 +66,7 @@ def one_problem(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBas
     return list(prompts_of([problem], settled, tokenizer, split="eval")[0].values())
 
 
-def shown_problems(path: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def shown_problems(path: Source, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The problems of a file, with their traces; they need no answers.
 
     Raises:
@@ -77,14 +76,16 @@ def shown_problems(path: str, config: DataConfig, tokenizer: PreTrainedTokenizer
     return list(prompts_of(_read(path, settled), settled, tokenizer, split="eval")[0].values())
 
 
-def _read(path: str, config: DataConfig) -> list[Problem]:
+def _read(path: Source, config: DataConfig) -> list[Problem]:
     problems = []
-    for line, text in read_objects(path, key="--file"):
+    unit, rows = rows_of(path, key="--file")
+    for line, row in rows:
         try:
-            row = json_object(text)
+            if isinstance(row, str):
+                raise ValueError(row)
             if config.format == "columns":
                 row[config.answer_column] = "none"  # nobody reads it
             problems.append(FORMATS[config.format](row, line, config, False))
         except ValueError as error:
-            raise ValueError(f"--file: {path}, line {line}: {error}") from error
+            raise ValueError(f"--file: {path}, {unit} {line}: {error}") from error
     return problems

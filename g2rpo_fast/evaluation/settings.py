@@ -12,6 +12,9 @@ from g2rpo_fast.model_source import ModelSource
 USED = ("run", "model", "data", "rollout", "reward")
 """Sections of the configuration that are read."""
 
+PLACES = ("path", "subset", "split", "eval_path", "eval_split")
+"""Keys of `[data]` that say where a run's rows are."""
+
 
 def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
     """The sections as a run has them, else their defaults, and notes of what is otherwise here: all rows of a
@@ -24,7 +27,7 @@ def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
     changes: dict[str, dict[str, Any]] = {
         "run": {"dir": None},
         "model": {"path": None, "gradient_checkpointing": False},
-        "data": {"path": None, "eval_path": None, "eval_rows": 0, "hint_columns": ()},
+        "data": {**dict.fromkeys(PLACES), "eval_rows": 0, "hint_columns": ()},
         "rollout": {"engine": "local"},
     }
     return {name: replace(section, **changes.get(name, {})) for name, section in found.items()}, notes

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from g2rpo_fast.config import Config, plain
+from g2rpo_fast.data.sources import is_hub_id
 from g2rpo_fast.methods import find, load_methods
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model_source import StoredRun
@@ -107,8 +108,8 @@ def _named(pieces: Any) -> str:
 def _data(run: StoredRun) -> str:
     data = run.values.get("data", {})
     train, held_out = (data.get(key) for key in ("path", "eval_path"))
-    names = [Path(train).name if train else "g2rpo-fast's embedded task: sort digits step by step"]
-    names += [f"held out: {Path(held_out).name}"] if held_out else []
+    names = [_places(train) if train else "g2rpo-fast's embedded task: sort digits step by step"]
+    names += [f"held out: {_places(held_out)}"] if held_out else []
     lines = [f"- {name}{_rows(run, key)}" for name, key in zip(names, ("data.path", "data.eval_path"))]
     if data.get("template"):
         lines.append(f"- template: `{json.dumps(data['template'], ensure_ascii=False)}`")
@@ -117,6 +118,12 @@ def _data(run: StoredRun) -> str:
     reward = run.values.get("reward", {})
     lines.append(f"- rewards: {', '.join(reward.get('functions', ['math']))}")
     return "\n".join(lines)
+
+
+def _places(path: str | list[str]) -> str:
+    """Files by their names, hub ids whole."""
+    places = [path] if isinstance(path, str) else path
+    return ", ".join(place if is_hub_id(place) else Path(place).name for place in places)
 
 
 def _rows(run: StoredRun, key: str) -> str:

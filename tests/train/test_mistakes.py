@@ -106,8 +106,9 @@ def test_other_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
     (tmp_path / "wrong.toml").write_text("[run\n")
     (tmp_path / "file").write_text("x")
-    with gzip.open(tmp_path / "train.jsonl.gz", "wb") as file:
-        file.write((made / "train.jsonl").read_bytes())
+    (tmp_path / "empty").mkdir()
+    packed = gzip.compress((made / "train.jsonl").read_bytes())
+    (tmp_path / "half.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     model = ["--model.path", str(made / "model"), "--data.path"]
     for arguments, words in {
         ("--run.device", "cuda:99"): ("run.device: wanted", "cuda:99"),
@@ -115,13 +116,13 @@ def test_other_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
         ("--run.device", "meta"): ("run.device: wanted", "meta"),
         ("--run.dir", str(tmp_path / "file")): ("run.dir: wanted", "file"),
         ("--run.dir", "/proc/none/run"): ("run.dir: wanted", "/proc/none/run"),
-        (*model, str(tmp_path)): ("data.path: wanted", str(tmp_path)),
+        (*model, str(tmp_path / "empty")): ("data.path: wanted", str(tmp_path / "empty")),
+        (*model, str(tmp_path / "half.jsonl.gz")): ("data.path: wanted", "half.jsonl.gz"),
         (*model, str(tmp_path / "none.jsonl")): ("data.path: wanted", "none.jsonl"),
     }.items():
         status, error = status_of(list(arguments), capsys)
         assert status == 2, arguments
         assert_one_line(error, *words)
-    assert status_of([*model, str(tmp_path / "train.jsonl.gz")], capsys)[0] == 2
     for source in ("binary.toml", "wrong.toml", "none.toml", str(tmp_path)):
         assert main(["train", source]) == 2
         assert_one_line(capsys.readouterr().err, source)

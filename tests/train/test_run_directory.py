@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -145,3 +148,18 @@ def test_same_data_and_model_elsewhere_continue_the_run(made, tmp_path):
     elsewhere = copied(made, tmp_path / "elsewhere")
     result = train(config_of(tmp_path / "run", elsewhere, run={"steps": 2}), show=quiet)
     assert [r["step"] for r in read_metrics(result.metrics_path)] == [0, 1, 2]
+
+
+def test_rows_of_python_continue_a_run_when_they_are_the_same(made, tmp_path):
+    rows = [json.loads(line) for line in (made / "train.jsonl").read_text().splitlines()]
+
+    def config(given: Any, steps: int) -> Config:
+        config = config_of(tmp_path / "run", made, run={"steps": steps})
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, path=given))
+
+    result = train(config(rows, 1), show=quiet)
+    with pytest.raises(ValueError, match=r"run\.dir: .*data\.path: wanted blake2b"):
+        train(config(rows[::-1], 2), show=quiet)
+    train(config(datasets.Dataset.from_list(rows), 2), show=quiet)
+    assert [r["step"] for r in read_metrics(result.metrics_path)] == [0, 1, 2]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["path"] == "64 rows from Python"
