@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-__all__ = ["FunctionOrName", "Ge", "Gt", "InfinityToo", "Le", "Lt", "check_fields", "objects_too"]
+__all__ = ["FunctionOrName", "Ge", "Gt", "InfinityToo", "Le", "Lt", "Table", "check_fields", "objects_too"]
 
 CHECKED = find_spec("pydantic") is not None
 """The program requires it. Ops and benchmarks run from a checkout without it: nothing is checked then."""
@@ -38,6 +38,10 @@ elif CHECKED:
 else:
     FunctionOrName = str
 """A text to the command line and to TOML; from Python the function itself may stand there."""
+
+
+Table = dict[str, Any]
+"""Of any values: an inline table to the command line and to TOML."""
 
 
 def objects_too(is_one: Callable[[Any], bool]) -> Any:

@@ -54,7 +54,7 @@ def run(words: Sequence[str]) -> int:
     offered = {
         "data": (
             "subset", "eval_split", "format", "prompt_column", "answer_column", "template", "chat",
-            "system_prompt", "max_prompt_tokens", "on_bad_row", "eval_rows",
+            "system_prompt", "template_kwargs", "max_prompt_tokens", "on_bad_row", "eval_rows",
         ),
         "reward": tuple(sections["reward"].__dataclass_fields__),
         **SAMPLING_KEYS,

@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
     sections, notes = starting_sections(source)
     data = (
         "subset", "eval_split", "format", "prompt_column", "trace_column", "template", "chat",
-        "system_prompt",
+        "system_prompt", "template_kwargs",
     )  # fmt: skip
     asked, sections = read_options(
         options,

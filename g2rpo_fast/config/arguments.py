@@ -6,6 +6,7 @@ with typed help, knows the settings of the chosen pieces, `--terms.clip.low 0.1`
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from g2rpo_fast.bounds import Table
 from g2rpo_fast.config.choice import NONE_WORDS, PIECES, SINGLE, settings_of
 from g2rpo_fast.config.read import EMBEDDED, method_of, read_values, sections_of, stored_values, with_method
 from g2rpo_fast.config.renamed import KEYS, renamed
@@ -216,6 +218,17 @@ def _refuse_unchosen(options: Sequence[str], default: Any) -> None:
             )
 
 
+def _table(word: str) -> Table:
+    try:
+        return dict(**tomllib.loads(f"value = {word}")["value"])
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise ValueError(f"wanted a table such as {{key = true}}, got {word}") from error
+
+
+def _inline(table: Table) -> str:
+    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + "}"
+
+
 def _described(given: Words, values: Mapping[str, Any]) -> str:
     begun = given.run or given.source or "the defaults"
     method = f", method {values['method']}" if values.get("method") else ""
@@ -224,8 +237,20 @@ def _described(given: Words, values: Mapping[str, Any]) -> str:
 
 
 def registry() -> ConstructorRegistry:
-    """Reads `none` where a key may be None, as the help writes it."""
+    """Reads `none` where a key may be None, as the help writes it, and tables as TOML has them."""
     found = ConstructorRegistry()
+
+    @found.primitive_rule
+    def table(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Table] | None:
+        if kind.type != Table:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{KEY=VALUE,...}",
+            instance_from_str=lambda words: _table(words[0]),
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [_inline(value)],
+        )
 
     @found.primitive_rule
     def none(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from g2rpo_fast.bounds import Ge, check_fields, objects_too
+from g2rpo_fast.bounds import Ge, Table, check_fields, objects_too
 
 
 def is_rows(given: Any) -> bool:
@@ -16,6 +17,9 @@ def is_rows(given: Any) -> bool:
         return bool(given) and all(isinstance(row, Mapping) for row in given)
     return _kind(given) == "Dataset"
 
+
+RESERVED = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize")
+"""What a chat template is given anyway."""
 
 if TYPE_CHECKING:
     PathOrRows = PathsOrRows = Any
@@ -45,7 +49,8 @@ class DataConfig:
     format: Literal["columns", "gsm8k"] = "columns"
     """columns: a JSON object a row with the columns below. gsm8k: `question`, `answer` with `#### final`."""
     prompt_column: str = "prompt"
-    """Column with the problem (format columns)."""
+    """Column with the problem (format columns): a text, or a list of messages with role and content, the last
+    of which asks; templates and hints go around that one."""
     answer_column: str = "answer"
     """Column with the reference answer (format columns)."""
     trace_column: str | None = "trace"
@@ -59,7 +64,9 @@ class DataConfig:
     """Send the problem through the tokenizer's chat template as a user's message. None = if it has one, no
     template is given, and the file's problems have no special tokens of it in them yet."""
     system_prompt: str | None = None
-    """System message before it (with chat)."""
+    """System message before it (with chat), unless a list of messages begins with one of its own."""
+    template_kwargs: Table = field(default_factory=dict)
+    """Handed to the chat template, which must read these names: {enable_thinking = false}."""
     hint_columns: tuple[str, ...] = ()
     """Columns with hints, from little help to much; a row may lack one (null). Rounds that give hints sample
     from the prompt with one of them in it; evaluation never does."""
@@ -87,6 +94,12 @@ class DataConfig:
             raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
         if self.system_prompt is not None and not self.chat:
             raise ValueError(f"data.system_prompt: needs data.chat = true, got {self.chat}")
+        try:
+            json.dumps(self.template_kwargs)
+        except TypeError as error:
+            raise ValueError(f"data.template_kwargs: wanted values that JSON has, got {error}") from error
+        if reserved := [name for name in RESERVED if name in self.template_kwargs]:
+            raise ValueError(f"data.template_kwargs: wanted names of the template's own, got {reserved[0]!r}")
         if "{prompt}" not in self.hint_template or "{hint}" not in self.hint_template:
             raise ValueError(
                 "data.hint_template: wanted a text with {prompt} and {hint} in it, got "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from g2rpo_fast.data.config import DataConfig
+from g2rpo_fast.data.messages import with_asked
 from g2rpo_fast.data.render import render
 from g2rpo_fast.data.rows import Problem
 from g2rpo_fast.data.tokens import encode
@@ -33,11 +35,15 @@ def _level(
         raise ValueError(f"data.hint_columns: wanted a column with texts in it, got {column!r}")
     around = config.hint_template.split("{hint}")
     texts = [
-        render(hint.join(part.replace("{prompt}", problem.prompt) for part in around), config, tokenizer)
+        render(with_asked(problem.prompt, partial(_around, around, hint)), config, tokenizer)
         for problem, hint in zip(problems, found, strict=True)
     ]
     encoded = encode(texts, [""] * len(texts), tokenizer, chat=bool(config.chat))
     return [ids if hint else () for hint, (ids, _) in zip(found, encoded, strict=True)]
+
+
+def _around(around: Sequence[str], hint: str, problem: str) -> str:
+    return hint.join(part.replace("{prompt}", problem) for part in around)
 
 
 def _hint(problem: Problem, column: str, config: DataConfig) -> str:

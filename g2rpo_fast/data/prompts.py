@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.hints import hinted
 from g2rpo_fast.data.json_lines import BadRow
-from g2rpo_fast.data.render import render
+from g2rpo_fast.data.messages import text_of
+from g2rpo_fast.data.render import check_template, render
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
 from g2rpo_fast.data.sources import NamedRows, Source
 from g2rpo_fast.data.tail import chat_tail
@@ -77,6 +78,9 @@ def load_prompts(
     problems, unjudged = sift(
         path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
+    problems, unrendered = sift(
+        path, config, problems, partial(_unrendered, config, tokenizer), what="rows that cannot be rendered"
+    )
     prompts, apart = prompts_of(problems, config, tokenizer, split=split)
     torn: list[BadRow] = []
     if not evaluation:
@@ -87,7 +91,7 @@ def load_prompts(
         prompts=_short_enough([prompts[problem.line] for problem in problems], path, config),
         path=str(path),
         num_rows=len(problems),
-        skipped=tuple(sorted((*malformed, *unjudged, *torn), key=lambda row: row.line)),
+        skipped=tuple(sorted((*malformed, *unjudged, *unrendered, *torn), key=lambda row: row.line)),
     )
 
 
@@ -114,6 +118,7 @@ def prompts_of(
 ) -> tuple[dict[int, Prompt], set[int]]:
     """Prompts by the lines of their problems, and the lines of those whose trace no tokens read on from the
     prompt: they have none."""
+    check_template(config, tokenizer)
     texts = [render(problem.prompt, config, tokenizer) for problem in problems]
     tails = _tails(texts, config, tokenizer)
     encoded = encode(texts, [problem.trace for problem in problems], tokenizer, chat=bool(config.chat))
@@ -152,6 +157,17 @@ def _unjudged(checks: Mapping[str, ReferenceCheck], problem: Problem) -> str | N
     return None
 
 
+def _unrendered(config: DataConfig, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str | None:
+    """A conversation that the chat template does not take; of single messages it takes all or none."""
+    if isinstance(problem.prompt, str) or not config.chat:
+        return None
+    try:
+        render(problem.prompt, config, tokenizer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _torn(apart: set[int], config: DataConfig, problem: Problem) -> str | None:
     if problem.line not in apart:
         return None
@@ -164,14 +180,14 @@ def read_texts(
     """Prompt, trace and answer of every row, as they are: what a tokenizer can be made from."""
     read = partial(read_problems, config=config, key="data.path", limit=0, trace_required=trace_required)
     problems = (problem for source in sources for problem in read(source))
-    return (text for problem in problems for text in (problem.prompt, problem.trace, problem.answer))
+    return (text for problem in problems for text in (text_of(problem.prompt), problem.trace, problem.answer))
 
 
 def _tails(texts: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Of each prompt's text, what it already says of the response."""
     if not (config.chat and texts):
         return [opening_tag(text) for text in texts]
-    tail = chat_tail(tokenizer, config.system_prompt)
+    tail = chat_tail(tokenizer, config.system_prompt, config.template_kwargs)
     return [tail if text.endswith(tail) else "" for text in texts]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.json_lines import BadRow, Unit
+from g2rpo_fast.data.messages import Asked, conversation_of
 from g2rpo_fast.data.sources import Source, rows_of
 
 MAX_REPORTED = 5
@@ -22,7 +23,7 @@ class Problem:
 
     line: int
     """Line of the file, or number of the row, from 1."""
-    prompt: str
+    prompt: Asked
     answer: str
     """A number of the file stands as it was written, without an exponent."""
     trace: str
@@ -129,6 +130,16 @@ def _readable(value: str, name: str) -> str:
     return value
 
 
+def _asked(row: Mapping[str, Any], name: str) -> Asked:
+    value = _column(row, name)
+    if not isinstance(value, list | tuple):
+        return _prompt(row, name)
+    conversation = conversation_of(value, name)
+    for message in conversation:
+        _readable("".join(message.values()), name)
+    return conversation
+
+
 def _prompt(row: Mapping[str, Any], name: str) -> str:
     prompt = _text(row, name)
     if not prompt.strip():
@@ -158,7 +169,7 @@ def columns_problem(row: dict[str, Any], line: int, config: DataConfig, trace_re
     """A row whose columns are named in the configuration."""
     return Problem(
         line=line,
-        prompt=_prompt(row, config.prompt_column),
+        prompt=_asked(row, config.prompt_column),
         answer=_answer(row, config.answer_column),
         trace=_trace(row, config.trace_column, trace_required),
         row=row,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ _QUESTION, _REPLY = "x", "\u00a4"
 """Contents of a made-up conversation; no template begins a reply with that sign."""
 
 
-def chat_tail(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> str:
+def chat_tail(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, template_kwargs: Mapping[str, Any]
+) -> str:
     """What the chat template puts behind the header of the turn that is asked for.
 
     The header is what it also puts before a reply that lies in the past. A template that takes no such
@@ -25,10 +29,11 @@ def chat_tail(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> 
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     asked = [*system, {"role": "user", "content": _QUESTION}]
     past = [*asked, {"role": "assistant", "content": _REPLY}, {"role": "user", "content": _QUESTION}]
-    prompt = _rendered(tokenizer, asked, add_generation_prompt=True)
+    rendered = partial(_rendered, tokenizer, **template_kwargs)
+    prompt = rendered(asked, add_generation_prompt=True)
     try:
-        tail = _behind(prompt, _rendered(tokenizer, past))
-        added = _behind(prompt, _rendered(tokenizer, asked))
+        tail = _behind(prompt, rendered(past))
+        added = _behind(prompt, rendered(asked))
     except (TemplateError, TypeError, ValueError):
         return opening_tag(prompt)
     return tail if len(tail) <= len(added) else opening_tag(prompt)
