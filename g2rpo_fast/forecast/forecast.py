@@ -11,7 +11,7 @@ import numpy as np
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.evaluate import PROFILE_ROUND, given_asks
-from g2rpo_fast.forecast.lengths import completed, draw_lengths, hazard
+from g2rpo_fast.forecast.lengths import Lengths, completed
 from g2rpo_fast.forecast.memory import Memory, memory_of, this_process
 from g2rpo_fast.forecast.rollout import SampledStep, sample_step
 from g2rpo_fast.forecast.update import UpdateCosts, made_up, measure_update, plans_of, positions_of, still
@@ -112,13 +112,15 @@ def forecast(
     state, process = parts.state, this_process()
     asks, prompts = first_asks(parts, state, clock_of(parts, state))
     found = sample_step(parts, asks, seconds=seconds / 2)
-    rate = found.rate if response_tokens is None else 1.0 / response_tokens
+    seed = parts.config.run.seed
+    lengths = Lengths.seen(found.completions, seed=seed)
+    if response_tokens is not None:
+        lengths = Lengths((), response_tokens)
     completions, whole = found.completions, found.whole_s is not None and response_tokens is None
     if not whole:
         limit_R = np.array([request.max_tokens for request in found.requests])
         vocabulary = int(parts.learner.model.config.get_text_config().vocab_size)
-        seen = found.completions if response_tokens is None else []
-        completions = completed(seen, limit_R, rate, vocabulary=vocabulary, seed=parts.config.run.seed)
+        completions = completed(found.completions, lengths, limit_R, vocabulary=vocabulary, seed=seed)
     learning = parts if trial else still(parts)
     full = _ready(learning, state, asks, completions)
     plans = plans_of(learning, full)
@@ -145,7 +147,7 @@ def forecast(
     return Forecast(
         work=work,
         memory=memory_of(parts, plans, found.requests, process),
-        time=_time(parts, work, found, completions, costs, rate, asks),
+        time=_time(parts, work, found, completions, costs, lengths),
         disk=_disk(parts),
     )
 
@@ -168,17 +170,14 @@ def _time(
     found: SampledStep,
     completions: Sequence[Completion],
     update: UpdateCosts,
-    rate: float,
-    asks: Sequence[Ask],
+    lengths: Lengths,
 ) -> Time:
     config, costs, max_rows = parts.config, found.costs, parts.config.rollout.max_rows
-    plain = [c for ask, c in zip(asks, found.completions) if not ask.given_ids]
-    rate = hazard(plain) if plain and rate == found.rate else rate
 
     def sampling_s(some: Sequence[Ask]) -> float:
         requests = parts.sampler.requests(some, 0)
         limit_R = np.array([request.max_tokens for request in requests])
-        length_R = draw_lengths(limit_R, rate, seed=config.run.seed)
+        length_R = lengths.draw(limit_R, seed=config.run.seed)
         return costs.seconds(requests, length_R, max_rows=max_rows)
 
     length_R = np.array([len(completion.token_ids) for completion in completions])

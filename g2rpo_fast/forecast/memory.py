@@ -1,11 +1,5 @@
 """Memory of a run by what it is for, and its peak: sizes are known, what a position keeps is measured.
 
-Times of a step differ in what they hold:
-
-    sampling    weights + moments + prefixes' keys + rows' keys + logits
-    updating    weights + moments + kept of a micro-batch + loss (+ gradients, of several micro-batches)
-    stepping    weights + moments + gradients
-
 Dimension key: S positions, D width, V vocabulary, L layers, K KV heads, E head width, B rows.
 """
 
@@ -51,30 +45,14 @@ class Memory:
     """A chunk of logits, and gradients of the head and the hidden states."""
     cache: int
     """Keys and values of prefixes and rows while sampling, and logits."""
-    several: bool
-    """Micro-batches of an optimiser step: gradients add up beside what is kept."""
-
     so_far: int
     """The most that the process had before the run's first step: loading, a warm start."""
 
     @property
-    def always(self) -> int:
-        return self.program + self.weights + self.reference + self.moments
-
-    @property
-    def sampling(self) -> int:
-        """The most while sampling."""
-        return self.always + self.cache
-
-    @property
-    def updating(self) -> int:
-        """The most while gradients are taken, or the weights moved."""
-        gradients = self.gradients if self.several else 0
-        return self.always + max(self.kept + self.loss + gradients, self.gradients + self.loss)
-
-    @property
     def peak(self) -> int:
-        return max(self.sampling, self.updating, self.so_far)
+        """The sum: what one phase frees lies in pieces that the next can rarely use (measured on CPUs)."""
+        model = self.weights + self.reference + self.moments + self.gradients
+        return max(self.program + model + self.kept + self.loss + self.cache, self.so_far)
 
 
 def kept_bytes(policy: Policy, vocabulary: int) -> float:
@@ -149,7 +127,6 @@ def memory_of(
         kept=int(positions * kept_bytes(parts.learner.policy, shape.vocabulary)),
         loss=_loss_bytes(shape, model.device, positions, edges),
         cache=_sampling_bytes(shape, requests, parts.config.rollout),
-        several=any(len(of_step) > 1 for of_step in plans),
     )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from g2rpo_fast.assemble import Parts
-from g2rpo_fast.forecast.lengths import hazard
 from g2rpo_fast.types import Ask, Completion, Longs, Request
 
 STEPS = 8
@@ -48,8 +47,6 @@ class SampledStep:
     completions: list[Completion]
     """Of the first of them, cut off where time was up."""
     costs: Costs
-    rate: float
-    """See `hazard`."""
     whole_s: float | None
     """Seconds that sampling the whole step took, where it was affordable."""
 
@@ -79,7 +76,6 @@ def sample_step(parts: Parts, asks: Sequence[Ask], *, seconds: float) -> Sampled
         requests=requests,
         completions=last.completions,
         costs=Costs(of_some.seconds / num_positions([r.prompt_ids for r in some]), step_s, row_s),
-        rate=hazard(last.completions),
         whole_s=last.seconds if whole and len(some) == len(requests) else None,
     )
 

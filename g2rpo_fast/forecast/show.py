@@ -89,14 +89,9 @@ def _memory(memory: Memory, free: int) -> Iterator[str]:
         size = getattr(memory, name)
         if size:
             yield f"{'memory' if not index else '':<12}{_size(size):>9}  {what}"
-    whens = {
-        "while updating": memory.updating,
-        "while sampling": memory.sampling,
-        "before the first step": memory.so_far,
-    }
-    when = max(whens, key=lambda name: whens[name])
+    before = ", before the first step" if memory.peak == memory.so_far else ""
     fits = _fits(memory.peak, free, "memory")
-    yield f"            {_size(memory.peak):>9}  at its peak, {when}{fits}"
+    yield f"            {_size(memory.peak):>9}  at its peak{before}{fits}"
 
 
 def _time(took: Time, work: Work, config: Config) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from g2rpo_fast.forecast.lengths import completed, draw_lengths, hazard, shortened
+from g2rpo_fast.forecast.lengths import Lengths, completed, late_hazard, shortened
 from g2rpo_fast.types import Completion
 
 
@@ -18,38 +18,57 @@ def response(length: int, *, ended: bool) -> Completion:
     )
 
 
+def cut_at(most: int, lengths: list[int]) -> list[Completion]:
+    return [response(min(n, most), ended=n <= most) for n in lengths]
+
+
 def test_a_cut_does_not_hide_the_hazard():
     """Of geometric lengths with mean 50, cut at 10 tokens: only a fifth was seen to end."""
-    rng = np.random.default_rng(0)
-    lengths = rng.geometric(1 / 50, 20_000)
-    seen = [response(min(n, 10), ended=bool(n <= 10)) for n in lengths.tolist()]
-    assert hazard(seen) == pytest.approx(1 / 50, rel=0.05)
+    lengths = np.random.default_rng(0).geometric(1 / 50, 20_000)
+    seen = cut_at(10, lengths.tolist())
+    assert late_hazard(seen) == pytest.approx(1 / 50, rel=0.06)
+    known = np.array(Lengths.seen(seen, seed=0).known)
+    assert known.mean() == pytest.approx(50, rel=0.06)
+
+
+def test_responses_that_end_soon_or_late():
+    """Half end within 8 tokens, half are geometric with mean 100; cut at 64. A hazard of all tokens would say
+    less than 40."""
+    rng = np.random.default_rng(1)
+    lengths = [*rng.integers(1, 9, 4000).tolist(), *rng.geometric(1 / 100, 4000).tolist()]
+    seen = cut_at(64, lengths)
+    assert np.mean(Lengths.seen(seen, seed=0).known) == pytest.approx(np.mean(lengths), rel=0.06)
 
 
 def test_nothing_ended_or_nothing_sampled():
-    assert hazard([response(5, ended=False)] * 3) == 0.0
-    assert hazard([]) == 0.0
-    assert draw_lengths(np.array([7, 9]), 0.0, seed=0).tolist() == [7, 9]
+    never = Lengths.seen([response(5, ended=False)] * 3, seed=0)
+    assert never.draw(np.array([7, 9]), seed=0).tolist() == [7, 9]
+    assert late_hazard([]) == 0.0
 
 
-def test_drawn_lengths_have_the_mean_of_the_hazard():
-    drawn_R = draw_lengths(np.full(20_000, 10_000), 0.05, seed=1)
+def test_lengths_of_a_known_mean():
+    drawn_R = Lengths((), 20.0).draw(np.full(20_000, 10_000), seed=1)
     assert drawn_R.mean() == pytest.approx(20, rel=0.03)
     assert drawn_R.min() >= 1
-    assert draw_lengths(np.full(100, 4), 0.05, seed=1).max() == 4
+    assert Lengths((), 20.0).draw(np.full(100, 4), seed=1).max() == 4
 
 
 def test_completed_keeps_what_was_seen():
+    """A row that ended, one that was cut, one that was not sampled."""
     seen = [response(3, ended=True), response(4, ended=False)]
-    made = completed(seen, np.array([20, 20, 6]), 0.0, vocabulary=11, seed=0)
-    assert made[0] is seen[0]
+    lengths, limit_R = Lengths((3.0, float("inf"))), np.array([20, 20, 6])
+    made = completed(seen, lengths, limit_R, vocabulary=11, seed=0)
+    assert made[0].token_ids == seen[0].token_ids
     assert made[1].token_ids[:4] == seen[1].token_ids
-    assert [len(c.token_ids) for c in made] == [3, 20, 6]
-    assert [c.finish_reason for c in made] == ["stop", "length", "length"]
+    assert [len(c.token_ids) for c in made[:2]] == [3, 20]
+    assert len(made[2].token_ids) in (3, 6)
+    assert [c.finish_reason for c in made[:2]] == ["stop", "length"]
     assert all(len(c.logp) == len(c.token_ids) for c in made)
-    assert all(0 <= i < 11 for c in made[1:] for i in c.token_ids)
-    again = completed(seen, np.array([20, 20, 6]), 0.0, vocabulary=11, seed=0)
+    assert all(0 <= i < 11 for c in made for i in c.token_ids)
+    again = completed(seen, lengths, limit_R, vocabulary=11, seed=0)
     assert [c.token_ids for c in again] == [c.token_ids for c in made]
+    short = completed(seen, Lengths((), 1.0), limit_R, vocabulary=11, seed=0)
+    assert [len(c.token_ids) for c in short] == [1, 1, 1]
 
 
 def test_shortened():
