@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from g2rpo_fast.commands import COMMANDS
@@ -25,7 +26,8 @@ _USAGE = f"""usage: {_COMMANDS}
 CONFIG is a TOML file or a preset ({", ".join(preset_names())}); without one, the embedded default runs:
 nothing is downloaded, it takes a few minutes on a CPU and shows its learning curve.
 `g2rpo-fast train --help` lists every key. `methods` lists the published methods and what of them runs here,
-or explains one; `metrics` says what the numbers of a run mean, `report` draws runs side by side."""
+or explains one; `plan` says what a run takes before it begins; `metrics` says what the numbers of a run mean,
+`report` draws runs side by side."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"g2rpo-fast {version('g2rpo-fast')}")
         return 0
     if words[0] not in COMMANDS:
         print(f"g2rpo-fast: unknown command {words[0]!r}\n{_USAGE}", file=sys.stderr)

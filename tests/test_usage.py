@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,11 @@ def test_empty_and_marked_toml_are_read(tmp_path: Path) -> None:
     assert load_config(file).run.steps == 3
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"g2rpo-fast {version('g2rpo-fast')}\n"
+
+
 def test_an_option_given_twice_counts_once_and_an_empty_list_is_empty() -> None:
     config = read_arguments(["--run.steps", "3", "--run.steps", "4", "--rollout.stop-strings"])
     assert (config.run.steps, config.rollout.stop_strings) == (4, ())
@@ -131,6 +137,9 @@ def test_the_line_is_the_same_in_a_terminal_without_line_drawing() -> None:
 NOT_LONG = [
     ([], 0),
     (["trian"], 2),
+    (["--version"], 0),
+    (["plan", "--help"], 0),
+    (["plan", "--seconds", "none"], 2),
     (["methods", "--jsno"], 2),
     (["eval", "/none", "rows.jsonl"], 2),
     (["sample", "--help"], 0),
