@@ -85,7 +85,7 @@ def mean_of(steps: Sequence[Mapping[str, float]], metric: str) -> float | None:
 def configured(key: str, directory: Path, smaller: Mapping[str, Any]) -> Config:
     shaping = {"shaping": [{"use": "gate", "channel": "faithful"}]} if key == "p_grpo" else {}
     method = replace(found := load_methods()[key], settings=found.settings | shaping)
-    values = plain(config_from_dict(with_method(plain(load_config("embedded")), method)[0]))
+    values = with_method(plain(load_config("embedded")), method)[0]
     reward = {"functions": [*values["reward"]["functions"], *CHANNELS.get(key, [])]}
     layers: list[Mapping[str, Any]] = [
         {
