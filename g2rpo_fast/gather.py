@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from g2rpo_fast.assemble import Parts
+from g2rpo_fast.order import Order
 from g2rpo_fast.pieces import Clock, Scored
 from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.rollout.sampled import SampledBatch
@@ -24,8 +25,13 @@ def clock_of(parts: Parts, state: TrainState, *, ahead: int = 0, taken: int = 0)
         seed=config.run.seed,
         cursor=state.cursor + taken,
         max_tokens=config.rollout.max_tokens,
-        order_seed=config.order_seed,
-        shuffle=config.data.shuffle,
+        order=Order(
+            seed=config.order_seed,
+            shuffle=config.data.shuffle,
+            level_P=parts.prompts.level_P,
+            weights=config.data.weights,
+            sizes=parts.prompts.sizes,
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 import numpy as np
 
 from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.order import Order
 from g2rpo_fast.prompt_store import PromptStore
 from g2rpo_fast.types import (
     AnswerOf,
@@ -63,9 +64,8 @@ class Clock:
     """Prompts that were taken before."""
     max_tokens: int = 1
     """Most tokens of a response."""
-    order_seed: int = 0
-    """Of the order of the data; with `shuffle`."""
-    shuffle: bool = True
+    order: Order = field(default_factory=Order)
+    """Of the data's prompts."""
 
     @property
     def progress(self) -> float:

@@ -24,7 +24,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"step_log"},
         {"metrics", "interrupts", "cpu", "fingerprint", "bounds", "backbone", "usage", "memory", "own"},
         {"report"},
-        {"prompt_store"},
+        {"order", "prompt_store"},
         {"pieces"},
         {"trial"},
         STAGES,

@@ -137,6 +137,16 @@ def _more(config: Config) -> None:
         )
 
 
+def _order(config: Config) -> None:
+    given = {"data.order_column": config.data.order_column, "data.weights": config.data.weights}
+    for key, value in given.items():
+        if value and not config.selection.ordered:
+            raise ValueError(
+                f"{key}: wanted none with selection = {config.selection.use} (which draws its prompts "
+                f"itself), got {value!r}"
+            )
+
+
 def _hints(config: Config) -> None:
     wanting = [piece.use for piece in config.rounds if piece.hints]
     if wanting and not config.data.hint_columns:
@@ -193,6 +203,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _more, _hints,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _more, _order, _hints,
     _units, _channels, _columns, _steered,
 )  # fmt: skip

@@ -4,6 +4,5 @@ Here is what a configuration needs; the rest is imported from its modules.
 """
 
 from g2rpo_fast.data.config import DataConfig, named_data
-from g2rpo_fast.data.order import batch_indices
 
-__all__ = ["DataConfig", "batch_indices", "named_data"]
+__all__ = ["DataConfig", "named_data"]

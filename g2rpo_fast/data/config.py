@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from g2rpo_fast.bounds import Ge, Table, check_fields, objects_too
-
-
-def is_rows(given: Any) -> bool:
-    """Rows that Python has already: a list of dicts, or a datasets.Dataset."""
-    if isinstance(given, list | tuple):
-        return bool(given) and all(isinstance(row, Mapping) for row in given)
-    return _kind(given) == "Dataset"
-
+from g2rpo_fast.bounds import Ge, Gt, Table, check_fields, objects_too
+from g2rpo_fast.data.places import has_rows, is_rows, named_place, places_of, refuse_others
 
 RESERVED = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize")
 """What a chat template is given anyway."""
@@ -25,7 +16,7 @@ if TYPE_CHECKING:
     PathOrRows = PathsOrRows = Any
 else:
     PathOrRows = Annotated[str | None, objects_too(is_rows)]
-    PathsOrRows = Annotated[str | tuple[str, ...] | None, objects_too(is_rows)]
+    PathsOrRows = Annotated[str | tuple[str, ...] | None, objects_too(has_rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +26,11 @@ class DataConfig:
     path: PathsOrRows = None
     """What to train on: a file of JSON lines, a JSON array (.json), CSV (all but Parquet also .gz, .zst) or
     Parquet, a folder or hub id that the package datasets loads, or reasoning_gym:TASK, whose generator makes
-    it; several of the others are read as one. From Python also a datasets.Dataset or a list of dicts. None =
-    the embedded task."""
+    it; several of the others are read as one, or by `weights`. From Python also a datasets.Dataset or a list
+    of dicts, or several. None = the embedded task."""
+    weights: tuple[Annotated[float, Gt(0)], ...] = ()
+    """Of several places in `path`, each above 0: what share of the prompts taken is from each, exactly over
+    their turns; each has its own epochs. () = as one place."""
     subset: str | None = None
     """Of a hub id, its configuration (such as main); of `path` and `eval_path`."""
     split: str | None = None
@@ -81,15 +75,22 @@ class DataConfig:
     """Rows to evaluate on, from the top; 0 = all."""
     shuffle: bool = True
     """A new order every epoch; otherwise the order of the file."""
+    order_column: str | None = None
+    """A curriculum: every epoch is in the ascending order of this column, of numbers or else of texts; equal
+    rows stay in the order that they would have without it."""
     seed: Annotated[int, Ge(0)] | None = None
     """Of that order; none = run.seed."""
 
     def __post_init__(self) -> None:
         for key in ("path", "eval_path"):
-            _refuse_objects(getattr(self, key), f"data.{key}")
+            refuse_others(getattr(self, key), f"data.{key}")
         check_fields(self, "data")
         if self.path == ():
             raise ValueError("data.path: wanted a place of rows, or rows, got none")
+        if self.weights and len(self.weights) != (places := len(places_of(self.path))):
+            raise ValueError(
+                f"data.weights: wanted one for each of {places} places of data.path, got {len(self.weights)}"
+            )
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"data.template: wanted a text with {{prompt}} in it, got {self.template!r}")
         if self.system_prompt is not None and not self.chat:
@@ -109,33 +110,4 @@ class DataConfig:
 
 def named_data(config: DataConfig) -> DataConfig:
     """As a record of the run has it: rows by how many there are."""
-    path, eval_path = (
-        f"{len(given)} rows from Python" if is_rows(given) else given
-        for given in (config.path, config.eval_path)
-    )
-    return replace(config, path=path, eval_path=eval_path)
-
-
-def _kind(given: Any) -> str | None:
-    """Which class of the package datasets it is of; nothing is, where that was never imported."""
-    package = sys.modules.get("datasets")
-    kinds = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
-    return next((k for k in kinds if package and isinstance(given, getattr(package, k))), None)
-
-
-def _refuse_objects(given: Any, key: str) -> None:
-    kind = _kind(given)
-    if isinstance(given, list | tuple) and len({isinstance(row, Mapping) for row in given}) > 1:
-        odd = next(row for row in given if not isinstance(row, Mapping))
-        raise ValueError(f"{key}: wanted paths alone, or dicts alone, got {odd!r} among dicts")
-    if kind in ("IterableDataset", "IterableDatasetDict"):
-        raise ValueError(
-            f"{key}: wanted a datasets.Dataset, got {kind}: a stream cannot be visited in an order that a "
-            "run goes on with (load it with streaming=False)"
-        )
-    if kind == "DatasetDict":
-        raise ValueError(
-            f"{key}: wanted one split, such as dataset[{next(iter(given), 'train')!r}], got {kind}"
-        )
-    if kind == "Dataset" and not len(given):
-        raise ValueError(f"{key}: wanted rows, got a Dataset without any")
+    return replace(config, path=named_place(config.path), eval_path=named_place(config.eval_path))

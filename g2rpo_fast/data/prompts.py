@@ -6,7 +6,7 @@ Prompt and trace are joined as ids, so guidance of any length is a prefix of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.hints import hinted
 from g2rpo_fast.data.json_lines import BadRow
+from g2rpo_fast.data.levels import level_of, levels_of
 from g2rpo_fast.data.messages import text_of
 from g2rpo_fast.data.render import check_template, render
 from g2rpo_fast.data.rows import Problem, read_problems, read_rows, sift
 from g2rpo_fast.data.sources import NamedRows, Source
 from g2rpo_fast.data.tail import chat_tail
 from g2rpo_fast.data.tokens import encode
-from g2rpo_fast.types import Prompt, opening_tag
+from g2rpo_fast.types import Longs, Prompt, opening_tag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,10 @@ class PromptSet:
     """Rows that can be used."""
     skipped: tuple[BadRow, ...]
     """Rows that cannot, where `on_bad_row = "skip"`."""
+    sizes: tuple[int, ...]
+    """How many of the prompts are of each source."""
+    level_P: Longs | None = field(default=None, compare=False)
+    """Of a curriculum, each prompt's level from 0 (`data.order_column`); None = none, or to evaluate on."""
 
     @property
     def num_too_long(self) -> int:
@@ -69,7 +74,7 @@ def load_prompts(
     """
     if not isinstance(path, str | NamedRows):
         load = partial(load_prompts, split=split, trace_required=trace_required, checks=checks)
-        return _together([load(one, config, tokenizer) for one in path], split)
+        return _together([load(one, config, tokenizer) for one in path], config, split)
     evaluation = split == "eval"
     key = "data.eval_path" if evaluation else "data.path"
     limit = config.eval_rows if evaluation else 0
@@ -78,6 +83,11 @@ def load_prompts(
     problems, unjudged = sift(
         path, config, problems, partial(_unjudged, checks), what="rows whose reference cannot be judged"
     )
+    unordered: list[BadRow] = []
+    if config.order_column is not None and not evaluation:
+        problems, unordered = sift(
+            path, config, problems, partial(_unordered, config.order_column), what="rows without an order"
+        )
     problems, unrendered = sift(
         path, config, problems, partial(_unrendered, config, tokenizer), what="rows that cannot be rendered"
     )
@@ -87,24 +97,32 @@ def load_prompts(
         problems, torn = sift(
             path, config, problems, partial(_torn, apart, config), what="rows whose trace cannot be tokenised"
         )
+    short = _short_enough([prompts[problem.line] for problem in problems], path, config)
     return PromptSet(
-        prompts=_short_enough([prompts[problem.line] for problem in problems], path, config),
+        prompts=short,
+        sizes=(len(short),),
+        level_P=_levels(short, config, split),
         path=str(path),
         num_rows=len(problems),
-        skipped=tuple(sorted((*malformed, *unjudged, *unrendered, *torn), key=lambda row: row.line)),
+        skipped=tuple(
+            sorted((*malformed, *unjudged, *unordered, *unrendered, *torn), key=lambda row: row.line)
+        ),
     )
 
 
-def _together(sets: Sequence[PromptSet], split: str) -> PromptSet:
+def _together(sets: Sequence[PromptSet], config: DataConfig, split: str) -> PromptSet:
     """Sources are numbered from 1, as lines are; a single one is as if it were not in a list."""
     if len(sets) == 1:
         return sets[0]
+    prompts = tuple(
+        replace(prompt, id=prompt.id.replace(split, f"{split}:{number}", 1))
+        for number, one in enumerate(sets, start=1)
+        for prompt in one.prompts
+    )
     return PromptSet(
-        prompts=tuple(
-            replace(prompt, id=prompt.id.replace(split, f"{split}:{number}", 1))
-            for number, one in enumerate(sets, start=1)
-            for prompt in one.prompts
-        ),
+        prompts=prompts,
+        sizes=tuple(len(one.prompts) for one in sets),
+        level_P=_levels(prompts, config, split),
         path=", ".join(one.path for one in sets),
         num_rows=sum(one.num_rows for one in sets),
         skipped=tuple(
@@ -154,6 +172,20 @@ def _unjudged(checks: Mapping[str, ReferenceCheck], problem: Problem) -> str | N
             ) from error
         if reason is not None:
             return f"reference {problem.answer[:80]!r}: {reason} (reward {name})"
+    return None
+
+
+def _levels(prompts: Sequence[Prompt], config: DataConfig, split: str) -> Longs | None:
+    if config.order_column is None or split == "eval":
+        return None
+    return levels_of(prompts, config.order_column)
+
+
+def _unordered(column: str, problem: Problem) -> str | None:
+    try:
+        level_of(problem.row, column)
+    except ValueError as error:
+        return str(error)
     return None
 
 

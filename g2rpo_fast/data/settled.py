@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.data.config import DataConfig
+from g2rpo_fast.data.places import places_of
 from g2rpo_fast.data.reasoning_gym import check_task, is_task, make_task
 from g2rpo_fast.data.sources import Source, check_source, fetched
 from g2rpo_fast.progress import Progress
@@ -42,12 +43,10 @@ def settle(
 
 
 def _places(path: Any) -> tuple[Any, ...]:
-    """Several only where they are texts: a tuple of rows is one place."""
-    if not (isinstance(path, tuple) and all(isinstance(place, str) for place in path)):
-        return (path,)
-    if any(map(is_task, path)):
-        raise ValueError(f"data.path: wanted a task of reasoning-gym by itself, got {', '.join(path)}")
-    return path
+    places = places_of(path)
+    if len(places) > 1 and (tasks := [place for place in places if is_task(place)]):
+        raise ValueError(f"data.path: wanted a task of reasoning-gym by itself, got {tasks[0]} beside others")
+    return places
 
 
 def _held_out(config: DataConfig) -> tuple[Any, ...]:

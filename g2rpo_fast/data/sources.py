@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from g2rpo_fast.data.config import DataConfig, is_rows
+from g2rpo_fast.data.config import DataConfig
 from g2rpo_fast.data.formats import READERS, Found, plain_rows, reader_of
 from g2rpo_fast.data.json_lines import Unit
 from g2rpo_fast.data.opened import PACKED, opened, unpacked_suffix, wanted
+from g2rpo_fast.data.places import is_rows
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = (".jsonl", ".json", ".txt", *READERS, *PACKED)

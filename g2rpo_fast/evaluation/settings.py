@@ -12,8 +12,8 @@ from g2rpo_fast.model_source import ModelSource
 USED = ("run", "model", "data", "rollout", "reward")
 """Sections of the configuration that are read."""
 
-PLACES = ("path", "subset", "split", "eval_path", "eval_split")
-"""Keys of `[data]` that say where a run's rows are."""
+PLACES = ("path", "subset", "split", "order_column", "eval_path", "eval_split")
+"""Keys of `[data]` that say where a run's rows are, and in which order it visited them."""
 
 
 def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
@@ -27,7 +27,7 @@ def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
     changes: dict[str, dict[str, Any]] = {
         "run": {"dir": None},
         "model": {"path": None, "gradient_checkpointing": False},
-        "data": {**dict.fromkeys(PLACES), "eval_rows": 0, "hint_columns": ()},
+        "data": {**dict.fromkeys(PLACES), "weights": (), "eval_rows": 0, "hint_columns": ()},
         "rollout": {"engine": "local"},
     }
     return {name: replace(section, **changes.get(name, {})) for name, section in found.items()}, notes

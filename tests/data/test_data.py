@@ -12,7 +12,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from g2rpo_fast.data import DataConfig, batch_indices
+from g2rpo_fast.data import DataConfig
 from g2rpo_fast.data.prompts import load_prompts
 from g2rpo_fast.data.render import with_chat_settled
 from g2rpo_fast.data.rows import listed, read_problems
@@ -317,29 +317,6 @@ def test_leading_special_token_belongs_to_the_prompt_only(tmp_path: Path) -> Non
 def test_config_refuses_what_cannot_work(values: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
         DataConfig(**values)
-
-
-@pytest.mark.parametrize("num_prompts", [1, 2, 7, 64])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_epoch_is_a_permutation(num_prompts: int, shuffle: bool) -> None:
-    visited = batch_indices(num_prompts, 0, 3 * num_prompts, seed=4, shuffle=shuffle)
-    epochs = [visited[e * num_prompts : (e + 1) * num_prompts] for e in range(3)]
-    assert all(sorted(epoch) == list(range(num_prompts)) for epoch in epochs)
-    if num_prompts == 64:
-        assert (epochs[0] != epochs[1]) == shuffle
-
-
-def test_order_resumes_at_any_cursor() -> None:
-    whole = batch_indices(13, 0, 60, seed=1, shuffle=True)
-    assert len(set(map(tuple, (whole[:13], whole[13:26], whole[26:39])))) == 3
-    for cursor in range(60):
-        for count in (0, 1, 5, 17):
-            assert batch_indices(13, cursor, count, seed=1, shuffle=True) == whole[cursor:][:count] or (
-                cursor + count > 60
-            )
-    assert batch_indices(13, 0, 13, seed=2, shuffle=True) != whole[:13]
-    assert batch_indices(5, 3, 6, seed=0, shuffle=False) == [3, 4, 0, 1, 2, 3]
-    assert batch_indices(5, 0, 5, seed=0, shuffle=True) == [2, 4, 3, 0, 1]
 
 
 def test_gsm8k_trace_continues_the_prompt(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

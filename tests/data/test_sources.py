@@ -138,6 +138,17 @@ def test_several_paths_are_read_as_one(tmp_path: Path) -> None:
     assert (row.line, row.reason.startswith(f"{paths[0]}: not JSON")) == (1, True)
 
 
+def test_several_places_may_be_rows_of_python_too(tmp_path: Path) -> None:
+    WRITERS["d.csv"](tmp_path / "d.csv", ROWS[:2])
+    places = [datasets.Dataset.from_list(ROWS), str(tmp_path / "d.csv"), ROWS[1:]]
+    loaded = load(places, weights=(1, 2, 3))
+    assert loaded.sizes == (3, 2, 2)
+    assert [p.text for p in loaded.prompts] == [f"{n}+{n}=" for n in (1, 2, 3, 1, 2, 2, 3)]
+    sections: Any = {"model": {"path": "m"}, "data": {"path": places}}
+    named = ["3 rows from Python", str(tmp_path / "d.csv"), "2 rows from Python"]
+    assert plain(Config(**sections))["data"]["path"] == named
+
+
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "one of an array": ("d.json", '[{"prompt": "x", "answer": ""}]', "row 1: column 'answer': empty answer"),
     "no object": ("d.json", '[{"prompt": "x", "answer": "1", "trace": "t"}, 7]', "row 2: wanted a JSON"),

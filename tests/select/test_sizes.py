@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from g2rpo_fast.order import Order
 from g2rpo_fast.pieces import PromptStore
 from g2rpo_fast.select import Knapsack, MarginalGain
 from g2rpo_fast.select.knapsack import best_sizes, worth
@@ -17,7 +18,7 @@ from g2rpo_fast.types import Prompt
 from scored import CLOCK, outcome_of, scored_of
 
 PROMPTS = [Prompt(id=f"train:{i}", text="", token_ids=(i,), answer="") for i in range(5)]
-IN_ORDER = replace(CLOCK, shuffle=False)
+IN_ORDER = replace(CLOCK, order=Order(shuffle=False))
 
 
 def store_of(rates: list[float | None]) -> PromptStore:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from g2rpo_fast.order import Order
 from g2rpo_fast.pieces import Clock, PromptStore
 from g2rpo_fast.select import SELECTIONS, InOrder, Vade
 from g2rpo_fast.types import Prompt
@@ -72,7 +73,7 @@ def test_more_groups_than_prompts_take_some_again() -> None:
 
 def test_in_order_follows_the_cursor() -> None:
     store = PromptStore.of([prompt.id for prompt in PROMPTS], InOrder().columns())
-    clock = Clock(step=7, total_steps=9, seed=1, cursor=3, shuffle=False)
+    clock = Clock(step=7, total_steps=9, seed=1, cursor=3, order=Order(shuffle=False))
     chosen = InOrder().choose(PROMPTS, store, clock, count=4, size=6)
     assert [(c.prompt.id, c.size) for c in chosen] == [(f"train:{i}", 6) for i in (3, 4, 0, 1)]
     assert InOrder().learned(store, outcome_of(scored_of([[1.0]], [0]))) is store
