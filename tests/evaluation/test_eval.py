@@ -9,6 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from commands import called, printed, refusal
@@ -53,6 +55,19 @@ def test_best_is_the_checkpoint_of_the_best_accuracy(trained, rows, capsys):
     best, accuracy = max(accuracies(trained).items(), key=lambda pair: pair[1])
     told = json.loads(printed(["eval", f"{trained}:best", rows, "--samples", "0", "--json"], capsys))
     assert (told["step"], told["greedy"]["accuracy"]) == (best, accuracy)
+
+
+def test_data_of_other_formats_are_those_of_json_lines(trained, rows, tmp_path, capsys):
+    read = [json.loads(line) for line in rows.read_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(read), tmp_path / "rows.parquet")
+    found = [
+        json.loads(printed(["eval", trained, data, "--samples", "0", "--json"], capsys))
+        for data in (rows, tmp_path / "rows.parquet")
+    ]
+    assert found[0].pop("data") != found[1].pop("data")
+    assert found[0] == found[1]
+    shown = ["sample", trained, "--max-tokens", "2", "--json", "--rows", "1", "--file"]
+    assert printed([*shown, rows], capsys) == printed([*shown, tmp_path / "rows.parquet"], capsys)
 
 
 def parity(response: str, answer: str, rollout: Any) -> float:
