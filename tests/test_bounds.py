@@ -60,6 +60,7 @@ OF_PIECES = [
     for kind, declared in numbers_in(hint)
 ]
 HELD: dict[str, tuple[str, Any, list[str]]] = {
+    "data.weights": (".0", lambda value: [value], []),
     "rollout.stop_token_ids": (".0", lambda value: [value], []),
     "reward.weights": (".exact_match", lambda value: {"exact_match": value}, ["exact_match"]),
     "shaping.weighted.weights": (".format", lambda value: {"format": value}, []),
