@@ -36,13 +36,13 @@ class PlanOptions:
 
 
 def run(words: Sequence[str]) -> int:
-    from g2rpo_fast.config.arguments import read_arguments
-    from g2rpo_fast.paths import check_paths
-
     if {"-h", "--help"} & set(words):
         print_to_pipe(HELP)
         return 0
     options, rest = _options(words)
+    from g2rpo_fast.config.arguments import read_arguments
+    from g2rpo_fast.paths import check_paths
+
     config = read_arguments(rest)
     check_paths(config)
     where = Path(config.run.dir or "runs")

@@ -10,6 +10,7 @@ from g2rpo_fast.forecast.memory import Memory
 from g2rpo_fast.progress import clock
 
 MIB = 1 << 20
+DAY_S = 24 * 3600
 PARTS = {
     "program": "Python, libraries and data",
     "weights": "weights",
@@ -48,7 +49,7 @@ def brief(found: Forecast, *, free: int, disk_free: int) -> str:
     ]
     return (
         f"estimate: {_seconds(took.step_s)} a step if all groups have a signal, {_seconds(took.rollout_s)} "
-        f"of it sampling; {clock(took.run_s)} in all"
+        f"of it sampling; {_span(took.run_s)} in all"
         + (f"; {', '.join(before)}" if before else "")
         + f"\nestimate: memory {_size(memory.peak)}{_fits(memory.peak, free, 'memory')}, disk up to "
         f"{_size(found.disk.run)}{_fits(found.disk.run, disk_free, 'disk')}"
@@ -109,7 +110,7 @@ def _time(took: Time, work: Work, config: Config) -> Iterator[str]:
     if took.profile_s:
         yield f"            {_seconds(took.profile_s):>9}  guidance profile, at most"
     counted = f"{took.steps} steps and all of this, but for rewards and saving"
-    yield f"            {clock(took.run_s):>9}  {counted}"
+    yield f"            {_span(took.run_s):>9}  {counted}"
     if config.run.ahead:
         yield "                       less where sampling and training overlap (run.ahead = 1)"
 
@@ -132,6 +133,10 @@ def _fits(wanted: int, free: int, what: str) -> str:
 
 def _size(size: float) -> str:
     return f"{size / MIB:.0f} MiB" if size < 1024 * MIB else f"{size / (1024 * MIB):.1f} GiB"
+
+
+def _span(seconds: float) -> str:
+    return clock(seconds) if seconds < 2 * DAY_S else f"{seconds / DAY_S:.1f} days"
 
 
 def _seconds(seconds: float) -> str:
