@@ -6,11 +6,13 @@ with typed help, knows the settings of the chosen pieces, `--terms.clip.low 0.1`
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +52,7 @@ def read_arguments(words: Sequence[str]) -> Config:
         ValueError: as `load_config`, and for pieces that are not chosen.
     """
     given = sorted_words(words)
+    _refuse_mistyped(given.rest)
     values, notes = _begun(given)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -201,6 +204,25 @@ def _piece(shown: Any) -> Piece:
 def _chain(name: str, found: Any) -> Any:
     pieces = tuple(_piece(getattr(found, f.name)) for f in fields(found))
     return pieces[0] if name in SINGLE else pieces
+
+
+def _refuse_mistyped(options: Sequence[str]) -> None:
+    """A key like one that there is, told at once: the parser, which finds all other mistakes, takes long to
+    build, with the help of every key."""
+    if {"-h", "--help"} & set(options):
+        return
+    for place, option in enumerate(options):
+        section, _, key = option.partition("=")[0].removeprefix("--").replace("-", "_").partition(".")
+        known = settings_of(section_types()[section]) if section in section_types() else []
+        if not option.startswith("--") or "." in key or {key, key.removeprefix("no_")} & {*known}:
+            continue
+        if near := difflib.get_close_matches(key, known, n=1):
+            words = [option, *takewhile(lambda word: not word.startswith("--"), options[place + 1 :])]
+            meant = near[0].replace("_", "-")
+            raise ValueError(
+                f"Unrecognized options: {', '.join(words)}; perhaps you meant --{section}.{meant}; "
+                "--help lists every option"
+            )
 
 
 def _refuse_unchosen(options: Sequence[str], default: Any) -> None:
