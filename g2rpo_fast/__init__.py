@@ -12,12 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from g2rpo_fast.callbacks import Callback
     from g2rpo_fast.config import Config
     from g2rpo_fast.train import TrainResult, train
 
-__all__ = ["Config", "TrainResult", "train"]
+__all__ = ["Callback", "Config", "TrainResult", "train"]
 
-_HOMES = {"Config": "config", "TrainResult": "train", "train": "train"}
+_HOMES = {"Callback": "callbacks", "Config": "config", "TrainResult": "train", "train": "train"}
 
 
 class _Package(ModuleType):

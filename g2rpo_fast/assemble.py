@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.backbone import num_positions
+from g2rpo_fast.callbacks import Callbacks
 from g2rpo_fast.checkpoint import (
     load_arrays,
     load_checkpoint,
@@ -88,6 +89,7 @@ class Parts:
     """The next step's batch, where the checkpoint holds it."""
     last: LastState
     interrupts: Interrupts
+    callbacks: Callbacks
     progress: Progress
     export_dtype: torch.dtype
     """Of the weights in `model/`."""
@@ -174,6 +176,7 @@ def _assembled(
         sampled=sampled,
         last=LastState(state, sampled, optimizer),
         interrupts=Interrupts(show),
+        callbacks=Callbacks(),
         progress=progress,
         export_dtype=export_dtype(paths[0], config.model),
         resumed=checkpoint is not None,

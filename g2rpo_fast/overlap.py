@@ -24,7 +24,7 @@ def run_ahead(parts: Parts, state: TrainState, console: Console) -> TrainState:
     """All steps that are left; returns the state after them."""
     sampled = parts.sampled
     with saved_when_stopped(parts):
-        while state.step < parts.config.run.steps:
+        while state.step < parts.config.run.steps and not parts.callbacks.stopped:
             state, sampled = step_ahead(parts, state, sampled, console)
     return state
 

@@ -33,7 +33,8 @@ STOPS = (RewardError, PieceError, EngineError, FloatingPointError, WriteError, t
 def save(parts: Parts) -> None:
     """A checkpoint of the last state. Raises WriteError, or FloatingPointError for weights that are not."""
     with parts.interrupts.finish_first("this checkpoint"):
-        _write(parts)
+        path = _write(parts)
+    parts.callbacks.saved(parts.last.state.step, path)
 
 
 def _write(parts: Parts) -> Path:

@@ -169,7 +169,8 @@ def close_step(
 def _save_is_due(parts: Parts, state: TrainState) -> bool:
     config, every_s = parts.config, parts.config.checkpoint.every_s
     return (
-        state.step in (config.run.steps, state.best_step)
+        parts.callbacks.stopped
+        or state.step in (config.run.steps, state.best_step)
         or state.step % config.checkpoint.every == 0
         or (every_s is not None and time.monotonic() - parts.last.saved_s >= every_s)
     )
@@ -189,6 +190,7 @@ def logged(
         parts.log.write(state.step, record)
         parts.loggers.write(state.step, finite(record))
         parts.last.put(state, sampled)
+    parts.callbacks.step(state.step, record)
     return state
 
 

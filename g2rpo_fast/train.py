@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from g2rpo_fast.assemble import Parts, assemble
+from g2rpo_fast.callbacks import Callback, Callbacks
 from g2rpo_fast.checkpoint import drop_optimizers, random_state, restore_random_state
 from g2rpo_fast.config import Config
 from g2rpo_fast.console import Console
@@ -53,6 +54,7 @@ def train(
     show: Callable[[str], None] = print,
     progress: Progress | None = None,
     estimate_s: float = 0.0,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Trains, or continues the run that `config.run.dir` holds.
 
@@ -61,14 +63,15 @@ def train(
         progress: tells of phases while they last; None = on standard error.
         estimate_s: seconds to spend, about, before a run begins, on finding out what it will take. It leaves
             no trace in the run.
+        callbacks: are told of steps, checkpoints and the end, and may end the run.
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt (`interrupts.Terminated`), after the update that is under way
     and after the state was saved; handlers of the calling program's own stay.
 
     Raises:
         ValueError: wrong configuration, data or model; nothing was spent.
-        RewardError, PieceError, EngineError: a reward function, a piece of the method or the rollout engine
-            failed.
+        RewardError, PieceError, EngineError: a reward function, a piece of the method or a callback, or the
+            rollout engine failed.
         FloatingPointError: weights or logits are no longer finite, or too many updates in a row had a
             non-finite gradient.
         WriteError: a file of the run could not be written.
@@ -76,8 +79,9 @@ def train(
     Whatever ended a run that had begun, the last state that the weights agree with was saved, and a note of
     the exception says where.
     """
-    interrupts = Interrupts(show)
+    interrupts, told = Interrupts(show), Callbacks(callbacks)
     with interrupts.handled(), closing(assembled(config, show, progress, interrupts)) as parts:
+        parts = replace(parts, callbacks=told)
         console = Console(parts, show)
         console.start()
         with saved_when_stopped(parts), at_step(parts.state.step):
@@ -124,7 +128,7 @@ def opened(parts: Parts, console: Console) -> TrainState:
 def run(parts: Parts, state: TrainState, console: Console) -> TrainState:
     """All steps that are left, each sampled and then trained on; returns the state after them."""
     with saved_when_stopped(parts):
-        while state.step < parts.config.run.steps:
+        while state.step < parts.config.run.steps and not parts.callbacks.stopped:
             state = train_step(parts, state, console)
     return state
 
@@ -182,10 +186,12 @@ def finish(parts: Parts, state: TrainState, console: Console) -> TrainResult:
     parts.sample_log.close()
     parts.loggers.close(finished=True)
     console.finish(state, model_dir)
-    return TrainResult(
+    result = TrainResult(
         directory=parts.directory,
         model_dir=model_dir,
         metrics_path=parts.directory / "metrics.jsonl",
         best_accuracy=state.best_accuracy,
         no_signal=state.signal_steps == 0 and state.step >= SIGNAL_STEPS,
     )
+    parts.callbacks.ended(result)
+    return result

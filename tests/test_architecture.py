@@ -26,7 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"report"},
         {"order", "prompt_store"},
         {"pieces"},
-        {"trial"},
+        {"trial", "callbacks"},
         STAGES,
         {"select", "rounds", "shaping", "units"},
         {"evaluate", "learner", "samples", "step_metrics"},
