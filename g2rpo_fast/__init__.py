@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from g2rpo_fast.callbacks import Callback
     from g2rpo_fast.config import Config
-    from g2rpo_fast.train import TrainResult, train
+    from g2rpo_fast.train import train
+    from g2rpo_fast.types import TrainResult
 
 __all__ = ["Callback", "Config", "TrainResult", "train"]
 
-_HOMES = {"Callback": "callbacks", "Config": "config", "TrainResult": "train", "train": "train"}
+_HOMES = {"Callback": "callbacks", "Config": "config", "TrainResult": "types", "train": "train"}
 
 
 class _Package(ModuleType):

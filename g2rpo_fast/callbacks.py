@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from g2rpo_fast.own import PieceError
-
-if TYPE_CHECKING:
-    from g2rpo_fast.train import TrainResult
+from g2rpo_fast.types import TrainResult
 
 
 class Callback:

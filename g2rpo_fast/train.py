@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from g2rpo_fast.assemble import Parts, assemble
 from g2rpo_fast.callbacks import Callback, Callbacks
@@ -29,23 +28,10 @@ from g2rpo_fast.progress import Progress
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import all_finite, save, saved_when_stopped
 from g2rpo_fast.steps import at_step, close_step, evaluation, logged, update
+from g2rpo_fast.types import TrainResult
 
 SIGNAL_STEPS = 3
 """Fewer steps are a trial of the pipeline, and may well have no signal: that is told, and no more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a finished run leaves."""
-
-    directory: Path
-    model_dir: Path
-    """In transformers' format: `AutoModelForCausalLM.from_pretrained` loads it."""
-    metrics_path: Path
-    best_accuracy: float | None
-    """Best evaluation accuracy, that before the first step included."""
-    no_signal: bool
-    """No step, of `SIGNAL_STEPS` or more, had a group whose rewards differ."""
 
 
 def train(

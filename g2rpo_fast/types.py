@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -367,3 +368,17 @@ class TreePlan:
     """First position of each node, ascending: a node is a run of positions with equal END, up to the next."""
     node_parent_Q: Longs
     """Index of the node that each continues; -1 = none, a tree begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run leaves."""
+
+    directory: Path
+    model_dir: Path
+    """In transformers' format: `AutoModelForCausalLM.from_pretrained` loads it."""
+    metrics_path: Path
+    best_accuracy: float | None
+    """Best evaluation accuracy, that before the first step included."""
+    no_signal: bool
+    """No step, of `train.SIGNAL_STEPS` or more, had a group whose rewards differ."""

@@ -207,8 +207,7 @@ def _chain(name: str, found: Any) -> Any:
 
 
 def _refuse_mistyped(options: Sequence[str]) -> None:
-    """A key like one that there is, told at once: the parser, which finds all other mistakes, takes long to
-    build, with the help of every key."""
+    """Exits for a key like one that there is, as the parser does for all others, which takes long to build."""
     if {"-h", "--help"} & set(options):
         return
     for place, option in enumerate(options):
@@ -219,10 +218,9 @@ def _refuse_mistyped(options: Sequence[str]) -> None:
         if near := difflib.get_close_matches(key, known, n=1):
             words = [option, *takewhile(lambda word: not word.startswith("--"), options[place + 1 :])]
             meant = near[0].replace("_", "-")
-            raise ValueError(
-                f"Unrecognized options: {', '.join(words)}; perhaps you meant --{section}.{meant}; "
-                "--help lists every option"
-            )
+            line = f"Unrecognized options: {', '.join(words)}; perhaps you meant --{section}.{meant}"
+            print(f"g2rpo-fast: {line}; --help lists every option", file=sys.stderr)
+            raise SystemExit(2)
 
 
 def _refuse_unchosen(options: Sequence[str], default: Any) -> None:

@@ -41,10 +41,12 @@ class Failing(Callback):
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_callback_is_told_and_ends_a_run_that_goes_on_bit_for_bit(tmp_path: Path, ahead: int):
-    run = {"steps": 4, "ahead": ahead}
+    sections: dict[str, Any] = {"run": {"steps": 4, "ahead": ahead}}
+    if ahead:
+        sections["objective"] = {"importance": "token_truncate"}
     whole, stopping, rest = Heard(), Heard(last=2), Heard()
-    one = train(tiny_config(tmp_path / "one", run=run), show=quiet, callbacks=[whole])
-    other = tiny_config(tmp_path / "other", run=run)
+    one = train(tiny_config(tmp_path / "one", **sections), show=quiet, callbacks=[whole])
+    other = tiny_config(tmp_path / "other", **sections)
     first = train(other, show=quiet, callbacks=[stopping, Callback()])
     assert [step for step, _ in stopping.steps] == [0, 1, 2]
     assert first.model_dir.is_dir()
