@@ -79,7 +79,7 @@ def test_train_is_the_function_whoever_imports_its_module_first(order: str) -> N
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     done = run("import g2rpo_fast; print(hasattr(g2rpo_fast, 'trian'), sorted(g2rpo_fast.__all__))")
-    assert done.stdout == "False ['Config', 'TrainResult', 'train']\n"
+    assert done.stdout == "False ['Callback', 'Config', 'TrainResult', 'train']\n"
 
 
 def test_a_configuration_of_any_method_is_read_without_what_only_a_run_needs() -> None:

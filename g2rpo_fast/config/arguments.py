@@ -207,7 +207,7 @@ def _chain(name: str, found: Any) -> Any:
 
 
 def _refuse_mistyped(options: Sequence[str]) -> None:
-    """Exits for a key like one that there is, as the parser does for all others, which takes long to build."""
+    """Exits for a key like one that there is, as the parser does for others; that takes long to build."""
     if {"-h", "--help"} & set(options):
         return
     for place, option in enumerate(options):
