@@ -18,8 +18,8 @@ class Repetition(Shaping):
     """R_i -= weight (1 - distinct n-grams / n-grams) of the sampled tokens; 0 for fewer than n of them.
 
     N-gram repetition penalty of Demystifying Long CoT (arXiv 2502.03373), as a part of the row's reward.
-    Evidence: code (the authors' over words, TRL's over tokens, as here; the paper's own is dense: -0.05 at
-    each token of a repeated 40-gram).
+    Evidence: code (the authors' over words, TRL's over tokens, as here). Whether the paper's own runs charged
+    rows so, or each token of a repeated n-gram, was not read.
     """
 
     use = "repetition"
