@@ -1,4 +1,4 @@
-"""Guided GRPO for small language models, exact and fast: `from g2rpo_fast import Config, train`.
+"""Guided GRPO for small language models: `from g2rpo_fast import Config, train, evaluate, sample`.
 
 What those need is imported when they are asked for: the planner, the engines and the update are usable where
 the command line's and the console's packages are missing.
@@ -14,21 +14,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from g2rpo_fast.callbacks import Callback
     from g2rpo_fast.config import Config
+    from g2rpo_fast.evaluation.evaluate import Evaluation
+    from g2rpo_fast.evaluation.public import evaluate, sample
     from g2rpo_fast.train import train
     from g2rpo_fast.types import TrainResult
 
-__all__ = ["Callback", "Config", "TrainResult", "train"]
+__all__ = ["Callback", "Config", "Evaluation", "TrainResult", "evaluate", "sample", "train"]
 
-_HOMES = {"Callback": "callbacks", "Config": "config", "TrainResult": "types", "train": "train"}
+_HOMES = {
+    "Callback": "callbacks",
+    "Config": "config",
+    "Evaluation": "evaluation.evaluate",
+    "TrainResult": "types",
+    "evaluate": "evaluation.public",
+    "sample": "evaluation.public",
+    "train": "train",
+}
 
 
 class _Package(ModuleType):
-    """`train` is a module of the package and the function in it: here the name means the function, whoever
-    imports the module first."""
+    """`train` and `evaluate` are modules of the package and public functions: here the names mean the
+    functions, whoever imports the modules first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_module = name == "train" and isinstance(value, ModuleType)
-        super().__setattr__(name, value.train if is_module else value)
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOMES:

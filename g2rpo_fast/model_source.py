@@ -20,7 +20,7 @@ from g2rpo_fast.config.choice import settings_of
 
 BEST = "best"
 HUB_TIMEOUT_S = 20.0
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,18 +68,24 @@ def test_an_update_s_parts_are_built_where_nothing_can_check_their_sections() ->
 @pytest.mark.parametrize(
     "order",
     [
-        "from g2rpo_fast import train",
-        "from g2rpo_fast.train import TrainResult; from g2rpo_fast import train, Config",
+        "from g2rpo_fast import evaluate, train",
+        "from g2rpo_fast.train import TrainResult; from g2rpo_fast import evaluate, train, Config",
+        "from g2rpo_fast.evaluate import Sampler; import g2rpo_fast; evaluate, train = g2rpo_fast.evaluate, "
+        "g2rpo_fast.train",
     ],
 )
-def test_train_is_the_function_whoever_imports_its_module_first(order: str) -> None:
-    done = run(f"{order}\nimport inspect; print(inspect.isfunction(train), train.__module__)")
-    assert done.stdout == "True g2rpo_fast.train\n", done.stderr
+def test_names_are_the_functions_whoever_imports_their_modules_first(order: str) -> None:
+    functions = "inspect.isfunction(train), train.__module__, evaluate.__module__"
+    done = run(f"{order}\nimport inspect; print({functions})")
+    assert done.stdout == "True g2rpo_fast.train g2rpo_fast.evaluation.public\n", done.stderr
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     done = run("import g2rpo_fast; print(hasattr(g2rpo_fast, 'trian'), sorted(g2rpo_fast.__all__))")
-    assert done.stdout == "False ['Callback', 'Config', 'TrainResult', 'train']\n"
+    assert (
+        done.stdout
+        == "False ['Callback', 'Config', 'Evaluation', 'TrainResult', 'evaluate', 'sample', 'train']\n"
+    )
 
 
 def test_a_configuration_of_any_method_is_read_without_what_only_a_run_needs() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from g2rpo_fast.commands.common import loading, names_and_options, note, telling_interrupts
+from g2rpo_fast.evaluation.asked import SamplesSize, as_option
 from g2rpo_fast.progress import Progress
 from g2rpo_fast.usage import print_to_pipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(SamplesSize):
     """What is asked."""
 
     prompt: str | None = None
@@ -25,32 +26,17 @@ class SampleOptions:
     """Rows with problems, and traces for guidance, as data.eval_path has them; answers are not needed."""
     rows: int = 0
     """Rows of the file, from the top; 0 = all."""
-    guidance_tokens: int = 0
-    """Tokens of each row's trace that its samples begin with; of a shorter trace all."""
-    n: int = 1
-    """Samples of each problem."""
     json: bool = False
     """Print a JSON line a problem, token ids included."""
 
-    def check(self, max_tokens: int) -> None:
+    def check_options(self, max_tokens: int) -> None:
         """Raises ValueError."""
         if (self.prompt is None) == (self.file is None):
             got = "neither" if self.prompt is None else "both"
             raise ValueError(f"sample: wanted --prompt TEXT or --file FILE, got {got}")
-        if self.n < 1:
-            raise ValueError(f"--n: wanted at least 1, got {self.n}")
         if self.rows < 0:
             raise ValueError(f"--rows: wanted at least 0, got {self.rows}")
-        if not 0 <= self.guidance_tokens < max_tokens:
-            raise ValueError(
-                f"--guidance-tokens: wanted from 0 to below --max-tokens = {max_tokens} (which counts them), "
-                f"got {self.guidance_tokens}"
-            )
-        if self.guidance_tokens and self.file is None:
-            raise ValueError(
-                f"--guidance-tokens: wanted 0 with --prompt (guidance is of a row's trace: --file), got "
-                f"{self.guidance_tokens}"
-            )
+        self.check(max_tokens, as_option, traces=self.file is not None)
 
 
 def run(words: Sequence[str]) -> int:
@@ -74,46 +60,22 @@ def run(words: Sequence[str]) -> int:
         description="Samples of a model (a directory, a hub id, or RUN, RUN:STEP, RUN:best). Values start "
         "from the run's configuration, or from the defaults. --temperature 0 is greedy.",
     )
-    asked.check(sections["rollout"].max_tokens)
+    asked.check_options(sections["rollout"].max_tokens)
     for line in notes:
         note(line)
-    loading("g2rpo_fast.evaluation.ready")
+    loading("g2rpo_fast.evaluation.sample")
     with telling_interrupts():
         _sample(source, asked, sections)
     return 0
 
 
 def _sample(source: ModelSource, asked: SampleOptions, sections: dict[str, Any]) -> None:
-    from g2rpo_fast.data.sources import fetched
-    from g2rpo_fast.evaluation.problems import check_file, one_problem, shown_problems
-    from g2rpo_fast.evaluation.ready import ready
-    from g2rpo_fast.evaluation.show import as_text, samples_of
-    from g2rpo_fast.model.vocabulary import load_tokenizer
+    from g2rpo_fast.evaluation.sample import sampled
+    from g2rpo_fast.evaluation.show import as_text
 
-    rollout, data = sections["rollout"], sections["data"]
-    rows = None if asked.file is None else fetched(asked.file, data, key="--file")
-    if rows is not None:
-        check_file(rows, data, key="--file", answers=False)
-    with Progress().phase(f"loading {source.name}"):
-        tokenizer = load_tokenizer(source.path)
-        if rows is not None:
-            prompts = shown_problems(rows, data, tokenizer)[: asked.rows or None]
-        else:
-            prompts = one_problem(asked.prompt or "", data, tokenizer)
-        if asked.guidance_tokens and not any(prompt.trace_ids for prompt in prompts):
-            raise ValueError(
-                f"--guidance-tokens: wanted 0, or rows with a trace in column {data.trace_column!r} "
-                f"(data.trace_column), got {asked.guidance_tokens} and no trace in {asked.file}"
-            )
-        loaded = ready(source, tokenizer, sections, prompts)
-    shown = samples_of(
-        loaded,
-        prompts,
-        samples=asked.n,
-        guidance=asked.guidance_tokens,
-        max_tokens=rollout.max_tokens,
-        seed=sections["run"].seed,
-        rows=rollout.max_rows,
+    typed = None if asked.prompt is None else [asked.prompt]
+    shown = sampled(
+        source, typed, asked.file, asked, sections, spelled=as_option, key="--file", first=asked.rows
     )
     while True:
         with Progress().phase("sampling"):

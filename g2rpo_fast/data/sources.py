@@ -15,7 +15,7 @@ from g2rpo_fast.data.json_lines import Unit
 from g2rpo_fast.data.opened import PACKED, opened, unpacked_suffix, wanted
 from g2rpo_fast.data.places import is_rows
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FILES = (".jsonl", ".json", ".txt", *READERS, *PACKED)
 """Names that end so are files, whether they are there or not."""
 TRAIN, HELD_OUT = "train", "test"

@@ -1,2 +1,2 @@
 """A model measured and shown: greedy and sampled accuracy with intervals, and single samples. Never guided,
-unless a sample is asked for with guidance."""
+unless a sample is asked for with guidance. `public.py` is for Python, `commands/` for the command line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -57,28 +58,36 @@ def judged_problems(
     return load_prompts(path, settled, tokenizer, split="eval", trace_required=False, checks=checks)
 
 
-def one_problem(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """A problem that was typed."""
-    if not text.strip():
-        raise ValueError(f"--prompt: wanted a text, got {text!r}")
-    problem = Problem(line=1, prompt=text, answer="", trace="", row={})
-    settled = chat_settled([text], config, tokenizer)
-    return list(prompts_of([problem], settled, tokenizer, split="eval")[0].values())
+def typed_problems(
+    texts: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
+) -> list[Prompt]:
+    """Problems that were typed, in their order."""
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{key}: wanted a text, got {text!r}")
+    problems = [
+        Problem(line=line, prompt=text, answer="", trace="", row={})
+        for line, text in enumerate(texts, start=1)
+    ]
+    settled = chat_settled(texts, config, tokenizer)
+    return list(prompts_of(problems, settled, tokenizer, split="eval")[0].values())
 
 
-def shown_problems(path: Source, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def shown_problems(
+    path: Source, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
+) -> list[Prompt]:
     """The problems of a file, with their traces; they need no answers.
 
     Raises:
         ValueError: the first row that cannot be read.
     """
-    settled = chat_settled((p.prompt for p in _read(path, config)), config, tokenizer)
-    return list(prompts_of(_read(path, settled), settled, tokenizer, split="eval")[0].values())
+    settled = chat_settled((p.prompt for p in _read(path, config, key)), config, tokenizer)
+    return list(prompts_of(_read(path, settled, key), settled, tokenizer, split="eval")[0].values())
 
 
-def _read(path: Source, config: DataConfig) -> list[Problem]:
+def _read(path: Source, config: DataConfig, key: str) -> list[Problem]:
     problems = []
-    unit, rows = rows_of(path, key="--file")
+    unit, rows = rows_of(path, key=key)
     for line, row in rows:
         try:
             if isinstance(row, str):
@@ -87,5 +96,5 @@ def _read(path: Source, config: DataConfig) -> list[Problem]:
                 row[config.answer_column] = "none"  # nobody reads it
             problems.append(FORMATS[config.format](row, line, config, False))
         except ValueError as error:
-            raise ValueError(f"--file: {path}, {unit} {line}: {error}") from error
+            raise ValueError(f"{key}: {path}, {unit} {line}: {error}") from error
     return problems

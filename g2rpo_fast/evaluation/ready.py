@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Ready:
 def ready(
     source: ModelSource,
     tokenizer: PreTrainedTokenizerBase,
-    sections: dict[str, Any],
+    sections: Mapping[str, Any],
     prompts: Sequence[Prompt],
 ) -> Ready:
     """Loads the model, which these prompts can be put to.

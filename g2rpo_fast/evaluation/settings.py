@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
     return {name: replace(section, **changes.get(name, {})) for name, section in found.items()}, notes
 
 
-def config_of(sections: dict[str, Any]) -> Config:
+def config_of(sections: Mapping[str, Any]) -> Config:
     """The sections as a whole configuration. Temperature 0, which no training has, is 1 in it."""
     rollout = sections["rollout"]
     if rollout.engine != "local":
@@ -41,4 +42,4 @@ def config_of(sections: dict[str, Any]) -> Config:
             f"rollout.engine: wanted local (this command samples in its own process), got {rollout.engine}"
         )
     rollout = replace(rollout, temperature=rollout.temperature or 1.0)
-    return Config(**sections | {"rollout": rollout, "guidance": GuidanceConfig(enabled=False)})
+    return Config(**dict(sections) | {"rollout": rollout, "guidance": GuidanceConfig(enabled=False)})
