@@ -94,8 +94,9 @@ def edge_kernel(
         here_t = m < count_t
         weight_t = tl.load(weight_ptr + start_t + m, mask=here_t, other=0.0).to(tl.float64)
         own_t = tl.load(advantage_ptr + start_t + m, mask=here_t, other=0.0).to(tl.float64)
-        a_pos_t += weight_t * tl.maximum(own_t, 0.0)
-        a_neg_t += weight_t * tl.minimum(own_t, 0.0)
+        # Not `tl.maximum` and `tl.minimum`, which make NaN 0.
+        a_pos_t += weight_t * tl.where(own_t < 0.0, 0.0, own_t)
+        a_neg_t += weight_t * tl.where(own_t > 0.0, 0.0, own_t)
         sum_t += weight_t
     element = sum_ptr.dtype.element_ty
     tl.store(a_pos_ptr + offs_t, a_pos_t.to(element), mask=mask_t)

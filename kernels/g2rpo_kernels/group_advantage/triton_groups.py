@@ -56,7 +56,8 @@ def spread(
 ):
     """(reward of `rollout` minus the mean, standard deviation), over its group or the WHOLE batch.
 
-    std has n - 1, that of one value is 0; deviations within a tie are exactly 0.
+    std has n - 1, that of one value is 0; deviations within a tie are exactly 0, and NaN in a group with a
+    reward that is not finite.
     """
     lane_r = tl.arange(0, BLOCK_R)
     own = tl.load(group_ptr + rollout)
@@ -81,8 +82,9 @@ def spread(
             mask_r = mask_r & (tl.load(group_ptr + start + lane_r, mask=mask_r, other=0) == own)
         sum_r += tl.where(mask_r, total_r - low, 0.0)
         count_r += tl.where(mask_r, 1.0, 0.0)
-    count = tl.sum(count_r, 0)
-    mean = tl.where(tied, 0.0, tl.sum(sum_r, 0) * inverse(count))
+    count, above = tl.sum(count_r, 0), tl.sum(sum_r, 0)
+    tied = tied & (above < float("inf"))  # the extremes pass over NaN, and inf - low <= inf
+    mean = tl.where(tied, 0.0, above * inverse(count))
     square_r = tl.zeros((BLOCK_R,), tl.float64)
     for start in range(0, num_r, BLOCK_R):
         mask_r = lane_r < num_r - start

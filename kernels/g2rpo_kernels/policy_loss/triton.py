@@ -25,6 +25,7 @@ from g2rpo_kernels.packing import packing
 from g2rpo_kernels.policy_loss.records import OBJECTIVE, Edges, Objective
 from g2rpo_kernels.policy_loss.surrogates import surrogate_of
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
+from g2rpo_kernels.policy_loss.triton_surrogates import at_least, at_most
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def policy_kernel(
             reward_ptr, channel_weight_ptr, group_ptr, tl.load(row_ptr + t), num_r, num_k,
             reward_stride_r, reward_stride_k, eps, SCALE, BLOCK_R,
         )  # fmt: skip
-        a_pos, a_neg = weight * tl.maximum(own, 0.0), weight * tl.minimum(own, 0.0)
+        a_pos, a_neg = weight * at_least(own, 0.0), weight * at_most(own, 0.0)
     logits_row_ptr = logits_ptr + t * stride_t
     target = tl.load(target_ptr + t).to(tl.int32)
     scale, _ = both(scale)

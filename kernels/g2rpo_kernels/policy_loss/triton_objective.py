@@ -1,6 +1,7 @@
 """The objective of one edge on the device: `objective.py` for token ratios, with its derivatives and metrics.
 
-Scalars of one row, in float64. Where all coefficients are zero, log-probabilities count as 0 (NaN included).
+Scalars of one row, in float64. Where all coefficients are zero, log-probabilities count as 0 (NaN included);
+elsewhere a NaN among them makes the loss NaN.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -11,6 +12,8 @@ import triton
 import triton.language as tl
 
 from g2rpo_kernels.policy_loss.triton_surrogates import (
+    at_least,
+    at_most,
     bounded_log_ratio,
     kl_k1,
     kl_k2,
@@ -77,7 +80,7 @@ def bounded_importance(raw, low, cap, IMPORTANCE: tl.constexpr):
         used = tl.where(outside, 0.0, raw)
     else:
         tl.static_assert(IMPORTANCE == "truncate")
-        used = tl.minimum(tl.maximum(raw, low), cap)
+        used = at_most(at_least(raw, low), cap)
     return used, outside
 
 
@@ -112,10 +115,11 @@ def edge_loss(
     active = (a_pos != 0.0) | (a_neg != 0.0) | (weight != 0.0)
     used = (a_pos != 0.0) | (a_neg != 0.0)
     logp, entropy = tl.where(active, logp, 0.0), tl.where(active, entropy, 0.0)
-    log_ratio = tl.zeros((), tl.float64)
+    own = logp - logp  # 0, or NaN where the log-probability is no number
+    log_ratio = own
     if old_ptr is not None:
         old = tl.load(old_ptr + t)
-        log_ratio = log_ratio_to(logp, old_ptr, t, active & (old == old))  # NaN: on-policy
+        log_ratio = tl.where(old == old, log_ratio_to(logp, old_ptr, t, active), own)  # NaN: on-policy
     ratio, slope = ratio_and_slope(log_ratio)
     plus, d_plus, minus, d_minus, clipped_plus, clipped_minus = surrogate(
         ratio, slope, logp, s0, s1, s2, s3, SURROGATE

@@ -1,6 +1,9 @@
 """The surrogates and KL estimators of `surrogates.py` as device functions: value and d value / d logp.
 
 Scalars of one row, in float64. `slope` is d ratio / d logp: the ratio, or 0 where its log was clamped.
+
+Bounds are comparisons, not `tl.minimum` and `tl.maximum`, which return the bound for NaN: a log-probability
+that is NaN has to show in the loss.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -14,30 +17,41 @@ MAX_LOG_RATIO = tl.constexpr(20.0)
 
 
 @triton.jit
+def at_least(value, low):
+    """max(value, low); NaN stays NaN."""
+    return tl.where(value < low, low, value)
+
+
+@triton.jit
+def at_most(value, high):
+    """min(value, high); NaN stays NaN."""
+    return tl.where(value > high, high, value)
+
+
+@triton.jit
 def bounded_log_ratio(log_ratio):
-    return tl.minimum(tl.maximum(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
+    return at_most(at_least(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
 
 
 @triton.jit
 def ratio_and_slope(log_ratio):
-    bounded = bounded_log_ratio(log_ratio)
-    ratio = tl.exp(bounded)
-    return ratio, tl.where(bounded == log_ratio, ratio, 0.0)
+    ratio = tl.exp(bounded_log_ratio(log_ratio))
+    return ratio, tl.where(tl.abs(log_ratio) > MAX_LOG_RATIO, 0.0, ratio)
 
 
 @triton.jit
 def clip(ratio, slope, low, high, dual):
     """`dual` is inf where there is none."""
-    minus, d_minus = tl.maximum(ratio, low), tl.where(ratio >= low, slope, 0.0)
-    d_minus = tl.where(minus <= dual, d_minus, 0.0)
-    plus, d_plus = tl.minimum(ratio, high), tl.where(ratio <= high, slope, 0.0)
-    return plus, d_plus, tl.minimum(minus, dual), d_minus, ratio > high, (ratio < low) | (ratio > dual)
+    minus, d_minus = at_least(ratio, low), tl.where(ratio < low, 0.0, slope)
+    d_minus = tl.where(minus > dual, 0.0, d_minus)
+    plus, d_plus = at_most(ratio, high), tl.where(ratio > high, 0.0, slope)
+    return plus, d_plus, at_most(minus, dual), d_minus, ratio > high, (ratio < low) | (ratio > dual)
 
 
 @triton.jit
 def cispo(ratio, logp, low, high):
     """The bounded ratio is a constant weight."""
-    weight = tl.minimum(tl.maximum(ratio, low), high)
+    weight = at_most(at_least(ratio, low), high)
     clipped = (ratio < low) | (ratio > high)
     return weight * logp, weight, weight * logp, weight, clipped, clipped
 
@@ -86,4 +100,4 @@ def kl_k2(log_ratio):
 def kl_k3(log_ratio):
     bounded = bounded_log_ratio(log_ratio)
     below = tl.exp(-bounded) - 1.0
-    return below + bounded, tl.where(bounded == log_ratio, -below, 0.0)
+    return below + bounded, tl.where(tl.abs(log_ratio) > MAX_LOG_RATIO, 0.0, -below)
