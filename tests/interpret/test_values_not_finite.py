@@ -1,11 +1,9 @@
-"""What is not finite shows in the kernels' results: on a GPU, where asking would wait, nothing else reports it.
+"""What is not finite shows in the kernels' results: on a GPU, where asking waits, nothing else reports it.
 
 The interpreter's minimum and maximum keep NaN, those of a GPU do not: here they are a GPU's.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,14 +20,13 @@ BAD = 3
 
 
 @pytest.fixture(autouse=True)
-def _extremes_pass_over_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _extremes_pass_over_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
     for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
         monkeypatch.setattr(
             InterpreterBuilder, name, lambda self, a, b, function=function: self.binary_op(a, b, function)
         )
-    yield
 
 
 def edges(**changed: Tensor | None) -> Edges:
