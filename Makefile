@@ -9,6 +9,7 @@
 #               its interpreter needs that)
 # make lint     ruff, pyright, clang-format
 # make bench    the benchmarks on this machine (benchmarks/results/*.json) and their plots
+# make docs     the pages of docs/, into build/site/index.html
 # make clean    what these made
 #
 # Needs Python 3.11 or newer, a C++17 compiler and make. Without a GPU, PyTorch's CPU build saves a download of
@@ -31,7 +32,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
 OTHER_TRITON := build/triton
 
-.PHONY: train test test-deep test-oldest test-triton vllm-test lint bench clean
+.PHONY: train test test-deep test-oldest test-triton vllm-test lint bench docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
@@ -64,6 +65,9 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark
 	$(BIN)/python benchmarks/show.py --plots benchmarks/results
+
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so \

@@ -65,10 +65,15 @@ def explain(method: Method, *, width: int) -> str:
     ):
         lines += _section(title, items, width)
     if method.settings:
-        lines += ["", "settings", textwrap.indent("\n".join(_toml(method.settings)), "  ")]
+        lines += ["", "settings", textwrap.indent(settings_toml(method), "  ")]
     if method.runnable:
         lines += ["", f"run it: {command_of(method)}"]
     return "\n".join(lines)
+
+
+def settings_toml(method: Method) -> str:
+    """The tables of its file."""
+    return "\n".join(_toml(method.settings))
 
 
 def command_of(method: Method) -> str:
