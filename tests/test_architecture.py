@@ -64,7 +64,7 @@ LAYERS: dict[str, list[set[str]]] = {
 """Of each package, lowest first: a module or folder imports only from layers below its own. So no stage sees
 another, nor an engine another. A package's own `__init__.py` shows what it likes."""
 
-MAX_FILE_LINES = dict.fromkeys(("g2rpo_fast", "kernels", "csrc", "benchmarks", "examples"), 400) | {
+MAX_FILE_LINES = dict.fromkeys(("g2rpo_fast", "kernels", "csrc", "benchmarks", "examples", "docs"), 400) | {
     "tests": 500
 }
 MAX_FUNCTION_LINES = 60
@@ -242,7 +242,7 @@ def limit_of(function: Function) -> int:
 def test_functions_stay_short():
     long = {
         f"{path}:{node.lineno} {node.name}": code_lines(node)
-        for path, tree in parsed("g2rpo_fast", "kernels", "benchmarks", "tests", "examples").items()
+        for path, tree in parsed("g2rpo_fast", "kernels", "benchmarks", "tests", "examples", "docs").items()
         for node in ast.walk(tree)
         if isinstance(node, Function) and code_lines(node) > limit_of(node)
     }
@@ -336,9 +336,9 @@ def test_tests_do_not_import_one_another():
     assert imports_of_tests(ast.parse("from test_learner import rollouts")) == ["test_learner.rollouts"]
 
 
-def paths_of_readme(text: str) -> set[str]:
+def paths_of_page(text: str) -> set[str]:
     """The first word of each line of its file tree; what is indented is inside what stands above."""
-    tree = text.split("## Files\n\n```\n")[1].split("```\n")[0]
+    tree = re.split(r"^# Files\n.*?^```text\n", text, flags=re.DOTALL | re.MULTILINE)[1].split("```\n")[0]
     paths, folder = set(), ""
     for line in tree.splitlines():
         word = line.split()[0]
@@ -393,9 +393,9 @@ def test_the_check_of_names_sees_them():
     assert got == ["bad.py:1 names Clip", "bad.py:2 names 'gspo'"]
 
 
-def test_readme_s_file_tree_is_what_there_is():
+def test_the_file_tree_of_the_pages_is_what_there_is():
     """Every package, folders of C++ and tests, and the modules beside the folders of a package's top."""
-    named = paths_of_readme((ROOT / "README.md").read_text())
+    named = paths_of_page((ROOT / "docs" / "files.md").read_text())
     assert {path for path in named if not (ROOT / path).exists()} == set()
     tops = [ROOT / folder_of(package) for package in ("g2rpo_fast", "g2rpo_kernels")]
     folders = [file.parent for top in tops for file in top.rglob("__init__.py")]
@@ -407,6 +407,13 @@ def test_readme_s_file_tree_is_what_there_is():
     assert wanted - named == set()
 
 
-def test_readme_s_paths_are_read_with_their_folders():
-    text = "## Files\n\n```\na/    first\n  b.py second\n  c/d/ third\ne/    fourth\n```\n"
-    assert paths_of_readme(text) == {"a/", "a/b.py", "a/c/d/", "e/"}
+def test_readme_s_file_tree_has_every_folder_of_code():
+    tree = (ROOT / "README.md").read_text().split("## Files and tests\n\n```text\n")[1].split("```\n")[0]
+    named = {line.split()[0] for line in tree.splitlines()}
+    assert {path for path in named if not (ROOT / path).is_dir()} == set()
+    assert {top for top in MAX_FILE_LINES if not any(path.startswith(f"{top}/") for path in named)} == set()
+
+
+def test_paths_of_a_tree_are_read_with_their_folders():
+    text = "# Files\n\nA page.\n\n```text\na/    first\n  b.py second\n  c/d/ third\ne/    fourth\n```\n"
+    assert paths_of_page(text) == {"a/", "a/b.py", "a/c/d/", "e/"}

@@ -7,11 +7,13 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.commands import plan
+from g2rpo_fast.data.reasoning_gym import is_task
 from g2rpo_fast.paths import check_paths
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,9 @@ def check_own(words: Sequence[str]) -> None:
 def check_training(command: str, words: list[str]) -> None:
     if command == "plan":
         _, words = plan._options(words)
-    check_paths(read_arguments([word for word in words if word != "--plan"]))
+    config = read_arguments([word for word in words if word != "--plan"])
+    if not is_task(config.data.path) or find_spec("reasoning_gym") is not None:
+        check_paths(config)
 
 
 def check_make(words: Sequence[str]) -> None:

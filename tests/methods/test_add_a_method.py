@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import g2rpo_fast
 from g2rpo_fast.cli import main
 from g2rpo_fast.config import load_config
 from g2rpo_fast.methods import own_method
 from g2rpo_fast.metrics import read_metrics
 from scored import NO_STORE, scored_of
 
-PAGE = Path(g2rpo_fast.__file__).parent / "methods" / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
 SMALL = (
     "--run.steps 2 --run.prompts-per-step 4 --run.threads 1 --embedded.warm-start-steps 8 "
     "--embedded.train-rows 64 --embedded.eval-rows 8 --rollout.group-size 6 --rollout.max-tokens 40 "
@@ -25,7 +24,7 @@ SMALL = (
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    return re.findall(rf"```{kind}(?: title=\"[^\"]+\")?\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
