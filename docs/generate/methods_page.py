@@ -39,7 +39,7 @@ def paper(method: Method) -> str:
 def entry(method: Method) -> Iterator[str]:
     """What `g2rpo-fast methods NAME` prints."""
     known_as = f", also {prose(', '.join(method.aliases))}" if method.aliases else ""
-    yield f"**{prose(method.name)}** ({paper(method)}){known_as}. {prose(method.summary)}"
+    yield f"**{prose(method.name)}** ({paper(method)}){known_as}: {prose(method.summary)}."
     marks = f"Status: {method.status} ({STATUS[method.status]}). Evidence: {method.evidence}"
     yield f"{marks} ({prose(EVIDENCE[method.evidence])})."
     if method.arxiv and method.source:
@@ -56,7 +56,9 @@ def entry(method: Method) -> Iterator[str]:
         ("Refuses", method.refuses or ("nothing",)),
         ("Not to be confused with", method.namesakes),
     ):
-        if items:
+        if len(items) == 1:
+            yield f"{title}: {prose(items[0])}"
+        elif items:
             yield f"{title}:\n\n" + "\n".join(f"- {prose(item)}" for item in items)
     if method.watch:
         yield f"Watch the metric {code(method.watch)}."

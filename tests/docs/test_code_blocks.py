@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from doc_blocks import PAGES, Block, all_blocks, blocks_of
-from doc_commands import check_command, forgotten
+from doc_commands import check_command, forgotten, run_training
 from g2rpo_fast.cli import main
 from g2rpo_fast.config import load_config
 from g2rpo_fast.embedded.untrained import prepare_untrained
@@ -26,6 +26,8 @@ RUN = """--run.dir runs/first --run.steps 2 --run.prompts-per-step 4 --run.threa
     --embedded.warm-start-steps 8 --embedded.eval-rows 4 --rollout.group-size 4 --evaluate.every 1
     --evaluate.profile-prompts 0 --checkpoint.every 1"""
 """Options of the run that pages look at, in `runs/first`."""
+ENDED = (None, 0, 3)
+"""How a run that trains may end: not run here; done; done without a signal, rare in so small a model."""
 ROWS = {
     "test.jsonl": [{"prompt": "What is 2 + 2?", "answer": "4", "trace": " 2 + 2 = 4"}],
     "gsm8k_train.jsonl": [{"question": "What is 2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}],
@@ -137,6 +139,14 @@ def test_commands_of_a_page_are_those_of_the_program(
             except (AssertionError, ValueError, OSError, SystemExit) as error:
                 wrong[f"{block.place}: {command}"] = f"{error} {capsys.readouterr().err}"
     assert wrong == {}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("page", [page for page in PAGES if of(page, "sh")])
+def test_what_trains_on_a_page_trains(page: str, folder: Path) -> None:
+    commands = [command for block in of(page, "sh") for command in block.commands]
+    found = {command: run_training(command, f"runs/{number}") for number, command in enumerate(commands)}
+    assert {command: status for command, status in found.items() if status not in ENDED} == {}
 
 
 @pytest.mark.parametrize(
