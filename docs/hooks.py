@@ -1,7 +1,8 @@
 """What `mkdocs build` calls: it fills in what is generated, so that none of it can go stale.
 
-A page names what belongs in a place by a comment of its own line, `<!-- generated: methods -->`. A link that
-leaves docs/, such as `../examples/plain_loop.py`, is to a file of the repository: the site gets a copy of it.
+A page names what belongs in a place by a line of its own, "*Filled in by `make docs`: methods.*": who reads the
+file itself knows what is missing there. A link that leaves docs/, such as `../examples/plain_loop.py`, is to a
+file of the repository: the site gets a copy of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics_page,
     "columns": columns_page,
 }
-PLACE = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+PLACE = re.compile(r"^\*Filled in by `make docs`: (\w+)\.\*$", re.MULTILINE)
 OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)\)")
 """A link to a file of the repository that is no page."""
 COPIES = "repository"

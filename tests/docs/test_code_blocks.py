@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from doc_blocks import PAGES, Block, all_blocks, blocks_of
 from doc_commands import check_command, forgotten, run_training
@@ -72,13 +73,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A copy that a page may change; the current directory."""
+    """A copy that a page may change; the current directory. Threads of PyTorch are afterwards as before."""
+    threads = torch.get_num_threads()
     copy = tmp_path / "reader"
     shutil.copytree(whole, copy)
     monkeypatch.chdir(copy)
     monkeypatch.syspath_prepend(str(copy))
     yield copy
     forgotten(MODULES)
+    torch.set_num_threads(threads)
 
 
 def test_every_block_says_its_language() -> None:

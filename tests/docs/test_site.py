@@ -127,6 +127,7 @@ def test_generated_pages_have_all_there_is(site: Path) -> None:
         html.unescape((site / "configuration.html").read_text()),
         html.unescape((site / "metrics.html").read_text()),
     )
+    assert [page.name for page in site.glob("*.html") if "Filled in by" in page.read_text()] == []
     assert set(load_methods()) - methods == set()
     keys = [f"{name}.{key}" for name, cls in section_types().items() for key in settings_of(cls)]
     pieces = [(f"{section}.{use}", cls) for section, known in PIECES.items() for use, cls in known.items()]
@@ -149,7 +150,7 @@ def test_a_key_is_shown_with_its_type_bounds_default_and_meaning(site: Path) -> 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("<!-- generated: nothing -->", "index.md: wanted one of sections, "),
+        ("*Filled in by `make docs`: nothing.*", "index.md: wanted one of sections, "),
         ("[a](../not/there.py)", "index.md: no file not/there.py"),
         ("[a](not_there.md)", "not_there.md"),
     ],
