@@ -1,8 +1,8 @@
 """What `mkdocs build` calls: it fills in what is generated, so that none of it can go stale.
 
-A page names what belongs in a place by a line of its own, "*Filled in by `make docs`: methods.*": who reads the
-file itself knows what is missing there. A link that leaves docs/, such as `../examples/plain_loop.py`, is to a
-file of the repository: the site gets a copy of it.
+A page names what belongs in a place by a line of its own, "*Filled in by `make docs`: methods.*", so that who
+reads the file itself knows what is missing. A link that leaves docs/, such as `../examples/plain_loop.py`, is
+to a file of the repository: the site gets a copy of it.
 """
 
 from __future__ import annotations
