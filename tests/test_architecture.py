@@ -48,8 +48,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"groups", "local", "vllm"},
     ],
     "g2rpo_kernels": [
-        {"extension", "packing", "transfer"},
-        {"logprob", "tree_attention"},
+        {"checks", "extension", "packing", "transfer"},
+        {"logprob", "sharded_head", "tree_attention"},
         {"group_advantage", "linear_logprob"},
         {"policy_loss"},
         {"linear_policy_loss"},

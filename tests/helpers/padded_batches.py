@@ -124,6 +124,13 @@ def fused_of(o: GRPOOptions, **how: Any) -> FusedLinearGRPOLoss:
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def value_and_gradients(b: Batch, loss_of: Loss) -> tuple[Tensor, ...]:
+    """Of three times the loss, with respect to hidden states, head and bias."""
+    leaves = [x.clone().requires_grad_() for x in (b.hidden, b.head, b.bias)]
+    loss = loss_of(*leaves)
+    return loss.detach(), *torch.autograd.grad(3 * loss, leaves)
+
+
 def fused_loss(
     b: Batch, o: GRPOOptions, on_policy: bool, ratio: Tensor | None, num: float | None, **how
 ) -> Loss:

@@ -131,7 +131,7 @@ def test_edge_coefficients_by_hand() -> None:
         ({"scale": "std"}, "scale: wanted 'group', 'none' or 'batch', got 'std'"),
         ({"aggregation": "mean"}, "aggregation: wanted one of"),
         ({"aggregation": "normalize_then_sum", "scale": "none"}, "scale: wanted 'group' with aggregation="),
-        ({"eps": 0.0}, "eps: wanted > 0, got 0.0"),
+        ({"eps": 0.0}, "eps: wanted > 0 and finite, got 0.0"),
     ],
 )
 def test_group_advantage_names_what_is_wrong(change: dict[str, Any], message: str) -> None:

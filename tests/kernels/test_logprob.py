@@ -231,7 +231,7 @@ def test_default_impl_is_cpu_below_float64() -> None:
     [
         ({"target_T": torch.tensor([0, 7, 1])}, r"target_T: wanted values in \[0, 5\), got 0..7"),
         ({"target_T": torch.tensor([0, 1])}, "target_T: wanted 3 entries, got 2"),
-        ({"temperature": 0.0}, "temperature: wanted > 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature: wanted > 0 and finite, got 0.0"),
         ({"softcap": -1.0}, "softcap: wanted > 0"),
         ({"impl": "cuda"}, "impl: wanted 'reference', 'cpu', 'triton' or None, got 'cuda'"),
         ({"impl": "triton"}, "impl='triton': wanted CUDA tensors, got cpu"),

@@ -24,12 +24,12 @@ from padded_batches import (
     B,
     Batch,
     L,
-    Loss,
     V,
     fused_loss,
     fused_of,
     make_batch,
     textbook,
+    value_and_gradients,
 )
 
 EPS = Tolerance(rtol=1e-10, atol=1e-12)
@@ -55,12 +55,6 @@ def padded_losses(b: Batch, o: GRPOOptions, on_policy: bool, ratio: Tensor | Non
         return grpo_loss_of_logps(logps, b.mask, entropies=entropies, **given).loss
 
     return of_logits, of_logps
-
-
-def value_and_gradients(b: Batch, loss_of: Loss) -> tuple[Tensor, ...]:
-    leaves = [x.clone().requires_grad_() for x in (b.hidden, b.head, b.bias)]
-    loss = loss_of(*leaves)
-    return loss.detach(), *torch.autograd.grad(3 * loss, leaves)
 
 
 VARIANTS: list[tuple[dict[str, Any], bool]] = [
@@ -289,10 +283,20 @@ def test_token_logprobs_of_narrow_logits_are_float32() -> None:
         ),
         ({"loss_type": "dr_grpo"}, "max_completion_length: wanted > 0"),
         ({"delta": 0.5}, "delta: wanted >= 1"),
+        ({"epsilon_low": 1.0}, r"epsilon_low: wanted in \[0, 1\), as the clip is 1 - epsilon_low, got 1.0"),
+        ({"epsilon_low": -0.1, "loss_type": "luspo"}, "epsilon_low: wanted in"),
+        ({"epsilon_high": -0.1}, "epsilon_high: wanted >= 0, got -0.1"),
+        ({"loss_type": "vespo", "vespo_k_pos": 0.0}, "vespo_k_pos: wanted > 0 and finite, got 0.0"),
         ({"entropy_coef": torch.nan}, "entropy_coef: wanted a finite number, got nan"),
-        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, "sapo.tau_neg: wanted > 0"),
-        ({"loss_type": "cispo", "epsilon_high": 0.0}, "cispo.high: wanted > -1"),
-        ({"beta": -0.1}, "kl_coef: wanted >= 0"),
+        (
+            {"loss_type": "sapo", "sapo_temperature_neg": 0.0},
+            "sapo_temperature_neg: wanted > 0 and finite, got 0.0",
+        ),
+        (
+            {"loss_type": "cispo", "epsilon_high": 0.0},
+            "epsilon_high: wanted > 0 with loss_type='cispo', whose cap it is, got 0.0",
+        ),
+        ({"beta": -0.1}, "beta: wanted >= 0 and finite, got -0.1"),
         (
             {
                 "loss_type": "luspo",
@@ -341,7 +345,7 @@ def test_fused_linear_names_what_is_missing() -> None:
         FusedLinearGRPOLoss()(*given)
     with pytest.raises(ValueError, match="_input: wanted \\[6, 5, 'D'\\]"):
         FusedLinearGRPOLoss(use_ref_model=False)(b.hidden[:, 1:], *given[1:])
-    with pytest.raises(ValueError, match="selected_token_ids: wanted \\[6, 5\\], got \\[6, 4\\]"):
+    with pytest.raises(ValueError, match=r"selected_token_ids: wanted \[6, 5\] int64 or int32, got \[6, 4\]"):
         FusedLinearGRPOLoss(use_ref_model=False)(b.hidden, b.head, b.ids[:, 1:], b.mask, b.advantages)
     with pytest.raises(ValueError, match="entropies: wanted with entropy_coef"):
         grpo_loss_of_logps(b.old, b.mask, advantages=b.advantages, options=GRPOOptions(entropy_coef=0.1))

@@ -406,7 +406,7 @@ def test_edges_without_old_log_probability_are_on_policy(ratio: RatioName, impl:
         ({"kl_coef": 0.1}, {}, "edges.ref_logp_T: wanted with kl_coef=0.1, got None"),
         ({"importance_cap": 2.0}, {}, "edges.rollout_logp_T: wanted with importance_cap=2.0"),
         ({"ratio": "sequence"}, {}, "edges.member_\\*: wanted with ratio='sequence', got None"),
-        ({}, {"weight_T": torch.ones(2)}, r"edges.weight_T: wanted \[3\], got \[2\]"),
+        ({}, {"weight_T": torch.ones(2)}, r"edges.weight_T: wanted \[3\] floating, got \[2\]"),
     ],
 )
 def test_edges_that_do_not_fit_are_refused(objective: dict, edges: dict, message: str) -> None:

@@ -5,11 +5,13 @@ Dimension key: R rollouts, K reward channels, T trained edges, M (edge, member) 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_tensors, readable, shows_nan
 from g2rpo_kernels.group_advantage.reference import AGGREGATIONS, edge_coefficients_reference, reference_op
 from g2rpo_kernels.logprob.checks import choose_impl
 
@@ -50,8 +52,9 @@ def group_advantage(
         except `normalize_then_sum`, where the batch mean is still subtracted.
 
     Raises:
-        ValueError: shapes that do not fit, a reward that is not finite (names the row and channel; checked on
-            the CPU, outside `torch.compile`), an unknown `scale` or `aggregation`, GDPO with another scale,
+        ValueError: shapes or devices that do not fit, a reward or channel weight that is not finite (names
+            the row and channel; looked at on the CPU, outside `torch.compile`: elsewhere the advantages of
+            its group come out NaN), an unknown `scale` or `aggregation`, GDPO with another scale,
             eps not positive.
     """
     check_rewards(reward_RK, group_R, channel_weight_K, scale, aggregation, eps)
@@ -75,9 +78,10 @@ def edge_coefficients(
         impl: `reference`, or `triton` (CUDA: one launch, float64 sums; an operator). None = by device.
 
     Raises:
-        ValueError: lengths that do not fit (that of `member_ptr_T1` is checked on the CPU, outside
+        ValueError: lengths or devices that do not fit (that of `member_ptr_T1` is checked on the CPU, outside
             `torch.compile`).
     """
+    check_tensors({"advantage_M": advantage_M, "weight_M": weight_M, "member_ptr_T1": member_ptr_T1})
     on_cpu = member_ptr_T1.device.type == "cpu" and not torch.compiler.is_compiling()
     num_members = len(weight_M)
     if on_cpu or not len(member_ptr_T1):
@@ -113,27 +117,38 @@ def check_rewards(
     eps: float,
 ) -> None:
     """Raise ValueError for what `group_advantage` refuses."""
+    check_tensors({"reward_RK": reward_RK, "group_R": group_R})
     if reward_RK.dim() != 2 or list(group_R.shape) != [len(reward_RK)]:
         raise ValueError(
             f"reward_RK, group_R: wanted [R, K] and [R], got {list(reward_RK.shape)}, {list(group_R.shape)}"
         )
-    if channel_weight_K is not None and list(channel_weight_K.shape) != [reward_RK.shape[1]]:
-        raise ValueError(
-            f"channel_weight_K: wanted [{reward_RK.shape[1]}], got {list(channel_weight_K.shape)}"
-        )
+    if channel_weight_K is not None:
+        _check_channel_weight(channel_weight_K, reward_RK.shape[1])
     if scale not in ("group", "none", "batch"):
         raise ValueError(f"scale: wanted 'group', 'none' or 'batch', got {scale!r}")
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation: wanted one of {tuple(AGGREGATIONS)}, got {aggregation!r}")
     if aggregation == "normalize_then_sum" and scale != "group":
         raise ValueError(f"scale: wanted 'group' with aggregation='normalize_then_sum', got {scale!r}")
-    if not eps > 0:
-        raise ValueError(f"eps: wanted > 0, got {eps}")
-    if reward_RK.device.type != "cpu" or torch.compiler.is_compiling():
-        return
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps: wanted > 0 and finite, got {eps}")
+    if shows_nan(reward_RK):
+        check_finite_rewards("reward_RK", reward_RK)
+
+
+def _check_channel_weight(channel_weight_K: Tensor, num_channels: int) -> None:
+    check_tensors({"channel_weight_K": channel_weight_K})
+    if list(channel_weight_K.shape) != [num_channels]:
+        raise ValueError(f"channel_weight_K: wanted [{num_channels}], got {list(channel_weight_K.shape)}")
+    if readable(channel_weight_K) and not channel_weight_K.isfinite().all():
+        raise ValueError(f"channel_weight_K: wanted finite, got {channel_weight_K.tolist()}")
+
+
+def check_finite_rewards(name: str, reward_RK: Tensor) -> None:
+    """Raise ValueError where a reward is no number. Waits for the device."""
     bad = (~torch.isfinite(reward_RK)).nonzero()
     if len(bad):
         row, channel = (int(v) for v in bad[0])
         raise ValueError(
-            f"reward_RK: wanted finite, got {float(reward_RK[row, channel])} at row {row}, channel {channel}"
+            f"{name}: wanted finite, got {float(reward_RK[row, channel])} at row {row}, channel {channel}"
         )

@@ -34,8 +34,9 @@ def deviations(value_R: Tensor, group_R: Tensor, num_groups: int) -> tuple[Tenso
         return values_R.new_zeros(num_groups).index_add(0, group_R, values_R)
 
     low_Q, high_Q = extreme(value_R, "amin"), extreme(value_R, "amax")
-    apart_Q = high_Q - low_Q
-    tied_Q = (apart_Q <= TIE * torch.maximum(low_Q.abs(), high_Q.abs())) & (apart_Q < torch.inf)
+    # An infinite reward is no tie: infinitely far apart is more than any bound.
+    bound_Q = (TIE * torch.maximum(low_Q.abs(), high_Q.abs())).clamp(max=torch.finfo(low_Q.dtype).max)
+    tied_Q = high_Q - low_Q <= bound_Q
     # From the group's minimum: equal rewards give exact zeros, and a common offset costs no digits.
     above_R = (value_R - low_Q[group_R]).masked_fill(tied_Q[group_R], 0.0)
     count_Q = total(torch.ones_like(value_R))

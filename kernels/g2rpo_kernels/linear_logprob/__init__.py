@@ -41,7 +41,8 @@ def linear_logprob(
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
-        head_VD: [V, D] floating; differentiable.
+        head_VD: [V, D] floating; differentiable. It and bias_V may be DTensors, which all ranks then gather
+            (see `sharded_head`: the gradient comes back in their placements, as the mean over the ranks).
         target_T: [T] int64 or int32 in [0, V).
         source_T: [T] int64 or int32 in [0, S), the position that row t predicts from; may repeat (siblings
             share the last position of their prompt). None = row t is position t, and T = S.
@@ -66,9 +67,10 @@ def linear_logprob(
         Gradients reach hidden, head and bias through all three, in their dtypes.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, an index out of range (checked on the CPU only),
-            `temperature`, `softcap` or `chunk_bytes` not positive, a `shard` that does not fit, an `impl`
-            unknown or not for these tensors.
+        ValueError: shapes, dtypes or devices that do not fit, a tensor without values (on `meta`), a DTensor
+            that is no head, an index out of range (checked on the CPU only), `temperature`, `softcap` or
+            `chunk_bytes` not positive, a `shard` that does not fit, an `impl` unknown or not for these
+            tensors.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
     linear = checked_linear(*tensors, temperature, softcap, shard, product_dtype)

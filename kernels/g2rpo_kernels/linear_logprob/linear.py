@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_floating, check_tensors
 from g2rpo_kernels.linear_logprob.shard import SHARD, VocabShard
 from g2rpo_kernels.logprob.checks import Impl, accumulation_dtype, check_index, check_scaling, choose_impl
 from g2rpo_kernels.packing import packing
+from g2rpo_kernels.sharded_head import whole
 
+ARGUMENTS = ("hidden_SD", "head_VD", "target_T", "source_T", "bias_V")
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -86,14 +89,17 @@ def checked_linear(
     shard: VocabShard | None,
     product_dtype: torch.dtype | None = None,
 ) -> Linear:
-    """Validate the arguments that the linear ops share; raises ValueError."""
+    """The arguments that the linear ops share, a head that is a DTensor gathered; ValueError else."""
+    if shard is None:
+        head_VD, bias_V = whole("head_VD", head_VD), whole("bias_V", bias_V)
+    tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
+    check_tensors(dict(zip(ARGUMENTS, tensors, strict=True)))
     if hidden_SD.dim() != 2 or head_VD.dim() != 2 or hidden_SD.shape[1] != head_VD.shape[1]:
         raise ValueError(
             "hidden_SD, head_VD: wanted [S, D] and [V, D],"
             f" got {list(hidden_SD.shape)} and {list(head_VD.shape)}"
         )
-    if not (hidden_SD.is_floating_point() and head_VD.is_floating_point()):
-        raise ValueError(f"hidden_SD, head_VD: wanted floating, got {hidden_SD.dtype}, {head_VD.dtype}")
+    check_floating({"hidden_SD": hidden_SD, "head_VD": head_VD, "bias_V": bias_V})
     widest = torch.promote_types(hidden_SD.dtype, head_VD.dtype)
     if product_dtype not in (None, widest) and (widest == torch.float64 or product_dtype not in HALVES):
         wanted = "no other" if widest == torch.float64 else f"{widest}, torch.bfloat16, torch.float16"

@@ -13,7 +13,7 @@ from g2rpo_kernels.linear_logprob.shard import VocabShard
 from g2rpo_kernels.linear_policy_loss.cpu import linear_policy_loss_cpu
 from g2rpo_kernels.linear_policy_loss.reference import linear_policy_loss_reference
 from g2rpo_kernels.logprob.checks import Impl
-from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges
+from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges, explained
 
 __all__ = ["linear_policy_loss"]
 
@@ -51,7 +51,7 @@ def linear_policy_loss(
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
-        head_VD: [V, D] floating; differentiable.
+        head_VD: [V, D] floating; differentiable. It and bias_V may be DTensors, as in `linear_logprob`.
         target_T: [T] int64 or int32 in [0, V).
         edges: per-edge constants (see `Edges`), taken to the accumulation dtype.
         objective: which loss (see `Objective`).
@@ -72,7 +72,7 @@ def linear_policy_loss(
         hidden, head and bias in their own dtypes.
 
     Raises:
-        ValueError: as `linear_logprob` and `policy_loss`.
+        ValueError: as `linear_logprob` and `policy_loss`. Hidden states of NaN are a loss of NaN.
         RuntimeError: a second backward through a `cpu` result.
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
@@ -80,7 +80,8 @@ def linear_policy_loss(
     checked_edges(edges, objective, linear.num_rows)
     impls = {"reference": linear_policy_loss_reference, "cpu": linear_policy_loss_cpu, "triton": _triton}
     with torch.autocast(linear.hidden_SD.device.type, enabled=False):
-        return impls[choose_linear_impl(impl, linear)](linear, edges, objective, chunk_bytes)
+        out = impls[choose_linear_impl(impl, linear)](linear, edges, objective, chunk_bytes)
+    return explained(out, edges)
 
 
 def _triton(linear: Linear, edges: Edges, objective: Objective, chunk_bytes: int | None) -> PolicyLoss:

@@ -45,8 +45,9 @@ def logprob(
         differentiable with respect to the logits; the gradient has the logits' dtype.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, a target outside the vocabulary (checked on the CPU
-            only), `temperature` or `softcap` not positive, an `impl` unknown or not for this device.
+        ValueError: shapes, dtypes or devices that do not fit, a tensor without values (on `meta`), a DTensor,
+            a target outside the vocabulary (checked on the CPU only), `temperature` or `softcap` not positive
+            or not finite, an `impl` unknown or not for this device. Logits of NaN are results of NaN.
     """
     check_rows(logits_TV, target_T, temperature, softcap)
     impls = {"reference": logprob_reference, "cpu": logprob_cpu, "triton": _triton}

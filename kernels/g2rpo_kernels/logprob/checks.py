@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from g2rpo_kernels.checks import check_tensors, readable
 
 Impl = Literal["reference", "cpu", "triton"]
 
@@ -40,18 +43,17 @@ def _interpreting() -> bool:
 
 
 def check_scaling(temperature: float, softcap: float | None) -> None:
-    """Both must be positive: they divide."""
-    if not temperature > 0:
-        raise ValueError(f"temperature: wanted > 0, got {temperature}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: wanted > 0 or None, got {softcap}")
+    """Both must be positive and finite: they divide."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: wanted > 0 and finite, got {temperature}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: wanted > 0 and finite, or None, got {softcap}")
 
 
 def check_index(name: str, index_T: Tensor, size: int, length: int | None = None) -> None:
     """`index_T` is one-dimensional, integer, of `length`, and inside [0, size).
 
-    The range is checked on the CPU only, outside `torch.compile`: it would stall the device or break the
-    graph, and indexing reports it anyway.
+    The range is checked where it is `readable`: elsewhere indexing reports it.
     """
     if index_T.dim() != 1 or index_T.dtype not in (torch.int64, torch.int32):
         raise ValueError(
@@ -59,7 +61,7 @@ def check_index(name: str, index_T: Tensor, size: int, length: int | None = None
         )
     if length is not None and len(index_T) != length:
         raise ValueError(f"{name}: wanted {length} entries, got {len(index_T)}")
-    if index_T.device.type == "cpu" and not torch.compiler.is_compiling() and len(index_T):
+    if readable(index_T) and len(index_T):
         low, high = (int(v) for v in torch.aminmax(index_T))
         if low < 0 or high >= size:
             raise ValueError(f"{name}: wanted values in [0, {size}), got {low}..{high}")
@@ -67,6 +69,7 @@ def check_index(name: str, index_T: Tensor, size: int, length: int | None = None
 
 def check_rows(logits_TV: Tensor, target_T: Tensor, temperature: float, softcap: float | None) -> None:
     """What the ops on logits share."""
+    check_tensors({"logits_TV": logits_TV, "target_T": target_T})
     if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
         raise ValueError(f"logits_TV: wanted [T, V] floating, got {list(logits_TV.shape)} {logits_TV.dtype}")
     check_index("target_T", target_T, logits_TV.shape[1], logits_TV.shape[0])

@@ -9,7 +9,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_tensors
+
 NumItems = Tensor | float | None
+
+
+class Names(NamedTuple):
+    """What the caller's signature calls these arguments."""
+
+    mask: str = "mask"
+    advantages: str = "advantages"
+    old_logp: str = "old_logp"
+    ref_logp: str = "ref_logp"
+    importance: str = "importance_ratio"
+
+
+PLAIN = Names()
 
 
 class PaddedBatch(NamedTuple):
@@ -22,6 +37,7 @@ class PaddedBatch(NamedTuple):
     importance_BL: Tensor | None = None
     """[B, L] or [B, 1], >= 0. vespo multiplies those of all positions, masked ones included."""
     num_items: NumItems = None
+    names: Names = PLAIN
 
 
 def checked_batch(
@@ -31,23 +47,30 @@ def checked_batch(
     ref_logp_BL: Tensor | None,
     importance: Tensor | None,
     num_items: NumItems,
+    names: Names = PLAIN,
 ) -> PaddedBatch:
     """Vectors [B] of advantages and importance ratios become [B, 1]. Nothing keeps a gradient.
 
-    Raises ValueError for shapes that do not fit the mask.
+    Raises ValueError for shapes, dtypes and devices that do not fit the mask, by the names of the caller. The
+    tensors' values are for `problem_of` to see.
     """
+    given = (mask_BL, advantages, old_logp_BL, ref_logp_BL, importance)
+    check_tensors(dict(zip(names, given, strict=True)))
     if mask_BL.dim() != 2:
-        raise ValueError(f"mask: wanted [B, L], got {list(mask_BL.shape)}")
-    for name, value in (("old_logp", old_logp_BL), ("ref_logp", ref_logp_BL)):
-        if value is not None and value.shape != mask_BL.shape:
-            raise ValueError(f"{name}: wanted {list(mask_BL.shape)}, got {list(value.shape)}")
+        raise ValueError(f"{names.mask}: wanted [B, L], got {list(mask_BL.shape)}")
+    for name, value in ((names.old_logp, old_logp_BL), (names.ref_logp, ref_logp_BL)):
+        if value is not None and (value.shape != mask_BL.shape or not value.dtype.is_floating_point):
+            wanted, got = list(mask_BL.shape), list(value.shape)
+            raise ValueError(f"{name}: wanted {wanted} floating, got {got} {value.dtype}")
+    _check_num_items(num_items)
     return PaddedBatch(
         mask_BL=mask_BL,
-        advantage_BL=_per_row("advantages", advantages, mask_BL),
+        advantage_BL=_per_row(names.advantages, advantages, mask_BL),
         old_logp_BL=None if old_logp_BL is None else old_logp_BL.detach(),
         ref_logp_BL=None if ref_logp_BL is None else ref_logp_BL.detach(),
-        importance_BL=None if importance is None else _per_row("importance_ratio", importance, mask_BL),
+        importance_BL=None if importance is None else _per_row(names.importance, importance, mask_BL),
         num_items=num_items,
+        names=names,
     )
 
 
@@ -60,3 +83,13 @@ def _per_row(name: str, value: Tensor, mask_BL: Tensor) -> Tensor:
             f" got {list(value.shape)} {value.dtype}"
         )
     return value_BL.detach()
+
+
+def _check_num_items(num_items: NumItems) -> None:
+    """Of a number its value; 0 is for a batch that counts no token. Of a tensor that it holds one number."""
+    if isinstance(num_items, Tensor):
+        check_tensors({"num_items_in_batch": num_items})
+        if num_items.numel() != 1:
+            raise ValueError(f"num_items_in_batch: wanted one number, got {list(num_items.shape)}")
+    elif num_items is not None and not num_items >= 0:
+        raise ValueError(f"num_items_in_batch: wanted > 0, got {num_items}")

@@ -8,14 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from g2rpo_kernels.checks import check_floating, check_tensors
 from g2rpo_kernels.linear_logprob import linear_logprob
 from g2rpo_kernels.linear_policy_loss import linear_policy_loss
-from g2rpo_kernels.logprob.checks import Impl
-from g2rpo_kernels.padded.batch import NumItems, checked_batch
+from g2rpo_kernels.logprob.checks import Impl, check_index, check_scaling
+from g2rpo_kernels.padded.batch import Names, NumItems, checked_batch
 from g2rpo_kernels.padded.metrics import liger_metrics
 from g2rpo_kernels.padded.options import GRPOOptions, Level, LossType
 from g2rpo_kernels.padded.problem import Problem, problem_loss, problem_of, taking_part
 from g2rpo_kernels.policy_loss.records import Edges
+from g2rpo_kernels.sharded_head import whole
+
+NAMES = Names("attention_mask", "advantages", "old_per_token_logps", "ref_per_token_logps", "vllm_is_ratio")
 
 
 class FusedLinearGRPOLoss(nn.Module):
@@ -41,8 +45,9 @@ class FusedLinearGRPOLoss(nn.Module):
         softcap, chunk_bytes, impl: as in `linear_policy_loss`.
 
     Raises:
-        ValueError: a setting out of range; a delta below 1; sequence-level ratios with cispo, sapo or vespo;
-            dr_grpo without max_completion_length.
+        ValueError: a setting out of range, by its name: epsilon_low outside [0, 1) and a negative
+            epsilon_high where ratios are clipped, a temperature of 0 or less, a negative beta, a delta below
+            1; sequence-level ratios with cispo, sapo or vespo; dr_grpo without max_completion_length.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class FusedLinearGRPOLoss(nn.Module):
         impl: Impl | None = None,
     ) -> None:
         super().__init__()
+        check_scaling(temperature, softcap)
         self.options = GRPOOptions(
             loss_type=loss_type,
             importance_sampling_level=importance_sampling_level,
@@ -116,7 +122,9 @@ class FusedLinearGRPOLoss(nn.Module):
 
         Args:
             _input: [B, L, D] hidden states, position t predicting `selected_token_ids[:, t]`; differentiable.
-            lin_weight: [V, D]; differentiable.
+            lin_weight: [V, D]; differentiable. It, bias and their reference may be DTensors (FSDP2's, a plan
+                of tensor parallelism): all ranks gather them, and gradients come back in their placements, as
+                means over the ranks (see `sharded_head`). Everything else is a plain tensor.
             selected_token_ids: [B, L] int64 or int32, in [0, V) where counted.
             attention_mask: [B, L]; nonzero = counted.
             advantages: [B], or [B, L] for one per token, floating.
@@ -128,26 +136,36 @@ class FusedLinearGRPOLoss(nn.Module):
                 sequence's ratio: the product over all positions, masked ones included, as in Liger and TRL
                 (whose trainer has 1 there); one per sequence counts once.
             num_items_in_batch: counted tokens of all micro-batches and ranks, for dapo, cispo and vespo;
-                None = those of this batch on all ranks.
+                above 0 if any are; None = those of this batch on all ranks.
 
         Returns:
             loss: 0-dim float32 (float64 for float64 inputs). metrics: means over the counted positions,
             0-dim: the KL if beta is not 0, the entropy if entropy_coef is not None, the clipped fraction.
 
         Raises:
-            ValueError: shapes that do not fit, no reference with use_ref_model; as `linear_policy_loss`.
+            ValueError, naming the argument: shapes, dtypes or devices that do not fit, a tensor on `meta`, a
+                DTensor that is no head; no reference with use_ref_model; as `linear_policy_loss`. On the CPU,
+                outside `torch.compile`, also values at counted positions: advantages, old and reference
+                log-probabilities that are not finite, importance ratios below 0 or not finite,
+                num_items_in_batch of 0 or less, tokens outside the vocabulary. Elsewhere, where asking would
+                wait for the device, such a value makes the loss NaN (a token is reported by indexing). A
+                number, as opposed to a tensor, is always checked. Hidden states of NaN are a loss of NaN.
         """
-        if selected_token_ids.shape != attention_mask.shape:
-            wanted, got = list(attention_mask.shape), list(selected_token_ids.shape)
-            raise ValueError(f"selected_token_ids: wanted {wanted}, got {got}")
+        lin_weight, bias = whole("lin_weight", lin_weight), whole("bias", bias)
+        mask = {"attention_mask": attention_mask}
+        _check_head({"_input": _input, "lin_weight": lin_weight, "bias": bias}, mask)
+        _check_ids(selected_token_ids, attention_mask)
         part_BL = taking_part(attention_mask, self.options)
-        hidden_TD = _rows("_input", _input, part_BL)
+        hidden_TD = _rows(_input, part_BL)
         kept_T = _kept(part_BL)
         target_T = selected_token_ids.masked_fill(~part_BL, 0).reshape(-1)[kept_T]
+        check_index("selected_token_ids", target_T, lin_weight.shape[0])
         reference = (ref_per_token_logps, ref_input, ref_weight, ref_bias)
         ref_logp_BL = self._reference(*reference, target_T, kept_T, part_BL)
         given = (old_per_token_logps, ref_logp_BL, vllm_is_ratio, num_items_in_batch)
-        batch = checked_batch(attention_mask, advantages, *given)
+        computed = ref_per_token_logps is None
+        names = NAMES._replace(ref_logp="ref_input") if computed else NAMES
+        batch = checked_batch(attention_mask, advantages, *given, names)
         problem = problem_of(batch, self.options, kept_T)
         arguments = {"source_T": _source(kept_T, part_BL), "bias_V": bias, **self.scaling, **self.how}
         if problem.entropy_weight_T is None:
@@ -181,13 +199,44 @@ class FusedLinearGRPOLoss(nn.Module):
         if ref_logp_BL is not None or self.options.beta == 0:
             return ref_logp_BL
         assert ref_input is not None
+        ref_weight, ref_bias = whole("ref_weight", ref_weight), whole("ref_bias", ref_bias)
         assert ref_weight is not None
-        hidden_TD = _rows("ref_input", ref_input, part_BL)
+        head = {"ref_input": ref_input, "ref_weight": ref_weight, "ref_bias": ref_bias}
+        _check_head(head, {"attention_mask": part_BL})
+        check_index("selected_token_ids", target_T, ref_weight.shape[0])
+        hidden_TD = _rows(ref_input, part_BL)
         arguments = {"source_T": _source(kept_T, part_BL), "bias_V": ref_bias}
         logp_T = linear_logprob(
             hidden_TD, ref_weight, target_T, **arguments, **self.scaling, **self.how
         ).logp_T
         return logp_T.new_zeros(part_BL.numel()).index_copy(0, kept_T, logp_T).view(part_BL.shape)
+
+
+def _check_head(given: dict[str, Tensor | None], mask: dict[str, Tensor]) -> None:
+    """Hidden states [B, L, D], head [V, D], bias [V] or None: floating, and where the mask [B, L] is."""
+    check_tensors(mask | given)
+    check_floating(given)
+    (name, hidden), (head_name, head), (bias_name, bias) = given.items()
+    assert hidden is not None
+    assert head is not None
+    lead = list(*(value.shape for value in mask.values()))
+    if len(lead) != 2:
+        raise ValueError(f"{next(iter(mask))}: wanted [B, L], got {lead}")
+    if hidden.dim() != 3 or list(hidden.shape[:2]) != lead:
+        raise ValueError(f"{name}: wanted {[*lead, 'D']}, got {list(hidden.shape)}")
+    if head.dim() != 2 or head.shape[1] != hidden.shape[2]:
+        raise ValueError(
+            f"{head_name}: wanted ['V', {hidden.shape[2]}], as wide as {name}, got {list(head.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [head.shape[0]]:
+        raise ValueError(f"{bias_name}: wanted [{head.shape[0]}], got {list(bias.shape)}")
+
+
+def _check_ids(ids_BL: Tensor, mask_BL: Tensor) -> None:
+    check_tensors({"attention_mask": mask_BL, "selected_token_ids": ids_BL})
+    if ids_BL.shape != mask_BL.shape or ids_BL.dtype not in (torch.int64, torch.int32):
+        wanted, got = list(mask_BL.shape), list(ids_BL.shape)
+        raise ValueError(f"selected_token_ids: wanted {wanted} int64 or int32, got {got} {ids_BL.dtype}")
 
 
 def _kept(part_BL: Tensor) -> Tensor:
@@ -197,10 +246,8 @@ def _kept(part_BL: Tensor) -> Tensor:
     return part_BL.flatten().nonzero().squeeze(1)
 
 
-def _rows(name: str, hidden: Tensor, part_BL: Tensor) -> Tensor:
+def _rows(hidden: Tensor, part_BL: Tensor) -> Tensor:
     """[B L, D], finite wherever a position is computed that has no part in the loss."""
-    if hidden.dim() != 3 or hidden.shape[:2] != part_BL.shape:
-        raise ValueError(f"{name}: wanted {[*part_BL.shape, 'D']}, got {list(hidden.shape)}")
     if torch.compiler.is_compiling():
         hidden = hidden.masked_fill(~part_BL[..., None], 0.0)
     return hidden.reshape(-1, hidden.shape[-1])

@@ -5,14 +5,15 @@ Dimension key: B sequences, L positions of each, V vocabulary, K reward channels
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.group_advantage import Scale, group_advantage
+from g2rpo_kernels.checks import check_floating, check_tensors, shows_nan
+from g2rpo_kernels.group_advantage import Scale, check_finite_rewards, group_advantage
 from g2rpo_kernels.logprob import logprob
-from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.logprob.checks import Impl, check_index
 from g2rpo_kernels.padded.batch import NumItems, checked_batch
 from g2rpo_kernels.padded.options import GRPOOptions
 from g2rpo_kernels.padded.problem import Problem, problem_loss, problem_of
@@ -71,9 +72,9 @@ def grpo_loss(
         importance_ratio: [B], [B, 1] or [B, L], >= 0: multiplies the surrogate, not KL and entropy (engine
             mismatch; or a mask of the policy term). vespo takes it into its sequence's ratio: the product
             over all L positions, as TRL and Liger-Kernel do, so it has to be 1 where the mask is 0 (as TRL's
-            is); one per sequence counts once.
+            is; NaN there counts as 1); one per sequence counts once.
         num_items_in_batch: counted tokens of all micro-batches and ranks, which dapo, cispo and vespo divide
-            by; None = those of this batch on all ranks.
+            by; above 0 if any are; None = those of this batch on all ranks.
         options: which loss (see `GRPOOptions`).
         temperature, softcap, impl: as in `policy_loss`.
         overwrite_logits: as in `policy_loss`; not where KL and an entropy bonus are both on.
@@ -82,9 +83,18 @@ def grpo_loss(
         `PaddedLoss(loss, logp_BL, entropy_BL, stats)`.
 
     Raises:
-        ValueError: shapes that do not fit; not exactly one of advantages and rewards; B not a multiple of
-            group_size; ref_logp missing; as `policy_loss`.
+        ValueError, naming the argument: shapes, dtypes or devices that do not fit, a DTensor, a tensor on
+            `meta`; not exactly one of advantages and rewards; B not a multiple of group_size; ref_logp
+            missing; as `policy_loss`. On the CPU, outside `torch.compile`, also values at counted positions:
+            advantages, rewards, old and reference log-probabilities that are not finite, importance ratios
+            below 0 or not finite, num_items_in_batch of 0 or less, tokens outside the vocabulary. Elsewhere,
+            where asking would wait for the device, such a value makes the loss NaN (a token is reported by
+            indexing). A number, as opposed to a tensor, is always checked. Logits of NaN are a loss of NaN.
     """
+    check_tensors({"logits": logits, "completion_ids": completion_ids, "mask": mask})
+    check_floating({"logits": logits})
+    if completion_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"completion_ids: wanted int64 or int32, got {completion_ids.dtype}")
     if logits.dim() != 3 or completion_ids.shape != logits.shape[:2] or mask.shape != logits.shape[:2]:
         raise ValueError(
             "logits, completion_ids, mask: wanted [B, L, V], [B, L] and [B, L],"
@@ -92,7 +102,7 @@ def grpo_loss(
         )
     problem = _problem(
         mask,
-        _advantages(advantages, rewards, group_size, scale_rewards),
+        _advantages(advantages, rewards, group_size, scale_rewards, mask),
         old_logp,
         ref_logp,
         importance_ratio,
@@ -101,6 +111,7 @@ def grpo_loss(
     )
     logits_TV = logits.reshape(-1, logits.shape[-1])
     target_T = torch.where(problem.counted_T, completion_ids.reshape(-1), 0)
+    check_index("completion_ids", target_T, logits.shape[-1])
     scaling = {"temperature": temperature, "softcap": softcap, "impl": impl}
     if problem.entropy_weight_T is None:
         edges, objective = problem.edges, problem.objective
@@ -131,10 +142,14 @@ def grpo_loss_of_logps(
         The others: as in `grpo_loss`.
 
     Raises:
-        ValueError: as `grpo_loss`; entropies missing.
+        ValueError: as `grpo_loss`; entropies missing. `logps` of NaN are a loss of NaN.
     """
-    if logps.shape != mask.shape or (entropies is not None and entropies.shape != mask.shape):
-        raise ValueError(f"logps, entropies: wanted {list(mask.shape)}, got {list(logps.shape)} and others")
+    given = {"logps": logps, "entropies": entropies}
+    check_tensors({"mask": mask, **given})
+    check_floating(given)
+    for name, value in given.items():
+        if value is not None and value.shape != mask.shape:
+            raise ValueError(f"{name}: wanted {list(mask.shape)}, as mask is, got {list(value.shape)}")
     if options.entropy_coef and entropies is None:
         raise ValueError(f"entropies: wanted with entropy_coef={options.entropy_coef}, got None")
     problem = _problem(mask, advantages, old_logp, ref_logp, importance_ratio, num_items_in_batch, options)
@@ -156,21 +171,30 @@ def _problem(
         got = "None" if ref_logp is None else "a tensor"
         raise ValueError(f"ref_logp: wanted if and only if beta is not 0, got {got} with beta={options.beta}")
     batch = checked_batch(mask, advantages, old_logp, ref_logp, importance_ratio, num_items)
-    return problem_of(batch, options, torch.arange(mask.numel(), device=mask.device))
+    return problem_of(batch, options)
 
 
 def _advantages(
-    advantages: Tensor | None, rewards: Tensor | None, group_size: int | None, scale: Scale
+    advantages: Tensor | None, rewards: Tensor | None, group_size: int | None, scale: Scale, mask: Tensor
 ) -> Tensor:
     if (advantages is None) == (rewards is None):
         raise ValueError("advantages, rewards: wanted one of them, got both or none")
     if advantages is not None:
         return advantages
     assert rewards is not None
+    check_tensors({"mask": mask, "rewards": rewards})
+    check_floating({"rewards": rewards})
+    if rewards.dim() not in (1, 2) or len(rewards) != len(mask):
+        raise ValueError(f"rewards: wanted [{len(mask)}] or [{len(mask)}, K], got {list(rewards.shape)}")
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale_rewards: wanted one of {get_args(Scale)}, got {scale!r}")
     if group_size is None or group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"group_size: wanted a divisor of {len(rewards)} sequences, got {group_size}")
     group_B = torch.arange(len(rewards), device=rewards.device) // group_size
-    return group_advantage(rewards[:, None] if rewards.dim() == 1 else rewards, group_B, scale=scale)
+    reward_BK = rewards[:, None] if rewards.dim() == 1 else rewards
+    if shows_nan(reward_BK):
+        check_finite_rewards("rewards", reward_BK)
+    return group_advantage(reward_BK, group_B, scale=scale)
 
 
 def _padded(out: PolicyLoss, mask: Tensor) -> PaddedLoss:

@@ -38,11 +38,11 @@ class GRPOOptions:
     importance_sampling_level: Level = "token"
     """`sequence` (GSPO): one ratio per sequence, not with cispo, sapo and vespo (which has its own)."""
     beta: float = 0.0
-    """Weight of the KL penalty (k3)."""
+    """Weight of the KL penalty (k3); at least 0."""
     epsilon_low: float = 0.2
-    """Ratios are clipped from below at 1 - epsilon_low."""
+    """Ratios are clipped from below at 1 - epsilon_low; in [0, 1) (cispo, sapo and vespo do not use it)."""
     epsilon_high: float = 0.2
-    """Ratios are clipped from above at 1 + epsilon_high (cispo: at epsilon_high)."""
+    """Ratios are clipped from above at 1 + epsilon_high, at least 0 (cispo: at epsilon_high, above 0)."""
     delta: float | None = None
     """Bound of the ratio on the side that clipping leaves open (negative advantages), at least 1."""
     max_completion_length: int | None = None
@@ -72,8 +72,7 @@ class GRPOOptions:
             raise ValueError(
                 f"importance_sampling_level: wanted 'token' with loss_type={self.loss_type!r}, got 'sequence'"
             )
-        if not math.isfinite(self.entropy_coef):
-            raise ValueError(f"entropy_coef: wanted a finite number, got {self.entropy_coef}")
+        self._check_numbers()
         if self.delta is not None and not self.delta >= 1:
             raise ValueError(f"delta: wanted >= 1 or None, got {self.delta}")
         length = self.max_completion_length
@@ -85,6 +84,27 @@ class GRPOOptions:
                 " use_bias_correction_kl, got True"
             )
         objective_of(self)
+
+    def _check_numbers(self) -> None:
+        """Those that this loss type uses."""
+        if not math.isfinite(self.entropy_coef):
+            raise ValueError(f"entropy_coef: wanted a finite number, got {self.entropy_coef}")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta: wanted >= 0 and finite, got {self.beta}")
+        surrogate = SURROGATES[self.loss_type]
+        if surrogate is _clip and not 0 <= self.epsilon_low < 1:
+            raise ValueError(
+                f"epsilon_low: wanted in [0, 1), as the clip is 1 - epsilon_low, got {self.epsilon_low}"
+            )
+        if surrogate is _clip and not self.epsilon_high >= 0:
+            raise ValueError(f"epsilon_high: wanted >= 0, got {self.epsilon_high}")
+        if surrogate is _cispo and not self.epsilon_high > 0:
+            raise ValueError(
+                f"epsilon_high: wanted > 0 with loss_type='cispo', whose cap it is, got {self.epsilon_high}"
+            )
+        for name in POSITIVE.get(self.loss_type, ()):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: wanted > 0 and finite, got {getattr(self, name)}")
 
     @property
     def by_sequence(self) -> bool:
@@ -134,6 +154,13 @@ SURROGATES: dict[LossType, Callable[[GRPOOptions], Surrogate]] = {
     "luspo": _clip,
     "vespo": vespo_of,
 }
+
+
+POSITIVE: dict[LossType, tuple[str, ...]] = {
+    "sapo": ("sapo_temperature_pos", "sapo_temperature_neg"),
+    "vespo": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
+"""Settings that a loss type uses and that have to be above 0."""
 
 
 def objective_of(options: GRPOOptions) -> Objective:

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import shows_nan
 from g2rpo_kernels.padded.batch import PaddedBatch
 from g2rpo_kernels.padded.options import GRPOOptions, objective_of, vespo_of
+from g2rpo_kernels.padded.values import refuse_values, usable_importance
 from g2rpo_kernels.padded.weights import kl_weights, policy_weights
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
@@ -45,10 +47,18 @@ def taking_part(mask_BL: Tensor, options: GRPOOptions) -> Tensor:
     return part_BL
 
 
-def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor) -> Problem:
-    """The problem on the positions `kept_T` of the flattened batch: all that count, and maybe others."""
+def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor | None = None) -> Problem:
+    """The problem on positions `kept_T` of the flattened batch: those that count, maybe others; None = all.
+
+    Raises ValueError for a value that no loss can be made of, where values can be seen (`refuse_values`).
+    Elsewhere the coefficient of its position is NaN: an old or reference log-probability that is not finite
+    would be taken for none, or be bounded.
+    """
+    given, counted_BL = batch, batch.mask_BL != 0
     dtype = torch.promote_types(batch.advantage_BL.dtype, torch.float32)
-    mask_BL = (batch.mask_BL != 0).to(dtype)
+    mask_BL = counted_BL.to(dtype)
+    if batch.importance_BL is not None:
+        batch = batch._replace(importance_BL=usable_importance(batch.importance_BL))
     objective, rollout_logp_BL = _objective(batch, options), None
     if options.loss_type == "vespo":
         batch, rollout_logp_BL = _fold_importance(batch, mask_BL, options)
@@ -57,31 +67,47 @@ def problem_of(batch: PaddedBatch, options: GRPOOptions, kept_T: Tensor) -> Prob
     policy_weight_BL = policy_weights(kl_weight_BL, mask_BL, batch.importance_BL, options)
     objective, weight_BL, bonus_BL = _with_entropy(objective, options.entropy_coef, mask_BL, kl_weight_BL)
 
-    def kept(value_BL: Tensor | None) -> Tensor | None:
-        return None if value_BL is None else value_BL.reshape(-1)[kept_T]
+    def kept(value_BL: Tensor) -> Tensor:
+        return value_BL.reshape(-1) if kept_T is None else value_BL.reshape(-1)[kept_T]
 
-    flat = (mask_BL != 0, advantage_BL, policy_weight_BL, weight_BL, kl_weight_BL)
-    counted_T, advantage_T, policy_weight_T, weight_T, kl_weight_T = (x.reshape(-1)[kept_T] for x in flat)
-    scaled_T = torch.where(policy_weight_T != 0, policy_weight_T * advantage_T, 0.0)
-    edges = Edges(
-        a_pos_T=scaled_T.clamp(min=0),
-        a_neg_T=scaled_T.clamp(max=0),
-        weight_T=weight_T,
-        old_logp_T=kept(batch.old_logp_BL),
-        ref_logp_T=kept(batch.ref_logp_BL),
-        rollout_logp_T=kept(rollout_logp_BL),
-    )
+    def kept_if(value_BL: Tensor | None) -> Tensor | None:
+        return None if value_BL is None else kept(value_BL)
+
+    counted_T, advantage_T, kl_weight_T = kept(counted_BL), kept(advantage_BL), kept(kl_weight_BL)
+    policy_weight_T = kl_weight_T if policy_weight_BL is kl_weight_BL else kept(policy_weight_BL)
+    weight_T = kl_weight_T if weight_BL is kl_weight_BL else kept(weight_BL)
+    logps = kept_if(batch.old_logp_BL), kept_if(batch.ref_logp_BL), kept_if(rollout_logp_BL)
+    scaled_T = policy_weight_T * advantage_T
+    for logp_T in logps:
+        scaled_T = scaled_T if logp_T is None else scaled_T + (logp_T - logp_T)
+    scaled_T = torch.where(counted_T if options.by_sequence else kl_weight_T != 0, scaled_T, 0.0)
+    if shows_nan(scaled_T):
+        spread = options.loss_type == "luspo" and options.luspo_over_padding
+        refuse_values(given, torch.ones_like(counted_BL) if spread else counted_BL)
+    edges = Edges(scaled_T.clamp(min=0), scaled_T.clamp(max=0), weight_T, *logps)
     if objective.ratio != "token":
-        member_advantage_T = torch.where(counted_T, scaled_T / kl_weight_T, 0.0)
-        edges = edges._replace(
-            # Each position is the one member of its edge, of its own sequence; of weight 0 if not counted.
-            member_ptr_T1=torch.arange(kept_T.shape[0] + 1, device=kept_T.device),
-            member_row_M=kept_T // mask_BL.shape[1],
-            member_advantage_M=member_advantage_T,
-            member_weight_M=torch.where(counted_T, kl_weight_T, 0.0),
-            num_rows=mask_BL.shape[0],
-        )
-    return Problem(edges, objective, counted_T, advantage_T, kept(bonus_BL))
+        edges = _with_members(edges, kept_T, mask_BL.shape, counted_T, scaled_T, kl_weight_T)
+    return Problem(edges, objective, counted_T, advantage_T, kept_if(bonus_BL))
+
+
+def _with_members(
+    edges: Edges,
+    kept_T: Tensor | None,
+    shape: tuple[int, ...],
+    counted_T: Tensor,
+    scaled_T: Tensor,
+    weight_T: Tensor,
+) -> Edges:
+    """Each position is the one member of its edge, of its own sequence; of weight 0 if not counted."""
+    num_edges, device = scaled_T.shape[0], scaled_T.device
+    kept_T = torch.arange(num_edges, device=device) if kept_T is None else kept_T
+    return edges._replace(
+        member_ptr_T1=torch.arange(num_edges + 1, device=device),
+        member_row_M=kept_T // shape[1],
+        member_advantage_M=torch.where(counted_T, scaled_T / weight_T, 0.0),
+        member_weight_M=torch.where(counted_T, weight_T, 0.0),
+        num_rows=shape[0],
+    )
 
 
 def problem_loss(logp_T: Tensor, entropy_T: Tensor, problem: Problem) -> PolicyLoss:
@@ -124,7 +150,11 @@ def _fold_importance(
     """For vespo: the batch without importance ratios, and the engine's log-probabilities that hold them."""
     log_w_B1 = mask_BL.new_zeros(len(mask_BL), 1)
     if batch.importance_BL is not None:
-        log_importance_BL = batch.importance_BL.to(mask_BL.dtype).log()
+        importance_BL = batch.importance_BL.to(mask_BL.dtype)
+        importance_BL = torch.where(importance_BL < torch.inf, importance_BL, torch.nan)
+        if importance_BL.shape == mask_BL.shape:
+            importance_BL = importance_BL.masked_fill((mask_BL == 0) & importance_BL.isnan(), 1.0)
+        log_importance_BL = importance_BL.log()
         log_w_B1 = log_importance_BL.clamp(math.log(MIN_VESPO_RATIO), MAX_LOG_RATIO).sum(1, keepdim=True)
     if batch.old_logp_BL is not None:
         # Spread evenly: the sum over a sequence is all that counts, and it includes masked positions.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_floating, check_tensors
 from g2rpo_kernels.logprob import logprob
-from g2rpo_kernels.logprob.checks import Impl
+from g2rpo_kernels.logprob.checks import Impl, check_index
 
 
 def token_logprobs(
@@ -39,12 +40,18 @@ def token_logprobs(
         The shape of `ids`, float32 (float64 for float64 logits). The gradient has the logits' dtype.
 
     Raises:
-        ValueError: shapes that do not fit; as `logprob`.
+        ValueError, naming the argument: shapes, dtypes or devices that do not fit; as `logprob`.
     """
+    check_tensors({"logits": logits, "ids": ids, "row_mask": row_mask})
+    check_floating({"logits": logits})
+    if not logits.dim():
+        raise ValueError("logits: wanted [..., V], got []")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"ids: wanted int64 or int32, got {ids.dtype}")
     lead = logits.shape[:-1]
     single = ids.shape == lead
     if not single and ids.shape[:-1] != lead:
-        raise ValueError(f"ids: wanted {list(lead)} or [{list(lead)}, J], got {list(ids.shape)}")
+        raise ValueError(f"ids: wanted {list(lead)} or {[*lead, 'J']}, got {list(ids.shape)}")
     logits_TV = logits.reshape(-1, logits.shape[-1])
     ids_TJ = ids.reshape(len(logits_TV), 1 if single else ids.shape[-1])
     if row_mask is None:
@@ -63,6 +70,7 @@ def token_logprobs(
 
 def _of_rows(logits_TV: Tensor, ids_TJ: Tensor, temperature: float, impl: Impl | None) -> Tensor:
     """[T, J]"""
+    check_index("ids", ids_TJ.reshape(-1), logits_TV.shape[1])
     if ids_TJ.shape[1] == 1:
         return logprob(logits_TV, ids_TJ[:, 0], temperature=temperature, impl=impl).logp_T[:, None]
     lse_T = logprob(logits_TV, ids_TJ.new_zeros(len(ids_TJ)), temperature=temperature, impl=impl).lse_T

@@ -5,12 +5,14 @@ Dimension key: B sequences, L positions of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from g2rpo_kernels.checks import readable
 from g2rpo_kernels.padded.batch import NumItems
 from g2rpo_kernels.padded.options import GRPOOptions, LossType
 
@@ -35,8 +37,22 @@ def _global_token_mean(mask_BL: Tensor, options: GRPOOptions, num_items: NumItem
         if distributed:
             dist.all_reduce(total)
     else:
-        total = torch.as_tensor(num_items, dtype=mask_BL.dtype, device=mask_BL.device)
-    return mask_BL / (total / (dist.get_world_size() if distributed else 1)).clamp(min=1)
+        total = _number(num_items, mask_BL)
+    ranks = dist.get_world_size() if distributed else 1
+    if isinstance(total, Tensor):
+        weight_BL = mask_BL / (total / ranks).clamp(min=1)
+    else:
+        weight_BL = mask_BL / max(total / ranks, 1.0)
+    return weight_BL if num_items is None else weight_BL.masked_fill(mask_BL == 0, 0.0)
+
+
+def _number(num_items: Tensor | float, like: Tensor) -> Tensor | float:
+    """On the host if it is there. NaN unless it is positive, which it need not be if nothing is counted."""
+    if torch.compiler.is_compiling() or (isinstance(num_items, Tensor) and not readable(num_items)):
+        total = torch.as_tensor(num_items, dtype=like.dtype, device=like.device)
+        return total.masked_fill(~(total > 0), torch.nan)
+    number = float(num_items)
+    return number if number > 0 else math.nan
 
 
 def _row_sum(mask_BL: Tensor, options: GRPOOptions, num_items: NumItems) -> Tensor:

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from g2rpo_kernels.checks import shows_nan
 from g2rpo_kernels.logprob import logprob
 from g2rpo_kernels.logprob.checks import Impl, check_index, check_rows, choose_impl
 from g2rpo_kernels.policy_loss.from_rewards import Rewards, edges_from_rewards
-from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss, checked_edges
+from g2rpo_kernels.policy_loss.records import (
+    PER_EDGE,
+    Edges,
+    Objective,
+    PolicyLoss,
+    check_given,
+    check_vectors,
+    checked_edges,
+    explained,
+)
 from g2rpo_kernels.policy_loss.reference import loss_of
 
 __all__ = ["Edges", "Objective", "PolicyLoss", "Rewards", "policy_loss", "policy_loss_from_rewards"]
@@ -61,8 +71,10 @@ def policy_loss(
         (fraction outside the bounds).
 
     Raises:
-        ValueError: as `logprob`; an edge vector of another length; ref_logp, rollout_logp or members missing
-            where the objective needs them.
+        ValueError: as `logprob`; an edge vector of another length or dtype; ref_logp, rollout_logp or members
+            missing where the objective needs them. On the CPU, outside `torch.compile`, also coefficients and
+            weights of the edges that are not finite; elsewhere they make the loss NaN. A ref_logp of NaN
+            makes it NaN everywhere; what NaN means in the others is said in `Edges`.
     """
     checked_edges(edges, objective, len(target_T))
     check_rows(logits_TV, target_T, temperature, softcap)
@@ -70,9 +82,10 @@ def policy_loss(
         from g2rpo_kernels.policy_loss.triton_loss import policy_loss_triton
 
         scaling = (temperature, softcap)
-        return policy_loss_triton(logits_TV, target_T, edges, objective, *scaling, overwrite_logits)
+        out = policy_loss_triton(logits_TV, target_T, edges, objective, *scaling, overwrite_logits)
+        return explained(out, edges)
     logp_T, entropy_T, _ = logprob(logits_TV, target_T, temperature=temperature, softcap=softcap, impl=impl)
-    return loss_of(logp_T, entropy_T, edges, objective)
+    return explained(loss_of(logp_T, entropy_T, edges, objective), edges)
 
 
 def policy_loss_from_rewards(
@@ -113,11 +126,14 @@ def policy_loss_from_rewards(
     logps = (old_logp_T, ref_logp_T, rollout_logp_T)
     check_rows(logits_TV, target_T, temperature, softcap)
     check_index("row_T", rewards.row_T, len(rewards.reward_RK), len(target_T))
+    edges = Edges(weight_T, weight_T, weight_T, *logps)
+    check_vectors(dict(zip(PER_EDGE[2:], edges[2:6], strict=True)), len(target_T))
+    check_given(edges, objective, prefix="")
+    if shows_nan(weight_T):
+        raise ValueError("weight_T: wanted finite, got values that are not")
     if objective.one_launch and choose_impl(impl, logits_TV) == "triton":
         from g2rpo_kernels.policy_loss.triton_loss import policy_loss_from_rewards_triton
 
-        edges = Edges(weight_T, weight_T, weight_T, *logps)
-        checked_edges(edges, objective, len(target_T))
         scaling = (temperature, softcap)
         return policy_loss_from_rewards_triton(
             logits_TV, target_T, edges, rewards, objective, *scaling, overwrite_logits

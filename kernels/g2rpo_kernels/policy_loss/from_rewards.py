@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_tensors
 from g2rpo_kernels.group_advantage import check_rewards, group_advantage
 from g2rpo_kernels.logprob.checks import check_index
 from g2rpo_kernels.policy_loss.records import Edges
@@ -41,6 +42,7 @@ class Rewards:
         check_rewards(
             self.reward_RK, self.group_R, self.channel_weight_K, self.scale, "sum_then_normalize", self.eps
         )
+        check_tensors({"row_T": self.row_T})
         check_index("row_T", self.row_T, len(self.reward_RK))
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_tensors, readable, shows_nan
 from g2rpo_kernels.packing import Packing, packing
 from g2rpo_kernels.policy_loss.kl import KlName
 from g2rpo_kernels.policy_loss.surrogates import SURROGATES, RatioName, Surrogate, surrogate_of
@@ -106,7 +108,7 @@ class Edges(NamedTuple):
     """sum over members of weight: multiplies KL and entropy."""
     old_logp_T: Tensor | None = None
     """Under the policy before this batch's first step; None, or NaN for an edge, = on-policy there:
-    exp(logp - logp.detach())."""
+    exp(logp - logp.detach()). The ops on padded batches refuse NaN."""
     ref_logp_T: Tensor | None = None
     rollout_logp_T: Tensor | None = None
     """Reported by the engine; NaN = not sampled (importance weight 1)."""
@@ -134,6 +136,11 @@ class Edges(NamedTuple):
 
 
 PER_EDGE = ("a_pos_T", "a_neg_T", "weight_T", "old_logp_T", "ref_logp_T", "rollout_logp_T")
+MEMBERS = ("member_ptr_T1", "member_row_M", "member_advantage_M", "member_weight_M")
+NAMES = tuple(f"edges.{name}" for name in (*PER_EDGE, *MEMBERS))
+"""As messages name the tensors."""
+EXPLAINING = ("a_pos_T", "a_neg_T", "weight_T", "member_advantage_M", "member_weight_M")
+"""What is nowhere anything but a number."""
 
 
 class PolicyLoss(NamedTuple):
@@ -148,28 +155,59 @@ class PolicyLoss(NamedTuple):
     """name -> (sum, count), 0-dim and detached: add over micro-batches and ranks, divide once."""
 
 
+def check_vectors(given: Mapping[str, Tensor | None], num_edges: int) -> None:
+    """Raise ValueError for a vector of edges without values, of another length or not floating."""
+    check_tensors(given, one_device=False)
+    for name, value in given.items():
+        if value is not None and (value.shape != (num_edges,) or not value.dtype.is_floating_point):
+            raise ValueError(f"{name}: wanted [{num_edges}] floating, got {list(value.shape)} {value.dtype}")
+
+
+def check_given(edges: Edges, objective: Objective, prefix: str = "edges.") -> None:
+    """Raise ValueError where `objective` needs log-probabilities that `edges` has not."""
+    if objective.kl_coef and edges.ref_logp_T is None:
+        raise ValueError(f"{prefix}ref_logp_T: wanted with kl_coef={objective.kl_coef}, got None")
+    if objective.importance_cap is not None and edges.rollout_logp_T is None:
+        wanted = f"wanted with importance_cap={objective.importance_cap}"
+        raise ValueError(f"{prefix}rollout_logp_T: {wanted}, got None")
+
+
 def checked_edges(edges: Edges, objective: Objective, num_edges: int) -> None:
     """Raise ValueError where `edges` does not fit `objective` or `num_edges`."""
-    for name, value in zip(PER_EDGE, edges, strict=False):
-        if isinstance(value, Tensor) and list(value.shape) != [num_edges]:
-            raise ValueError(f"edges.{name}: wanted [{num_edges}], got {list(value.shape)}")
-    if objective.kl_coef and edges.ref_logp_T is None:
-        raise ValueError(f"edges.ref_logp_T: wanted with kl_coef={objective.kl_coef}, got None")
-    if objective.importance_cap is not None and edges.rollout_logp_T is None:
-        raise ValueError(
-            f"edges.rollout_logp_T: wanted with importance_cap={objective.importance_cap}, got None"
-        )
+    check_vectors(dict(zip(NAMES, edges[:6], strict=False)), num_edges)
+    check_given(edges, objective)
     if objective.ratio != "token":
         _check_members(edges, objective, num_edges)
 
 
 def _check_members(edges: Edges, objective: Objective, num_edges: int) -> None:
-    members = (edges.member_ptr_T1, edges.member_row_M, edges.member_advantage_M, edges.member_weight_M)
+    members = edges[6:10]
     if any(value is None for value in members):
         raise ValueError(f"edges.member_*: wanted with ratio={objective.ratio!r}, got None")
+    check_tensors(dict(zip(NAMES[6:], members, strict=True)), one_device=False)
     ptr_T1, row_M, advantage_M, weight_M = (value for value in members if value is not None)
     if list(ptr_T1.shape) != [num_edges + 1]:
         raise ValueError(f"edges.member_ptr_T1: wanted [{num_edges + 1}], got {list(ptr_T1.shape)}")
     sizes = (len(row_M), len(advantage_M), len(weight_M))
     if not sizes[0] == sizes[1] == sizes[2]:
         raise ValueError(f"edges.member_row_M, _advantage_M, _weight_M: wanted one length, got {sizes}")
+    for name, value in zip(MEMBERS, members, strict=True):
+        assert value is not None
+        if value.dtype.is_floating_point != (name in MEMBERS[2:]):
+            wanted = "floating" if name in MEMBERS[2:] else "integers"
+            raise ValueError(f"edges.{name}: wanted {wanted}, got {value.dtype}")
+
+
+def explained(out: PolicyLoss, edges: Edges) -> PolicyLoss:
+    """`out`; ValueError where its loss is no finite number because a coefficient of `edges` is none.
+
+    Looks where that costs nothing. What else makes a loss NaN, such as hidden states, is the caller's to see.
+    """
+    if shows_nan(out.loss):
+        for name in EXPLAINING:
+            value = getattr(edges, name)
+            if value is None or not readable(value) or value.isfinite().all():
+                continue
+            at = int((~value.isfinite()).nonzero()[0])
+            raise ValueError(f"edges.{name}: wanted finite, got {float(value[at])} at {at}")
+    return out

@@ -82,7 +82,7 @@ class Clip(Surrogate):
     name = "clip"
     has_bound = True
     low: float = 0.2
-    """Ratios are clipped from below at 1 - low; at least 0."""
+    """Ratios are clipped from below at 1 - low; at least 0, and from 1 on never (a ratio is above 0)."""
     high: float = 0.2
     """Ratios are clipped from above at 1 + high; at least 0, inf = never."""
     dual: float | None = None

@@ -81,7 +81,7 @@ def token_loss(
 
     Args:
         hidden_SD: [S, D] floating; differentiable.
-        head_VD: [V, D] floating; differentiable.
+        head_VD: [V, D] floating; differentiable. It and bias_V may be DTensors, as in `linear_logprob`.
         target_T: [T] int64 or int32 in [0, V).
         loss: (logp_T, entropy_T) -> 0-dim floating tensor; both are [T] in float32 (float64 when an input is
             float64), in nats, on the device of the head.
@@ -114,6 +114,8 @@ def token_loss(
     """
     tensors = (hidden_SD, head_VD, target_T, source_T, bias_V)
     linear = checked_linear(*tensors, temperature, softcap, shard, product_dtype)
+    if not callable(loss):
+        raise ValueError(f"loss: wanted a function of logp_T and entropy_T, got {type(loss).__name__}")
     cuts = _cuts(ties, row_T, row_cuts, linear.num_rows)
     _check_look(look, linear.num_rows)
     chosen = choose_linear_impl(impl, linear)

@@ -12,8 +12,11 @@ Dimension key: S packed tree positions, H query heads, K key/value heads (H a mu
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from g2rpo_kernels.checks import check_floating, check_tensors
 from g2rpo_kernels.tree_attention.cascade import CascadePlan, cascade_plan, tree_attention_cascade
 from g2rpo_kernels.tree_attention.cascade.nodes import Nodes
 from g2rpo_kernels.tree_attention.choice import Impl, Query, default_impl, unsupported_cascade
@@ -65,13 +68,19 @@ def tree_attention(
         out [S, H, E] in q's dtype.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, `window` without positions, an END that describes no
-            tree (cascade), a plan of another stream, or an explicit `impl` that cannot do what is asked: it
-            never falls back.
+        ValueError: shapes, dtypes or devices that do not fit, a `scale` that is not finite, `window` without
+            positions, an END that describes no tree (cascade), a plan of another stream, or an explicit
+            `impl` that cannot do what is asked: it never falls back.
     """
     _check(q_SHE, k_SKE, v_SKE, end_S, position_S)
     if window is not None and position_S is None:
         raise ValueError("position_S: wanted positions because window is given, got None")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: wanted a finite number, got {scale}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: wanted > 0 or None, got {softcap}")
+    if window is not None and window < 1:
+        raise ValueError(f"window: wanted >= 1 or None, got {window}")
     if impl not in (None, "reference", "cascade", "triton"):
         raise ValueError(f"impl: wanted 'reference', 'cascade', 'triton' or None, got {impl!r}")
     for name, shared in (("plan", plan), ("tiles", tiles)):
@@ -106,26 +115,27 @@ def _check_plan(name: str, plan: CascadePlan | TilePlan | None, q_SHE: Tensor) -
 
 
 def _check(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, end_S: Tensor, position_S: Tensor | None) -> None:
+    heads_of = {"q_SHE": q_SHE, "k_SKE": k_SKE, "v_SKE": v_SKE}
+    check_tensors({**heads_of, "end_S": end_S, "position_S": position_S})
+    check_floating(heads_of)
     if q_SHE.dim() != 3 or k_SKE.dim() != 3 or k_SKE.shape != v_SKE.shape:
         raise ValueError(
-            f"q, k, v: wanted [S, H, E], [S, K, E] and [S, K, E], "
+            f"q_SHE, k_SKE, v_SKE: wanted [S, H, E], [S, K, E] and [S, K, E], "
             f"got {tuple(q_SHE.shape)}, {tuple(k_SKE.shape)} and {tuple(v_SKE.shape)}"
         )
     size, heads, width = q_SHE.shape
     if k_SKE.shape[0] != size or k_SKE.shape[2] != width or heads % k_SKE.shape[1]:
         raise ValueError(
-            f"k: wanted [{size}, a divisor of {heads}, {width}] for q {tuple(q_SHE.shape)}, "
+            f"k_SKE: wanted [{size}, a divisor of {heads}, {width}] for q_SHE {tuple(q_SHE.shape)}, "
             f"got {tuple(k_SKE.shape)}"
         )
-    if not q_SHE.dtype == k_SKE.dtype == v_SKE.dtype or not q_SHE.is_floating_point():
+    if not q_SHE.dtype == k_SKE.dtype == v_SKE.dtype:
         raise ValueError(
-            f"q, k, v: wanted one floating dtype, got {q_SHE.dtype}, {k_SKE.dtype} and {v_SKE.dtype}"
+            "q_SHE, k_SKE, v_SKE: wanted one floating dtype,"
+            f" got {q_SHE.dtype}, {k_SKE.dtype} and {v_SKE.dtype}"
         )
     for name, x_S in (("end_S", end_S), ("position_S", position_S)):
         if x_S is None:
             continue
-        if x_S.shape != (size,) or x_S.is_floating_point() or x_S.device != q_SHE.device:
-            raise ValueError(
-                f"{name}: wanted integers [{size}] on {q_SHE.device}, "
-                f"got {x_S.dtype} {list(x_S.shape)} on {x_S.device}"
-            )
+        if x_S.shape != (size,) or x_S.is_floating_point():
+            raise ValueError(f"{name}: wanted integers [{size}], got {x_S.dtype} {list(x_S.shape)}")
