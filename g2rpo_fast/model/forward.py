@@ -55,7 +55,8 @@ class TreeContext:
         self._impl: Impl | None = None if attention == "auto" else attention
         self._plan: CascadePlan | None = None
         if attention in ("auto", "cascade"):
-            nodes = Nodes.of(plan.node_start_Q, plan.node_parent_Q, end_S)
+            start_Q, parent_Q = map(torch.from_numpy, (plan.node_start_Q, plan.node_parent_Q))
+            nodes = Nodes.of(start_Q, parent_Q, end_S)
             self._plan = cascade_plan(end_S, device, nodes=nodes)
         self._tiles: TilePlan | None = None
         if attention in ("auto", "triton"):

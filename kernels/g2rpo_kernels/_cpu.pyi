@@ -2,49 +2,46 @@
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-Floats = npt.NDArray[np.floating[Any]]
-Longs = npt.NDArray[np.int64]
-Ints = npt.NDArray[np.int32]
+Tensor = Any
+"""On the CPU: PyTorch's or another that speaks DLPack, or the capsule that `to_dlpack` makes of one, which is
+quicker."""
 
 def row_sums(
-    z: Floats,
-    target: Longs,
+    z: Tensor,
+    target: Tensor,
     divisor: float,
     keep_exp: bool,
-    max: Floats,
-    rest: Floats,
-    moment: Floats,
-    target_logit: Floats,
+    max: Tensor,
+    rest: Tensor,
+    moment: Tensor,
+    target_logit: Tensor,
     threads: int,
 ) -> None: ...
 def row_gradients(
-    z: Floats,
-    target: Longs,
+    z: Tensor,
+    target: Tensor,
     divisor: float,
     squashed: bool,
-    max: Floats,
-    log_sum: Floats,
-    scale: Floats,
-    entropy: Floats | None,
-    at_target: Floats,
-    dz: Floats,
+    max: Tensor,
+    log_sum: Tensor,
+    scale: Tensor,
+    entropy: Tensor | None,
+    at_target: Tensor,
+    dz: Tensor,
     threads: int,
 ) -> None: ...
 def query_lists(
-    end: Ints, position: Ints | None, window: int, block_q: int, block_kv: int, work: Ints, key: Ints
+    end: Tensor, position: Tensor | None, window: int, block_q: int, block_kv: int, work: Tensor, key: Tensor
 ) -> None: ...
 def kv_lists(
-    end: Ints,
-    position: Ints | None,
+    end: Tensor,
+    position: Tensor | None,
     window: int,
     block_q: int,
     block_kv: int,
     least: int,
     most: int,
-    work: Ints,
-    query: Ints,
-    slot: Ints,
+    work: Tensor,
+    query: Tensor,
+    slot: Tensor,
 ) -> None: ...

@@ -66,11 +66,11 @@ def chunk_partials(
                 out_C[tile] = value_C
         return sums
     native.row_sums(
-        held_CV.numpy(),
-        target_C.contiguous().numpy(),
+        torch.to_dlpack(held_CV),
+        torch.to_dlpack(target_C.contiguous()),
         row_divisor(temperature, softcap),
         keep_exp,
-        *(value_C.numpy() for value_C in sums),
+        *map(torch.to_dlpack, sums),
         torch.get_num_threads(),
     )
     return sums
@@ -99,15 +99,15 @@ def chunk_dlogits(
         return
     scale_C, at_target_C, e_C = row_factors(stats, upstream, temperature)
     factors = [
-        None if value_C is None else value_C.contiguous().numpy()
+        None if value_C is None else torch.to_dlpack(value_C.contiguous())
         for value_C in (stats.max_C, stats.log_sum_C, scale_C, e_C, at_target_C)
     ]
     native.row_gradients(
-        held_CV.numpy(),
-        target_C.contiguous().numpy(),
+        torch.to_dlpack(held_CV),
+        torch.to_dlpack(target_C.contiguous()),
         row_divisor(temperature, softcap),
         softcap is not None,
         *factors,
-        out_CV.numpy(),
+        torch.to_dlpack(out_CV),
         torch.get_num_threads(),
     )

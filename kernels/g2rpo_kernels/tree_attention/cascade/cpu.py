@@ -19,13 +19,14 @@ O rows that a call owns, Q query rows of a rectangle, H query heads, K key/value
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.tree_attention.cascade.nodes import Longs, Nodes
+from g2rpo_kernels.tree_attention.cascade.nodes import Nodes
 
 REPLICATED_ROWS = 16
 """An internal node of at most this many rows is replicated,"""
@@ -37,6 +38,34 @@ PADDED_SHARE = 0.75
 # Both take fewer key heads than query heads since torch 2.9 (pytorch#157893).
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+Span = tuple[int, int]
+"""Stream rows [start, stop)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The rows of one square, in order: copies of replicated nodes' rows, then those that it owns."""
+
+    copies: tuple[Span, ...]
+    owned: Span
+    num_copies: int
+    num_rows: int
+    """Copies included."""
+
+    @staticmethod
+    def of(copies: tuple[Span, ...], owned: Span) -> Piece:
+        num_copies = sum(stop - start for start, stop in copies)
+        num_rows = num_copies + owned[1] - owned[0]
+        return Piece(copies=copies, owned=owned, num_copies=num_copies, num_rows=num_rows)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Of each span its place in the square, and the stream row that it begins with."""
+        place = 0
+        for start, stop in (*self.copies, self.owned):
+            yield place, start
+            place += stop - start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +98,10 @@ class CpuPlan:
 def plan_cpu(nodes: Nodes) -> CpuPlan:
     """The calls for a forest: host work, once for all layers and both directions."""
     replicated = _replicated(nodes)
-    pieces = sorted(_pieces(nodes, replicated), key=lambda piece: -len(piece[0]))
-    buckets: list[list[tuple[Longs, int]]] = []
+    pieces = sorted(_pieces(nodes, replicated), key=lambda piece: -piece.num_rows)
+    buckets: list[list[Piece]] = []
     for piece in pieces:
-        if buckets and len(piece[0]) >= PADDED_SHARE * len(buckets[-1][0][0]):
+        if buckets and piece.num_rows >= PADDED_SHARE * buckets[-1][0].num_rows:
             buckets[-1].append(piece)
         else:
             buckets.append([piece])
@@ -100,47 +129,48 @@ def _replicated(nodes: Nodes) -> list[bool]:
     return replicated
 
 
-def _pieces(nodes: Nodes, replicated: list[bool]) -> list[tuple[Longs, int]]:
-    """Each square's stream rows, and how many of them are leading copies that it does not own.
+def _pieces(nodes: Nodes, replicated: list[bool]) -> list[Piece]:
+    """The squares, one by one.
 
     A replicated node has no square: its rows are owned by its first child's, where they lead anyway. So a
     square owns the rows of a maximal run of replicated nodes and of the node that follows them.
     """
-    empty = np.empty(0, np.int64)
-    lead: list[Longs] = []  # replicated rows above each node
-    pieces: list[tuple[Longs, int]] = []
+    starts, stops = nodes.start_N.tolist(), nodes.stop_N.tolist()
+    lead: list[tuple[Span, ...]] = []  # replicated rows above each node
+    pieces: list[Piece] = []
     head = 0
     for node_id, parent in enumerate(nodes.parent_N.tolist()):
-        if parent < 0:
-            lead.append(empty)
-        elif replicated[parent]:
-            lead.append(np.concatenate([lead[parent], nodes.rows(parent)]))
-        else:
-            lead.append(lead[parent])
+        above = lead[parent] if parent >= 0 else ()
+        copied = parent >= 0 and replicated[parent]
+        lead.append((*above, (starts[parent], stops[parent])) if copied else above)
         if not replicated[node_id]:
-            rows = np.concatenate([lead[head], nodes.rows(head, node_id)])
-            pieces.append((rows, len(lead[head])))
+            pieces.append(Piece.of(lead[head], (starts[head], stops[node_id])))
             head = node_id + 1
     return pieces
 
 
-def _squares(bucket: list[tuple[Longs, int]]) -> Squares:
-    bucket = sorted(bucket, key=lambda piece: int(piece[0][-1]))
-    length = max(len(rows) for rows, _ in bucket)
-    row_BL = np.empty((len(bucket), length), np.int64)
-    live_BL = np.zeros(row_BL.shape, bool)
-    for row_L, live_L, (rows, num_copies) in zip(row_BL, live_BL, bucket):
-        row_L[: len(rows)], row_L[len(rows) :] = rows, rows[-1]
-        live_L[num_copies : len(rows)] = True
-    row_F, live_F = row_BL.ravel(), live_BL.ravel()
-    contiguous = bool(live_F.all() and (np.diff(row_F) == 1).all())
+def _squares(bucket: list[Piece]) -> Squares:
+    bucket = sorted(bucket, key=lambda piece: piece.owned[1])
+    length = max(piece.num_rows for piece in bucket)
+    place_L = torch.arange(length)
+    row_BL = torch.empty(len(bucket), length, dtype=torch.int64)
+    for spans in zip_longest(*(piece.spans() for piece in bucket), fillvalue=(length, 0)):
+        first_B1, row_B1 = (torch.tensor(of)[:, None] for of in zip(*spans))
+        row_BL = torch.where(place_L >= first_B1, place_L + (row_B1 - first_B1), row_BL)
+    row_BL = row_BL.minimum(torch.tensor([piece.owned[1] - 1 for piece in bucket])[:, None])
+    first_B1, stop_B1 = (
+        torch.tensor(of)[:, None] for of in zip(*((piece.num_copies, piece.num_rows) for piece in bucket))
+    )
+    live_BL = (place_L >= first_B1) & (place_L < stop_B1)
+    row_F, live_F = row_BL.flatten(), live_BL.flatten()
+    contiguous = bool(live_F.all() and (row_F.diff() == 1).all())
     return Squares(
-        shape=row_BL.shape,
+        shape=(len(bucket), length),
         span=slice(int(row_F[0]), int(row_F[-1]) + 1) if contiguous else None,
-        row_F=torch.from_numpy(row_F),
-        owned_O=torch.from_numpy(np.flatnonzero(live_F)),
-        target_O=torch.from_numpy(row_F[live_F]),
-        live_F11=torch.from_numpy(live_F)[:, None, None],
+        row_F=row_F,
+        owned_O=live_F.nonzero()[:, 0],
+        target_O=row_F[live_F],
+        live_F11=live_F[:, None, None],
     )
 
 

@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from g2rpo_kernels.transfer import to_device
-from g2rpo_kernels.tree_attention.cascade.nodes import Longs, Nodes
+from g2rpo_kernels.tree_attention.cascade.nodes import Nodes
 
 _flash = torch.ops.aten._flash_attention_forward.default
 _flash_backward = torch.ops.aten._flash_attention_backward.default
@@ -62,13 +61,13 @@ def plan_cuda(nodes: Nodes, device: torch.device) -> CudaPlan:
     """The calls for a forest, their index tensors on `device`."""
     internal_N = nodes.internal_N
     depths = []
-    for depth in np.unique(nodes.depth_N[internal_N]):
+    for depth in nodes.depth_N[internal_N].unique():
         at = internal_N & (nodes.depth_N == depth)
         start, stop, end = nodes.start_N[at], nodes.stop_N[at], nodes.end_N[at]
         depths.append(
             Depth(
-                query_Q=torch.from_numpy(_ranges(stop, end)),
-                key_C=torch.from_numpy(_ranges(start, stop)),
+                query_Q=_ranges(stop, end),
+                key_C=_ranges(start, stop),
                 query=_sequences(end - stop),
                 key=_sequences(stop - start),
             )
@@ -94,15 +93,15 @@ def _sent(plan: CudaPlan, device: torch.device) -> CudaPlan:
     return CudaPlan(nodes=replace(plan.nodes, begin_N1=nodes), depths=tuple(depths))
 
 
-def _ranges(start: Longs, stop: Longs) -> Longs:
-    return np.concatenate([np.arange(a, b) for a, b in zip(start.tolist(), stop.tolist())])
+def _ranges(start: Tensor, stop: Tensor) -> Tensor:
+    return torch.cat([torch.arange(a, b) for a, b in zip(start.tolist(), stop.tolist())])
 
 
-def _sequences(length: Longs) -> Sequences:
-    begin = torch.from_numpy(np.cumsum(np.concatenate([[0], length])).astype(np.int32))
+def _sequences(length: Tensor) -> Sequences:
+    begin = torch.cat([length.new_zeros(1), length.cumsum(0)]).to(torch.int32)
     # At least 2: with a longest query of 1 and grouped heads the op swaps heads and rows to save work, and
     # the log-sum-exp comes back in another layout. The value is only an upper bound.
-    return Sequences(begin_N1=begin, longest=max(2, int(length.max(initial=0))))
+    return Sequences(begin_N1=begin, longest=max(2, *length.tolist()))
 
 
 def forward_cuda(

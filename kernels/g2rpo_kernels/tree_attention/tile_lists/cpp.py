@@ -46,11 +46,8 @@ def cpp_lists(
     length = sum(_padded(shape) for shape in shapes)
     held_X = torch.empty(length, dtype=torch.int32, pin_memory=device.type == "cuda")
 
-    arrays = [view.numpy() for view in _views(held_X, shapes)]
-    problem = (end_S.numpy(), None, 0)
-    if window is not None:
-        assert position_S is not None
-        problem = (end_S.numpy(), position_S.numpy(), window)
+    arrays = _views(held_X, shapes)
+    problem = (end_S, None, 0) if window is None else (end_S, position_S, window)
     for i, tile in enumerate(query_tiles):
         native.query_lists(*problem, *tile.shape, *arrays[2 * i : 2 * i + 2])
     native.kv_lists(*problem, *tiles.kv_grad.shape, cut.least, cut.most, *arrays[-3:])

@@ -5,9 +5,9 @@ Dimension key: M query tiles, N key tiles, L entries of a list (worst case), P a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from g2rpo_kernels.tree_attention.tiles import Tile, Tiles
@@ -55,8 +55,18 @@ class TileLists:
 def most_pairs(size: int, tile: Tile) -> int:
     """The most pairs of tiles that any tree of `size` rows can visit: those not above the diagonal."""
     num_q, num_kv = -(-size // tile.block_q), -(-size // tile.block_kv)
-    causal_M = (np.arange(1, num_q + 1) * tile.block_q - 1) // tile.block_kv + 1
-    return int(np.minimum(causal_M, num_kv).sum())
+    return _sum_of_ceilings(num_q - 1, tile.block_q, tile.block_kv) + num_kv if num_q else 0
+
+
+def _sum_of_ceilings(count: int, a: int, b: int) -> int:
+    """The sum of ceil(i a / b) for i from 1 to `count`: of whole periods, in which the ceilings grow by the
+    same number, and of what is left of one."""
+    period = b // math.gcd(a, b)
+    full, rest = divmod(count, period)
+    growth = a * period // b
+    ceilings = [-(-i * a // b) for i in range(1, period + 1)]
+    whole = full * sum(ceilings) + growth * period * (full * (full - 1) // 2)
+    return whole + sum(ceilings[:rest]) + rest * full * growth
 
 
 @dataclass(frozen=True, kw_only=True)
