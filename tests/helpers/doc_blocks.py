@@ -1,4 +1,4 @@
-"""The fenced blocks of the README and of docs/."""
+"""The fenced blocks of the two READMEs and of docs/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
+READMES = ("README.md", "kernels/README.md")
+PAGES = (*READMES, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.*)$")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 """On the line above a block that cannot be run here, with the reason."""
