@@ -6,12 +6,14 @@ import re
 import tomllib
 
 import pytest
+from g2rpo_kernels.linear_logprob.device_chunks import CHUNK_BYTES
 
 from doc_blocks import PAGES, ROOT
 from g2rpo_fast.commands import COMMANDS
 from g2rpo_fast.config import PIECES, section_types
 from g2rpo_fast.config.choice import settings_of
 from g2rpo_fast.config.renamed import KEYS
+from generate.sizes_page import CARDS, SIZES, held_bytes, positions, shape
 
 NO_KEYS = {"rollout.prompt", "samples.jsonl", "vllm.log"}
 """Written as keys are: what a rollout has, files of a run directory."""
@@ -88,3 +90,17 @@ def test_tables_of_the_readme_say_what_the_pages_say() -> None:
     tables = [row for row in rows if ", memory " in row or "float32" in row]
     assert len(tables) == 7
     assert [row for row in tables if row not in pages] == []
+
+
+def test_the_sizes_that_are_claimed_are_those_that_fit_a_gpu() -> None:
+    fitting = [
+        size.name
+        for size in SIZES
+        if any(positions(shape(size, checkpointing=True), card) for card in CARDS.values())
+    ]
+    assert fitting == ["Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B"]
+    for page in ("README.md", "docs/index.md"):
+        assert "GPU for 0.5B to 4B](" in (ROOT / page).read_text()
+    num_parameters, vocabulary, width = 596_049_920, 151_936, 1024
+    loss = 2 * 4 * vocabulary * width + CHUNK_BYTES  # d head, d embeddings; a chunk of logits
+    assert held_bytes(shape(SIZES[0], checkpointing=False)) == (4 + 4 + 8 + 2) * num_parameters + loss

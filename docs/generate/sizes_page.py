@@ -1,0 +1,82 @@
+"""What trains on which GPU, by the arithmetic with which a run chooses its micro-batches (`memory.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from g2rpo_fast.memory import FLOAT32, LEAST, SHARE, Shape, fixed_bytes, position_bytes, shape_of
+from generate.as_markdown import table
+
+GIB = 1 << 30
+MIB = 1 << 20
+CARDS = {"24 GB": 24_564 * MIB, "48 GB": 49_140 * MIB, "80 GB": 81_559 * MIB, "141 GB": 143_771 * MIB}
+"""Memory of an RTX 4090, an RTX A6000, an H100 and an H200, as the driver reports it."""
+CONTEXT = GIB
+"""Of these, what CUDA and its libraries take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model of the Qwen3 family."""
+
+    name: str
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    tied: bool
+
+
+SIZES = (
+    Size(name="Qwen3-0.6B", width=1024, inner=3072, layers=28, heads=16, tied=True),
+    Size(name="Qwen3-1.7B", width=2048, inner=6144, layers=28, heads=16, tied=True),
+    Size(name="Qwen3-4B", width=2560, inner=9728, layers=36, heads=32, tied=True),
+    Size(name="Qwen3-8B", width=4096, inner=12288, layers=36, heads=32, tied=False),
+)
+
+
+@cache
+def shape(size: Size, *, checkpointing: bool) -> Shape:
+    """Of the model as transformers makes it, without memory for its weights."""
+    config = Qwen3Config(
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151_936,
+        tie_word_embeddings=size.tied,
+    )
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+    return shape_of(model, compute_dtype=torch.bfloat16, checkpointing=checkpointing)
+
+
+def held_bytes(of: Shape) -> int:
+    """What is there whatever the batch: weights, gradients, moments, the copy for products, the loss."""
+    return FLOAT32 * of.num_parameters + fixed_bytes(of)
+
+
+def positions(of: Shape, card: int) -> int:
+    """Most positions of a micro-batch, as `memory.budget_of` finds them; 0 where it does not fit."""
+    fits = max(0, int(SHARE * (card - CONTEXT - held_bytes(of))) // position_bytes(of))
+    return fits if fits >= LEAST else 0
+
+
+def _cell(plain: int, more: int) -> str:
+    return f"{plain:,} / {more:,}" if plain else f"with checkpointing {more:,}" if more else "no"
+
+
+def sizes_page() -> str:
+    rows = []
+    for size in SIZES:
+        kept, again = (shape(size, checkpointing=on) for on in (False, True))
+        fits = [(positions(kept, card), positions(again, card)) for card in CARDS.values()]
+        cells = [_cell(plain, more) for plain, more in fits]
+        rows.append([size.name, f"{held_bytes(kept) / GIB:.1f}", *cells])
+    return table(["model", "GiB, whatever the batch", *CARDS], rows)
