@@ -5,6 +5,7 @@
 # make vllm-test  vLLM's CPU build in an environment of its own (2.2 GB), and the tests with it; those that CI leaves
 #               out for their time with PYTEST_ARGS="-m deep"
 # make test-oldest  all tests with Python 3.12 and the versions of constraints-oldest.txt (needs python3.12)
+# make test-newest  all tests with the versions of constraints-newest.txt (5.5 GB where PyTorch is not a CPU build)
 # make test-triton  the tests of the Triton kernels with another release: TRITON=3.9.0 (TRITON="3.6.0 numpy<2.4":
 #               its interpreter needs that)
 # make lint     ruff, pyright, clang-format
@@ -33,7 +34,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py $(CONSTRAINTS) $(SOURCES)
 OTHER_TRITON := build/triton
 
-.PHONY: train test test-deep test-oldest test-triton vllm-test lint bench docs clean
+.PHONY: train test test-deep test-oldest test-newest test-triton vllm-test lint bench docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/g2rpo-fast train $(TRAIN_ARGS)
@@ -47,6 +48,9 @@ test-deep: $(VENV)/.installed-test
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt \
 		TORCH="$(subst 2.13.0,2.11.0,$(TORCH))"
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt TORCH="$(subst 2.13.0,2.14.1,$(TORCH))"
 
 test-triton: $(VENV)/.installed-test
 	rm -rf $(OTHER_TRITON)
@@ -71,7 +75,7 @@ docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest build dist *.egg-info kernels/build kernels/dist \
+	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest .venv-newest build dist *.egg-info kernels/build kernels/dist \
 		kernels/*.egg-info g2rpo_fast/_C*.so kernels/g2rpo_kernels/_cpu*.so .pytest_cache .ruff_cache .hypothesis
 
 # PyTorch first: what is installed after it must not pull in another build of it.

@@ -6,7 +6,7 @@ strict descendants are its queries. No sequence is empty on either side: the op'
 differs between versions. Parts are merged by log-sum-exp; the backward runs each call again with the merged
 out and log-sum-exp.
 
-The ops are called by keyword because releases append arguments (torch 2.11 to 2.13 differ). Their log-sum-exp
+The ops are called by keyword because releases append arguments (torch 2.11 to 2.14 differ). Their log-sum-exp
 is [H, rows], natural, float32.
 
 Dimension key: S packed tree positions, Q query rows and C key rows of one depth, N1 sequences of a call plus
