@@ -48,7 +48,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"groups", "local", "vllm"},
     ],
     "g2rpo_kernels": [
-        {"checks", "extension", "packing", "transfer"},
+        {"checks", "extension", "packed_weight", "packing", "transfer"},
         {"logprob", "sharded_head", "tree_attention"},
         {"group_advantage", "linear_logprob"},
         {"policy_loss"},

@@ -44,7 +44,7 @@ class Memory:
     loss: int
     """A chunk of logits, and gradients of the head and the hidden states."""
     cache: int
-    """Keys and values of prefixes and rows while sampling, and logits."""
+    """Keys and values of prefixes and rows while sampling, logits, and the decoder's copy of the weights."""
     so_far: int
     """The most that the process had before the run's first step: loading, a warm start."""
 
@@ -138,8 +138,8 @@ def _loss_bytes(shape: Shape, device: torch.device, positions: int, edges: int) 
 
 
 def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutConfig) -> int:
-    """Of the local engine: keys and values of prefixes, twice, and of rows; logits, thrice. vLLM has its own
-    process."""
+    """Of the local engine: its decoder's copy of the weights; keys and values of prefixes, twice, and of
+    rows; logits, thrice. vLLM has its own process."""
     if config.engine != "local" or not requests:
         return 0
     key_bytes = FLOAT32 if shape.compute_bytes > 2 else shape.compute_bytes
@@ -148,7 +148,8 @@ def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutCo
     slots = -(-(1 + max(request.max_tokens for request in requests)) // GROWTH) * GROWTH
     prefixes = num_positions([request.prompt_ids for request in requests])
     logits = 3 * FLOAT32 * rows * shape.vocabulary
-    return position * (2 * prefixes + rows * slots) + logits
+    copies = shape.compute_bytes * shape.num_parameters
+    return copies + position * (2 * prefixes + rows * slots) + logits
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PARTS = {
     "gradients": "gradients",
     "kept": "kept for backward, largest micro-batch",
     "loss": "the loss: a chunk of logits, d head",
-    "cache": "sampling: keys, values, logits",
+    "cache": "sampling: weights once more, keys, values, logits",
 }
 
 

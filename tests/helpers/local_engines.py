@@ -82,13 +82,13 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
 
 
 def plain_model(
-    name: str = "qwen3", *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float64
+    name: str = "qwen3", *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float64, **others: Any
 ) -> Any:
     """A tiny random model whose norms compute in its own dtype (transformers' round to float32)."""
     build, config, extra, _ = MODELS[name]
     torch.manual_seed(0)
     sizes = {key: value for key, value in SIZE.items() if (key, name) != ("head_dim", "qwen2")}
-    model = build(config(vocab_size=vocabulary, **{**sizes, **extra})).eval()
+    model = build(config(vocab_size=vocabulary, **{**sizes, **extra, **others})).eval()
     for name_, parameter in model.named_parameters():
         if parameter.ndim == 1:  # norms and biases start as ones and zeros: nothing would tell them apart
             torch.nn.init.normal_(parameter, mean=0.0 if name_.endswith("bias") else 1.0, std=0.3)

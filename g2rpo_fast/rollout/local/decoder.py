@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from g2rpo_kernels.packed_weight import PackedWeight, worth_packing
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -47,17 +48,35 @@ MOVING_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer's weights in the compute dtype: [out, in] as in nn.Linear, `out` and `down` [in, out]."""
+class Plain:
+    """A product with a weight as it lies, [out, in] as in nn.Linear."""
 
-    qkv: torch.Tensor
-    """Its rows are (KV head, Q queries then key then value, E)."""
-    qkv_bias: torch.Tensor | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+Product = Plain | PackedWeight
+
+
+def product_with(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
+    """The faster one. A packed weight is a copy, of the weights of the moment."""
+    return PackedWeight(weight, bias) if worth_packing(weight) else Plain(weight, bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's products, weights in the compute dtype."""
+
+    qkv: Product
+    """Its columns are (KV head, Q queries then key then value, E)."""
     qk_norm: torch.Tensor | None
     """[Q + 1, E], in the parameters' dtype, times sqrt(E)."""
-    out: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    out: Product
+    gate_up: Product
+    down: Product
     window: int | None
 
 
@@ -117,13 +136,12 @@ class FunctionalDecoder:
         x_BD = self._embedding.index_select(0, token_B).to(self._exact)
         rotation_B11C = self._rotation_N11C.index_select(0, cache.position_B)
         for layer_id, layer in enumerate(self._layers):
-            qkv_BZ = F.linear(self._normed(x_BD), layer.qkv, layer.qkv_bias)
+            qkv_BZ = layer.qkv(self._normed(x_BD))
             q_BKQE, k_BKE, v_BKE = self._rotated(layer, qkv_BZ, rotation_B11C)
             mixed_BD = cache.attend(layer_id, q_BKQE, k_BKE, v_BKE, scale=self._scale, window=layer.window)
             self._add_product(x_BD, mixed_BD, layer.out)
-            gate_up = F.linear(self._normed(x_BD), layer.gate_up)
-            half = layer.down.shape[0]
-            gated = F.silu(gate_up.narrow(1, 0, half)).mul_(gate_up.narrow(1, half, half))
+            gate, up = layer.gate_up(self._normed(x_BD)).chunk(2, dim=1)
+            gated = F.silu(gate).mul_(up)
             self._add_product(x_BD, gated, layer.down)
         return _normalised(x_BD, self._floor).mul_(self._norm_D)
 
@@ -143,12 +161,12 @@ class FunctionalDecoder:
         qk_BKXE = pairs.flatten(3)
         return qk_BKXE.narrow(2, 0, value - 1), qk_BKXE.select(2, value - 1), v_BKE
 
-    def _add_product(self, x_BD: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
-        """x += y weight in place."""
-        if y.dtype == weight.dtype == x_BD.dtype:
-            x_BD.addmm_(y, weight)
+    def _add_product(self, x_BD: torch.Tensor, y: torch.Tensor, product: Product) -> None:
+        """x += y W^T in place."""
+        if isinstance(product, Plain) and y.dtype == product.weight.dtype == x_BD.dtype:
+            x_BD.addmm_(y, product.weight.t())
         else:
-            x_BD.add_(y.to(self._dtype) @ weight)
+            x_BD.add_(product(y.to(self._dtype)))
 
     def _fused(self, layer: Any, shape: Shape) -> Layer:
         attention = layer.self_attn
@@ -160,13 +178,15 @@ class FunctionalDecoder:
             norm = norms.index_select(1, self.key_order_E) * self._width**0.5
         attention_norm_D = layer.input_layernorm.weight * self._root
         mlp_norm_D = layer.post_attention_layernorm.weight * self._root
+        bias = None if q.bias is None else self._by_head(q.bias, k.bias, v.bias).to(self._dtype)
         return Layer(
-            qkv=(self._by_head(q.weight, k.weight, v.weight) * attention_norm_D).to(self._dtype),
-            qkv_bias=None if q.bias is None else self._by_head(q.bias, k.bias, v.bias).to(self._dtype),
+            qkv=product_with(
+                (self._by_head(q.weight, k.weight, v.weight) * attention_norm_D).to(self._dtype), bias
+            ),
             qk_norm=norm,
-            out=out.weight.to(self._dtype).t(),
-            gate_up=(torch.cat([gate.weight, up.weight]) * mlp_norm_D).to(self._dtype),
-            down=down.weight.to(self._dtype).t(),
+            out=product_with(out.weight.to(self._dtype)),
+            gate_up=product_with((torch.cat([gate.weight, up.weight]) * mlp_norm_D).to(self._dtype)),
+            down=product_with(down.weight.to(self._dtype)),
             window=shape.window(attention),
         )
 

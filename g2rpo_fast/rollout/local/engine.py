@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of, num_positions
 from g2rpo_fast.rollout.local.cache import Cache
-from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, recognised
+from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, product_with, recognised
 from g2rpo_fast.rollout.local.families import Batch, plan_batches
 from g2rpo_fast.rollout.local.graph_decoder import GraphDecoder, Recorder
 from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
@@ -226,6 +225,7 @@ class _LogitsHead:
         on_cpu = head.weight_VD.device.type == "cpu"
         self._dtype = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
         self._weight_VD = head.weight_VD.to(self._dtype)
+        self._product = product_with(self._weight_VD)
         self._bias_V, self._softcap = head.bias_V, head.softcap
 
     def logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
@@ -234,7 +234,7 @@ class _LogitsHead:
         if self._dtype in (torch.bfloat16, torch.float16):
             logits_BV = torch.mm(hidden_BD, self._weight_VD.t(), out_dtype=torch.float32)
         else:
-            logits_BV = F.linear(hidden_BD, self._weight_VD)
+            logits_BV = self._product(hidden_BD)
         if self._bias_V is not None:
             logits_BV = logits_BV + self._bias_V
         return logits_BV if self._softcap is None else torch.tanh(logits_BV / self._softcap) * self._softcap
