@@ -25,14 +25,11 @@ from g2rpo_fast.checkpoint import (
 from g2rpo_fast.config import Config, plain
 from g2rpo_fast.cpu import keep_freed_memory
 from g2rpo_fast.data.content import content_of
-from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts, read_texts
+from g2rpo_fast.data.prompts import PromptSet, ReferenceCheck, load_prompts
 from g2rpo_fast.data.render import with_chat_settled
-from g2rpo_fast.data.settled import settle
-from g2rpo_fast.data.sources import Source
-from g2rpo_fast.embedded import UNTRAINED, prepare, prepare_untrained
 from g2rpo_fast.engine import check_engine, make_engine, sampling_of, text_decoder
 from g2rpo_fast.evaluate import Sampler
-from g2rpo_fast.fingerprint import fingerprint
+from g2rpo_fast.fingerprint import Fingerprint, fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
@@ -42,6 +39,7 @@ from g2rpo_fast.model.export import export_dtype, make_exportable
 from g2rpo_fast.model.load import load_model, noise_of
 from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
+from g2rpo_fast.origins import Origins, find_origins
 from g2rpo_fast.paths import check_paths
 from g2rpo_fast.progress import Progress
 from g2rpo_fast.prompt_store import PromptStore
@@ -61,9 +59,6 @@ from g2rpo_fast.run_state import LastState, TrainState
 from g2rpo_fast.step_log import StepLog
 from g2rpo_fast.trial import try_own
 from g2rpo_fast.types import Engine, Prompt, Sampling
-
-Paths = tuple[str, tuple[Source, ...], tuple[Source, ...]]
-"""Model directory, sources to train on, sources to evaluate on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +126,18 @@ def _assembled(
     directory, config = run.path, run.config
     torch.set_num_threads(config.run.threads or 1)
     keep_freed_memory()
-    paths = _paths(config, directory, show, progress)
-    tokenizer = load_tokenizer(paths[0])
-    config = replace(config, data=with_chat_settled(paths[1], config.data, tokenizer))
+    origins = find_origins(config, directory, show, progress)
+    tokenizer = load_tokenizer(origins.model_dir)
+    config = replace(config, data=with_chat_settled(origins.train, config.data, tokenizer))
     with progress.phase("reading the data"):
-        prompts, eval_prompts = _read(config, paths, tokenizer, rewards)
+        prompts, eval_prompts = _read(config, origins, tokenizer, rewards)
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
     with progress.phase("loading the model"):
-        model = _policy(config, paths[0], device, tokenizer, both, show)
+        model = _policy(config, origins.model_dir, device, tokenizer, both, show)
     sampling = sampling_of(config, tokenizer, model)
     recipe = recipe_of(config)
     with progress.phase("loading the reference model"):
-        reference = load_model(paths[0], config.model, device) if recipe.needs_reference else None
+        reference = load_model(origins.model_dir, config.model, device) if recipe.needs_reference else None
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
     state, sampled = _first_state(recipe, prompts), None
@@ -150,8 +145,7 @@ def _assembled(
         state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
     with progress.phase("reading what the run is made from, for its fingerprint"):
-        contents = [content_of(sources) for sources in paths[1:] if sources]
-        content = fingerprint(paths[0], *contents, reference_path=paths[0] if reference else None)
+        content = _content(origins, referenced=reference is not None)
     check_content(run, content, step=state.step, show=show)
     with progress.phase("starting the rollout engine"):
         engine = _started(make_engine(model, tokenizer, config, directory=directory, show=show), state)
@@ -178,7 +172,7 @@ def _assembled(
         interrupts=Interrupts(show),
         callbacks=Callbacks(),
         progress=progress,
-        export_dtype=export_dtype(paths[0], config.model),
+        export_dtype=export_dtype(origins.model_dir, config.model),
         resumed=checkpoint is not None,
         lock=run.lock,
     )
@@ -222,12 +216,19 @@ def _loggers(
 
 
 def _read(
-    config: Config, paths: Paths, tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
+    config: Config, origins: Origins, tokenizer: PreTrainedTokenizerBase, rewards: RewardSet
 ) -> tuple[PromptSet, PromptSet | None]:
     """The prompts to train on, and those held out."""
     load = partial(load_prompts, config=config.data, tokenizer=tokenizer, checks=reference_checks(rewards))
-    prompts = load(paths[1], split="train", trace_required=config.guidance.enabled)
-    return prompts, load(paths[2], split="eval") if paths[2] else None
+    prompts = load(origins.train, split="train", trace_required=config.guidance.enabled)
+    return prompts, load(origins.held_out, split="eval") if origins.held_out else None
+
+
+def _content(origins: Origins, *, referenced: bool) -> Fingerprint:
+    """What the run is made from; of a file that was converted, the file."""
+    contents = [content_of(sources) for sources in (origins.train, origins.held_out) if sources]
+    made_from = origins.made_from
+    return fingerprint(made_from, *contents, reference_path=made_from if referenced else None)
 
 
 def _started(engine: Engine, state: TrainState) -> Engine:
@@ -338,22 +339,6 @@ def _continued(
     """Restores weights, optimiser and generators; the state, and the batch that was sampled ahead."""
     values, arrays = load_checkpoint(checkpoint, model, optimizer), load_arrays(checkpoint)
     return first.restored(values, arrays), SampledBatch.from_arrays(arrays, prompts.prompts)
-
-
-def _paths(config: Config, directory: Path, show: Callable[[str], None], progress: Progress) -> Paths:
-    if config.model.path is not None and config.data.path is not None:
-        model_dir = config.model.path
-        train, held_out = settle(config.data, directory, seed=config.run.seed, progress=progress)
-        if model_dir == UNTRAINED:
-            texts = read_texts(train, config.data, trace_required=config.guidance.enabled)
-            with progress.phase("making the untrained model"):
-                model_dir = str(prepare_untrained(directory / UNTRAINED, texts, seed=config.run.seed))
-        return model_dir, train, held_out
-    with progress.phase("warm start", config.embedded.warm_start_steps, "steps") as phase:
-        made = prepare(
-            directory / "embedded", config.embedded, seed=config.run.seed, report=show, ticks=phase
-        )
-    return str(made.model_dir), (str(made.train_path),), (str(made.eval_path),)
 
 
 def reference_checks(rewards: RewardSet) -> dict[str, ReferenceCheck]:

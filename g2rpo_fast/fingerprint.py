@@ -35,7 +35,8 @@ def fingerprint(
     """Reads every file whole: about 0.8 GB/s a core.
 
     Args:
-        model_path: a directory, or a hub id whose files are in the local cache: call this after loading.
+        model_path: a directory, a single file, or a hub id whose files are in the local cache: call this
+            after loading.
         train, held_out: of the data (see `file_content`).
         reference_path: model that a KL term is taken against; None = no such term.
 
@@ -75,11 +76,14 @@ def file_content(path: str) -> Content:
     """Of a file: lines that are not blank, and its bytes' digest."""
     with open(path, "rb") as file:
         rows = sum(1 for line in file if line.strip())
-    return {"rows": rows, "blake2b": _digest(Path(path))}
+    return {"rows": rows, "blake2b": digest_of(Path(path))}
 
 
 def _model(path: str) -> dict[str, int | str]:
-    """Name -> digest of the files beside config.json, several at a time (hashing lets other threads run)."""
+    """Name -> digest of the file, or of those beside config.json, several at a time (hashing lets other
+    threads run)."""
+    if Path(path).is_file():
+        return {Path(path).name: digest_of(Path(path))}
     from transformers.utils import CONFIG_NAME  # takes a second to import
     from transformers.utils.hub import cached_file
 
@@ -89,9 +93,10 @@ def _model(path: str) -> dict[str, int | str]:
         file for file in Path(config).parent.iterdir() if file.is_file() and file.suffix in MODEL_SUFFIXES
     )
     with ThreadPoolExecutor() as pool:
-        return dict(zip((file.name for file in files), pool.map(_digest, files), strict=True))
+        return dict(zip((file.name for file in files), pool.map(digest_of, files), strict=True))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

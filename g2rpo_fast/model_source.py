@@ -1,8 +1,9 @@
-"""What MODEL names on the command line: a model's directory, a hub id, or a run of ours.
+"""What MODEL names on the command line: a model's directory or file, a hub id, or a run of ours.
 
 runs/a        the model that the finished run left (runs/a/model)
 runs/a:40     its checkpoint after step 40
 runs/a:best   its checkpoint of the best held-out accuracy
+tiny.gguf     a model in GGUF, or package:NAME
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from g2rpo_fast.checkpoint import checkpoint_name, damage_of
 from g2rpo_fast.config import renamed, section_types
 from g2rpo_fast.config.choice import settings_of
+from g2rpo_fast.model.gguf import gguf_file, is_gguf
 
 BEST = "best"
 HUB_TIMEOUT_S = 20.0
@@ -56,7 +58,7 @@ class ModelSource:
     name: str
     """As it was given."""
     path: str
-    """What transformers reads: a directory or a hub id."""
+    """What transformers reads, a directory or a hub id; or what `model.gguf.converted` makes one of."""
     run: StoredRun | None = None
     step: int | None = None
     """Of the checkpoint; None = the run's final model, or no run."""
@@ -71,6 +73,9 @@ def find_model(name: str, key: str = "MODEL") -> ModelSource:
     Raises:
         ValueError: no such directory, run or step; a run without a model; a damaged checkpoint.
     """
+    if is_gguf(name):
+        gguf_file(name, key)
+        return ModelSource(name=name, path=name)
     if Path(name).is_dir():
         run = read_run(Path(name), key)
         return ModelSource(name=name, path=name) if run is None else _final(name, run, key)

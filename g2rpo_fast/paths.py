@@ -5,6 +5,7 @@ from __future__ import annotations
 from g2rpo_fast.config import Config
 from g2rpo_fast.data.settled import check_places
 from g2rpo_fast.embedded import UNTRAINED
+from g2rpo_fast.model.gguf import gguf_file, is_gguf
 from g2rpo_fast.model.read import check_place
 from g2rpo_fast.run_directory import check_settings
 
@@ -25,5 +26,7 @@ def check_paths(config: Config) -> None:
         )
     if data.path is not None:
         check_places(data)
-    if model.path is not None:
+    if model.path is not None and is_gguf(model.path):
+        gguf_file(model.path)
+    elif model.path is not None:
         check_place(model.path)

@@ -33,7 +33,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"config"},
         {"fork"},
         {"run_directory", "run_state", "engine", "recipe", "model_source"},
-        {"paths"},
+        {"paths", "origins"},
         {"assemble"},
         {"console", "safekeeping", "gather", "evaluation", "publish"},
         {"steps"},

@@ -25,9 +25,9 @@ class DataConfig:
 
     path: PathsOrRows = None
     """What to train on: a file of JSON lines, a JSON array (.json), CSV (all but Parquet also .gz, .zst) or
-    Parquet, a folder or hub id that the package datasets loads, or reasoning_gym:TASK, whose generator makes
-    it; several of the others are read as one, or by `weights`. From Python also a datasets.Dataset or a list
-    of dicts, or several. None = the embedded task."""
+    Parquet, a folder or hub id that the package datasets loads, or generated:sums or reasoning_gym:TASK,
+    whose generators make it; several of the others are read as one, or by `weights`. From Python also a
+    datasets.Dataset or a list of dicts, or several. None = the embedded task."""
     weights: tuple[Annotated[float, Gt(0)], ...] = ()
     """Of several places in `path`, each above 0: what share of the prompts taken is from each, exactly over
     their turns; each has its own epochs. () = as one place."""
@@ -36,8 +36,8 @@ class DataConfig:
     split: str | None = None
     """Of a folder or hub id, the split to train on; none = train."""
     eval_path: PathOrRows = None
-    """What to evaluate on, one of these; none = no evaluation (the embedded task and those of reasoning-gym
-    bring their own)."""
+    """What to evaluate on, one of these; none = no evaluation (the embedded task and generated ones bring
+    their own)."""
     eval_split: str | None = None
     """The split to evaluate on, of `eval_path` or, without one, of `path`; none = test, of `eval_path`."""
     format: Literal["columns", "gsm8k"] = "columns"

@@ -8,25 +8,18 @@ knows what its scorer needs.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from g2rpo_fast.data.config import DataConfig
-from g2rpo_fast.files import write_text
+from g2rpo_fast.data.made_rows import HELD_OUT, name_and_settings, take_size, write_split
 
 PREFIX = "reasoning_gym:"
-ROWS, HELD_OUT = 2048, 256
 TRIES = 20
 """Rows drawn for each that is wanted, before a task counts as too small."""
 Row = dict[str, Any]
-
-
-def is_task(path: Any) -> bool:
-    return isinstance(path, str) and path.startswith(PREFIX)
 
 
 def check_task(config: DataConfig) -> None:
@@ -49,11 +42,8 @@ def make_task(directory: Path, config: DataConfig, *, seed: int) -> tuple[Path, 
     """
     check_task(config)
     assert config.path is not None
-    name, _, query = config.path.removeprefix(PREFIX).partition("?")
-    settings = {key: _value(text) for key, text in parse_qsl(query, strict_parsing=bool(query))}
-    rows, held_out = settings.pop("size", ROWS), config.eval_rows or HELD_OUT
-    if not (isinstance(rows, int) and rows > 0):
-        raise ValueError(f"data.path: wanted a whole number of rows above 0 as size, got {rows!r}")
+    name, settings = name_and_settings(config.path.removeprefix(PREFIX))
+    rows, held_out = take_size(settings), config.eval_rows or HELD_OUT
     made = _distinct(_entries(name, settings, seed, TRIES * (rows + held_out)))
     found = [_row(entry, config) for entry, _ in zip(made, range(rows + held_out))]
     if len(found) < rows + held_out:
@@ -61,18 +51,7 @@ def make_task(directory: Path, config: DataConfig, *, seed: int) -> tuple[Path, 
             f"data.path: wanted {rows} questions and {held_out} held out, got {len(found)} different ones of "
             f"{name}: ask for fewer (?size=..., data.eval_rows) or larger ones"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    files = directory / "train.jsonl", directory / "eval.jsonl"
-    for file, some in zip(files, (found[held_out:], found[:held_out])):
-        write_text(file, "".join(json.dumps(row) + "\n" for row in some))
-    return files
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return write_split(directory, found, held_out=held_out)
 
 
 def _entries(name: str, settings: Row, seed: int, size: int) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from g2rpo_fast.data.sources import fetched
@@ -13,6 +13,7 @@ from g2rpo_fast.evaluation.problems import check_file, judged_problems
 from g2rpo_fast.evaluation.ready import ready
 from g2rpo_fast.evaluation.settings import config_of
 from g2rpo_fast.evaluation.summary import as_text, powers_of_two, summarize
+from g2rpo_fast.model.gguf import converted
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.model_source import ModelSource
 from g2rpo_fast.progress import Progress
@@ -85,6 +86,7 @@ def evaluated(
     check_file(rows, config.data, key=key, answers=True)
     rewards = load_rewards(config.reward)
     with Progress().phase(f"loading {source.name}"):
+        source = replace(source, path=converted(source.path))
         tokenizer = load_tokenizer(source.path)
         found = judged_problems(rows, config.data, tokenizer, rewards)
         loaded = ready(source, tokenizer, sections, found.prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from g2rpo_fast.evaluation.asked import SamplesSize, Spelling
 from g2rpo_fast.evaluation.problems import check_file, shown_problems, typed_problems
 from g2rpo_fast.evaluation.ready import ready
 from g2rpo_fast.evaluation.show import Shown, samples_of
+from g2rpo_fast.model.gguf import converted
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.model_source import ModelSource
 from g2rpo_fast.progress import Progress
@@ -46,6 +48,7 @@ def sampled(
     if rows is not None:
         check_file(rows, config, key=key, answers=False)
     with Progress().phase(f"loading {source.name}"):
+        source = replace(source, path=converted(source.path))
         tokenizer = load_tokenizer(source.path)
         if asked is not None:
             prompts = typed_problems(asked, config, tokenizer, key=spelled("prompt"))

@@ -21,8 +21,8 @@ class ModelConfig:
     """The policy."""
 
     path: str | None = None
-    """Directory or hub id of a causal language model; untrained = a tiny one made on the spot, to try a
-    pipeline; None = the embedded default."""
+    """Directory or hub id of a causal language model; FILE.gguf, or package:NAME = an installed package's one
+    such file; untrained = a tiny one made on the spot, to try a pipeline; None = the embedded default."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; weights and optimiser are always float32. auto = bfloat16 on CUDA, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

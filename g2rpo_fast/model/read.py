@@ -30,7 +30,7 @@ def check_json_files(path: str) -> None:
 
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
-    """Around a `from_pretrained` of `path`; `what`: a model, a tokenizer.
+    """Around a `from_pretrained` of `path`, a GGUF file too; `what`: a model, a tokenizer.
 
     Raises:
         ValueError: for whatever the files (or the network) made it raise: OSError, ValueError, KeyError,
@@ -38,7 +38,8 @@ def reading(path: str, what: str) -> Iterator[None]:
     """
     import torch  # takes seconds, and `check_place` is for before them
 
-    check_place(path)
+    if not Path(path).is_file():
+        check_place(path)
     try:
         yield
     except torch.OutOfMemoryError:

@@ -206,7 +206,7 @@ def test_parts_of_what_has_none_and_streams_are_refused(tmp_path: Path) -> None:
             check_places(DataConfig(path=path, **settings))
     with pytest.raises(ValueError, match=r"data\.eval_split: wanted none, .* as data\.eval_path"):
         check_places(DataConfig(path=path, eval_split="test"))
-    with pytest.raises(ValueError, match=r"data\.path: wanted a task of reasoning-gym by itself, got"):
+    with pytest.raises(ValueError, match=r"data\.path: wanted a task by itself, got"):
         check_places(DataConfig(path=[path, "reasoning_gym:chain_sum"]))
     dataset = datasets.Dataset.from_list(ROWS)
     for given, said in (
