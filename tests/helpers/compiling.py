@@ -11,6 +11,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -37,7 +38,8 @@ class Compiled:
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
             ptx.write(self.ptx)
             ptx.flush()
-            command = [TOOLS / "ptxas", f"--gpu-name={chip}a", ptx.name, "-o", "/dev/null"]
+            assembler = get_ptxas(int(chip.removeprefix("sm_"))).path  # of two, the one that reads this PTX
+            command = [assembler, f"--gpu-name={chip}a", ptx.name, "-o", "/dev/null"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         return re.findall(r".*\bC751[0-5]\b.*", done.stderr)
 
