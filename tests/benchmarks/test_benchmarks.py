@@ -36,6 +36,7 @@ SMOKE = [
     "prefix_tree",
     "growth",
     "gpu_step",
+    "packed",
 ]
 
 
