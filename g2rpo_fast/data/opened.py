@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 PACKED = (".gz", ".zst")
+KINDS = {".csv": "CSV", ".parquet": "Parquet", ".json": "JSON"}
+"""What files are whose names end so; others are JSON lines."""
 EXTRA = 'pip install "g2rpo-fast[data]"'
 
 
@@ -23,7 +25,8 @@ def opened(path: str, *, key: str) -> BinaryIO:
         ValueError: no such file, or one that cannot be opened; names the configuration `key`.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{key}: wanted a file of JSON lines, got {path!r}, which is not a file")
+        kind = KINDS.get(unpacked_suffix(path), "JSON lines")
+        raise ValueError(f"{key}: wanted a file of {kind}, got {path!r}, which is not a file")
     try:
         if path.endswith(".gz"):
             return cast(BinaryIO, gzip.open(path, "rb"))

@@ -273,3 +273,20 @@ except ValueError as error:
         "data.path: wanted a file, or a folder or hub id that datasets can load (its data.subset"
     )
     assert "got 'openai/nosuch', subset 'main': " in line
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", "JSON lines"),
+        ("a.json", "JSON"),
+        ("a.csv.gz", "CSV"),
+        ("a.parquet", "Parquet"),
+        ("a.txt", "JSON lines"),
+    ],
+)
+def test_a_file_that_is_missing_is_told_by_its_format(name: str, kind: str, tmp_path: Path) -> None:
+    place = str(tmp_path / name)
+    with pytest.raises(ValueError) as error:
+        fetched(place, DataConfig(), key="data.path")
+    assert str(error.value) == f"data.path: wanted a file of {kind}, got {place!r}, which is not a file"
