@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,16 @@ def wait_for_stopped_worker() -> None:
     spin(1000)
 
 
+KEPT: list[mmap.mmap] = []
+
+
+def share(path: str) -> None:
+    """Maps a file, which is made where it is not there, and never removes it."""
+    with open(path, "a+b") as file:
+        file.truncate(4096)
+        KEPT.append(mmap.mmap(file.fileno(), 4096))
+
+
 COMMANDS: dict[str, Callable[..., object]] = {
     "sleep": lambda seconds: time.sleep(seconds),
     "sleep_with_lock": sleep_with_lock,
@@ -80,6 +91,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "answer": lambda size: bytes(size),
+    "share": share,
 }
 
 

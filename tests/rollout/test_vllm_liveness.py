@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from g2rpo_fast.rollout.vllm import liveness
 from g2rpo_fast.rollout.vllm.liveness import BUSY_SHARE, Stillness, Usage, Watch, usage_of
 from g2rpo_fast.rollout.vllm.process import EngineHung, EngineProcess
+from g2rpo_fast.rollout.vllm.shared_files import SHARED
 from g2rpo_fast.types import EngineError
 from runs import HELPERS, busy_loops
 
@@ -183,3 +185,26 @@ def test_a_trainer_that_was_away_itself_finds_nothing_hung(monkeypatch: pytest.M
         os.close(heart)
         group.kill()
         group.wait()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="named shared memory has no directory here")
+@pytest.mark.parametrize("ending", ["kill", "close"])
+def test_shared_memory_of_a_killed_engine_is_removed_and_that_of_others_stays(
+    tmp_path: Path, ending: str
+) -> None:
+    name = f"g2rpo-test-{os.getpid()}-{ending}"
+    ours, others = SHARED / f"{name}-engine", SHARED / f"{name}-others"
+    others.write_bytes(b"kept")
+    try:
+        with stand_in(tmp_path) as process:
+            for file in (ours, others):
+                ask(process, "share", path=str(file))
+            assert ours.exists()
+            os.kill(process.pid, signal.SIGSTOP)  # it cannot clean up
+            getattr(process, ending)()
+            process.wait_gone()
+            assert not ours.exists()
+        assert others.exists()
+    finally:
+        ours.unlink(missing_ok=True)
+        others.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead
 from g2rpo_fast.rollout.vllm.liveness import Watch
 from g2rpo_fast.rollout.vllm.messages import Launch
+from g2rpo_fast.rollout.vllm.shared_files import SHARED, mapped_files
 from g2rpo_fast.types import EngineError
 
 HOST = f"{__package__}.host"
@@ -52,6 +53,8 @@ class EngineProcess:
         silent_s: float,
         module: str = HOST,
     ) -> None:
+        self._others = set(SHARED.iterdir()) if SHARED.is_dir() else set()
+        self._shared: set[Path] = set()
         ours, theirs = socket.socketpair()
         beats, heart = os.pipe()
         with_environment = ["env", *(f"{name}={value}" for name, value in environment.items())]
@@ -77,6 +80,7 @@ class EngineProcess:
         """Waits until vLLM is built. Raises EngineError."""
         self._watch.begin(idle_s)
         self._answer("start")
+        self._note_shared()
 
     def request(
         self, command: str, *, phase: str, idle_s: float, moved: bool = True, **arguments: Any
@@ -130,6 +134,7 @@ class EngineProcess:
 
     def close(self) -> None:
         """Has it end by itself, and sees to it that it does."""
+        self._note_shared()
         self._hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_S)
@@ -137,6 +142,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         """Ends it now. Its workers notice, and clean up in their own time: see `wait_gone`."""
+        self._note_shared()
         self._hang_up()
         self._process.kill()
         self._process.wait()
@@ -148,11 +154,18 @@ class EngineProcess:
         self._watch.close()
 
     def wait_gone(self) -> None:
-        """Returns when its workers have ended too; those that do not are killed."""
+        """Returns when its workers have ended too; those that do not are killed. What a killed one could not
+        remove of its shared memory is removed."""
         if not self._gone_within(_WORKERS_S):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._gone_within(_DYING_S)
+        for file in self._shared:
+            file.unlink(missing_ok=True)
+
+    def _note_shared(self) -> None:
+        """Its shared memory, while its processes are there to tell; not what others had before it began."""
+        self._shared |= mapped_files(self.pid) - self._others
 
     def _gone_within(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
