@@ -102,6 +102,11 @@ def fixed_bytes(shape: Shape) -> int:
     return (3 * FLOAT32 + copies) * shape.num_parameters + heads + CHUNK_BYTES
 
 
+def most_positions(shape: Shape, free_bytes: int) -> int:
+    """That fit in what is free of the device, with the weights in place; 0 where not even the rest does."""
+    return max(0, int(SHARE * (free_bytes - fixed_bytes(shape))) // position_bytes(shape))
+
+
 def budget_of(shape: Shape, *, free_bytes: int, largest_tree: int, batch_positions: int) -> int:
     """Most positions of a micro-batch, at least `LEAST`.
 
@@ -113,7 +118,7 @@ def budget_of(shape: Shape, *, free_bytes: int, largest_tree: int, batch_positio
         largest_tree: positions of the largest group that may come.
         batch_positions: of all groups of a step.
     """
-    fits = max(0, int(SHARE * (free_bytes - fixed_bytes(shape))) // position_bytes(shape))
+    fits = most_positions(shape, free_bytes)
     budget = fits // LEAST * LEAST
     if budget < largest_tree <= fits:
         budget = largest_tree

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from g2rpo_fast.memory import FLOAT32, LEAST, SHARE, Shape, fixed_bytes, position_bytes, shape_of
+from g2rpo_fast.memory import FLOAT32, LEAST, Shape, fixed_bytes, most_positions, shape_of
 from generate.as_markdown import table
 
 GIB = 1 << 30
@@ -57,14 +57,18 @@ def shape(size: Size, *, checkpointing: bool) -> Shape:
     return shape_of(model, compute_dtype=torch.bfloat16, checkpointing=checkpointing)
 
 
+def weight_bytes(of: Shape) -> int:
+    return FLOAT32 * of.num_parameters
+
+
 def held_bytes(of: Shape) -> int:
     """What is there whatever the batch: weights, gradients, moments, the copy for products, the loss."""
-    return FLOAT32 * of.num_parameters + fixed_bytes(of)
+    return weight_bytes(of) + fixed_bytes(of)
 
 
 def positions(of: Shape, card: int) -> int:
-    """Most positions of a micro-batch, as `memory.budget_of` finds them; 0 where it does not fit."""
-    fits = max(0, int(SHARE * (card - CONTEXT - held_bytes(of))) // position_bytes(of))
+    """Most positions of a micro-batch; 0 where there is no use for so few."""
+    fits = most_positions(of, card - CONTEXT - weight_bytes(of))
     return fits if fits >= LEAST else 0
 
 

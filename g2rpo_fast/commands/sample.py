@@ -36,7 +36,7 @@ class SampleOptions(SamplesSize):
             raise ValueError(f"sample: wanted --prompt TEXT or --file FILE, got {got}")
         if self.rows < 0:
             raise ValueError(f"--rows: wanted at least 0, got {self.rows}")
-        self.check(max_tokens, as_option, traces=self.file is not None)
+        self.check(max_tokens, as_option, key="--file", rows=self.file is not None)
 
 
 def run(words: Sequence[str]) -> int:

@@ -55,8 +55,8 @@ class SamplesSize:
     n: int = 1
     """Samples of each problem."""
 
-    def check(self, max_tokens: int, spelled: Spelling, *, traces: bool) -> None:
-        """`traces`: there are rows, which may have one. Raises ValueError."""
+    def check(self, max_tokens: int, spelled: Spelling, *, key: str, rows: bool) -> None:
+        """`rows`: there are some, which may have traces; `key` is what they are called. Raises ValueError."""
         guidance = spelled("guidance_tokens")
         if self.n < 1:
             raise ValueError(f"{spelled('n')}: wanted at least 1, got {self.n}")
@@ -65,9 +65,8 @@ class SamplesSize:
                 f"{guidance}: wanted from 0 to below {spelled('max_tokens')} = {max_tokens} (which counts "
                 f"them), got {self.guidance_tokens}"
             )
-        if self.guidance_tokens and not traces:
-            prompt, rows = spelled("prompt"), spelled("file" if spelled is as_option else "rows")
+        if self.guidance_tokens and not rows:
             raise ValueError(
-                f"{guidance}: wanted 0 with {prompt} (guidance is of a row's trace: {rows}), got "
+                f"{guidance}: wanted 0 with {spelled('prompt')} (guidance is of a row's trace: {key}), got "
                 f"{self.guidance_tokens}"
             )

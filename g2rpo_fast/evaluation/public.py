@@ -92,7 +92,7 @@ def sample(
         raise ValueError(f"sample: wanted prompt or rows, got {'neither' if prompt is None else 'both'}")
     size = SamplesSize(n=n, guidance_tokens=guidance_tokens)
     source, sections = _starting(model, settings)
-    size.check(sections["rollout"].max_tokens, as_argument, traces=rows is not None)
+    size.check(sections["rollout"].max_tokens, as_argument, key="rows", rows=rows is not None)
     asked = [prompt] if isinstance(prompt, str) else prompt
     place = None if rows is None else _place(rows)
     with _threads_kept():

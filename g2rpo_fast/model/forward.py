@@ -87,8 +87,8 @@ class TreeContext:
         device = q_1HSE.device.type
         inputs = [x[0].transpose(0, 1) for x in (q_1HSE, k_1KSE, v_1KSE)]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        inner = torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
-        q_SHE, k_SKE, v_SKE = (x.to(inner) for x in inputs)
+        attended = torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
+        q_SHE, k_SKE, v_SKE = (x.to(attended) for x in inputs)
         if self._collect:
             self._kv[layer_id] = k_SKE.detach(), v_SKE.detach()
         with torch.autocast(device, enabled=False):
