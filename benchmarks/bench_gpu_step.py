@@ -40,22 +40,24 @@ PACKED = (Shape(2, 1, 1, 16_383), Shape(2, 1, 1, 65_535))
 """Two micro-batches of one row."""
 SMALL = Shape(2, 4, 24, 16)
 STEPS = 2
+MOST_KEPT = 1 << 15
+"""Tokens of a micro-batch; beyond, layers are computed again in backward: their activations would not fit."""
 NORM_TOLERANCE = 5e-2
 """Between the gradient norms of two sides in bfloat16."""
 
 
 def sides_of(config: dict[str, int], rollouts: Rollouts, budget: int, *, shared: bool) -> dict[str, Peer]:
-    """In the order of worth: a deadline cuts off the rest."""
+    """In the order of worth: a deadline cuts off the rest. `budget`: tokens of a micro-batch."""
     attention = "triton" if ON_GPU else "cascade"
-    tree = partial(ours, config, rollouts, budget=budget)
+    tree = partial(ours, config, rollouts, budget=budget, checkpointing=budget > MOST_KEPT)
     sides = {"ours": Peer(partial(tree, attention=attention, fused=True))}
     if shared:
         sides["padded_liger"] = Peer(
-            partial(padded, config, rollouts, fused=True),
+            partial(padded, config, rollouts, budget=budget, fused=True),
             needs="liger_kernel",
             cuda_only="Liger's kernels run on CUDA only",
         )
-        sides["padded"] = Peer(partial(padded, config, rollouts, fused=False))
+        sides["padded"] = Peer(partial(padded, config, rollouts, budget=budget, fused=False))
     sides["ours_unfused"] = Peer(partial(tree, attention=attention, fused=False))
     sides["ours_cascade"] = Peer(partial(tree, attention="cascade", fused=True))
     return sides
@@ -75,7 +77,15 @@ def test_step(benchmark_mode: bool, deadline: Deadline, record: Record, shape: S
         skipped[name] = unasked(side, deadline)
         if skipped[name] is None:
             encoded = given.tree_tokens if name.startswith("ours") else given.row_tokens
-            results[name] = measured(side.make, given, config, encoded)
+            try:
+                results[name] = measured(side.make, given, config, encoded)
+            except torch.OutOfMemoryError as error:
+                if name == "ours":
+                    raise
+                skipped[name] = str(error).splitlines()[0][:200]
+            free()
+    if not results:
+        pytest.skip("no time left")
     norms = {name: result["grad_norm"] for name, result in results.items()}
     for name, norm in norms.items():
         assert norm == pytest.approx(norms["ours"], rel=NORM_TOLERANCE), name
@@ -104,12 +114,8 @@ def measured(
     norm = step()
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
-    seconds = statistics.median(interleaved({"step": step}, STEPS, warm=True)["step"])
+    seconds = statistics.median(interleaved({"step": step}, STEPS, warm=True, long=True)["step"])
     peak = torch.cuda.max_memory_allocated() / 2**30 if ON_GPU else 0.0
-    del step
-    gc.collect()
-    if ON_GPU:
-        torch.cuda.empty_cache()
     return {
         "grad_norm": norm,
         "step_s": seconds,
@@ -117,6 +123,13 @@ def measured(
         "tflops": operations(config, shape, encoded) / seconds / 1e12,
         "peak_gib": peak,
     }
+
+
+def free() -> None:
+    """Gives back what a side held."""
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
 
 
 def operations(config: dict[str, int], shape: Shape, encoded: int) -> float:
@@ -143,7 +156,9 @@ def test_rollout(benchmark_mode: bool, deadline: Deadline, record: Record) -> No
             continue
         run = make(config, make_rollouts(given, config["vocab_size"]))
         assert run() == given.rows * given.completion
-        rates[name] = given.rows * given.completion / interleaved({"run": run}, 1, warm=True)["run"][0]
+        rates[name] = (
+            given.rows * given.completion / interleaved({"run": run}, 1, warm=True, long=True)["run"][0]
+        )
     record(
         f"rollout_{'cuda' if ON_GPU else 'cpu_small'}_{shape}",
         {**asdict(shape), "model": config, "generate_tokens": short.completion, "tokens_per_s": rates},

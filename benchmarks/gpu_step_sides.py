@@ -1,9 +1,10 @@
 """Sides of the whole-step comparison on a GPU: one optimiser step on forced rollouts, and the rollout itself.
 
 Ours runs a step's prefix trees through `Learner.update`. The padded side repeats prompts, as trainers without
-sharing do: Hugging Face's model under SDPA, in micro-batches of `ROWS`, logits of the completions alone, and
-Liger-Kernel's Triton GRPO loss, which overwrites the logits with their gradient; with `fused`, Liger's
-RMSNorm, RoPE and SwiGLU too. Both: float32 weights, bfloat16 products, AdamW, the same rows and weights.
+sharing do: Hugging Face's model under SDPA, in micro-batches of as many tokens as ours, logits of the
+completions alone, and Liger-Kernel's Triton GRPO loss, which overwrites the logits with their gradient; with
+`fused`, Liger's RMSNorm, RoPE and SwiGLU too. Both: float32 weights, bfloat16 products, AdamW, the same rows
+and weights.
 
 Dimension key: P prompts, G group, R rows, N tokens of all rows.
 """
@@ -25,7 +26,7 @@ from g2rpo_fast.learner import Learner
 from g2rpo_fast.model import ModelConfig, compute_dtype
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.liger_ops import use_liger_ops
-from g2rpo_fast.model.load import fuse_ops, select_tree_attention
+from g2rpo_fast.model.load import checkpoint_layers, fuse_ops, select_tree_attention
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.terms import Clip
@@ -34,7 +35,6 @@ from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.tree import TreeConfig
 from g2rpo_fast.types import Request, Sampling, Sequences
 
-ROWS = 16
 LR = 1e-6
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -114,10 +114,20 @@ def make_model(config: dict[str, int], *, fused: bool) -> Qwen3ForCausalLM:
     return model
 
 
-def ours(config: dict[str, int], rollouts: Rollouts, *, attention: str, budget: int, fused: bool) -> Step:
+def ours(
+    config: dict[str, int],
+    rollouts: Rollouts,
+    *,
+    attention: str,
+    budget: int,
+    fused: bool,
+    checkpointing: bool,
+) -> Step:
     model = make_model(config, fused=False)
     select_tree_attention(model)
     fuse_ops(model, "auto" if fused else "off")
+    if checkpointing:
+        checkpoint_layers(model)
     learner = Learner(
         model=model,
         optimizer=make_optimizer(model, OptimConfig(lr=LR)),
@@ -152,15 +162,15 @@ def _batch(rollouts: Rollouts) -> TrainBatch:
     )
 
 
-def padded(config: dict[str, int], rollouts: Rollouts, *, fused: bool) -> Step:
+def padded(config: dict[str, int], rollouts: Rollouts, *, budget: int, fused: bool) -> Step:
     model = make_model(config, fused=fused)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), fused=True)
     ids_RL = torch.from_numpy(rollouts.ids_RL).to(DEVICE)
     advantage_R = torch.from_numpy(rollouts.advantage_R).to(DEVICE, torch.float32)
-    completion = rollouts.shape.completion
+    completion, rows = rollouts.shape.completion, max(1, budget // ids_RL.shape[1])
 
     def step() -> float:
-        for ids_BL, advantage_B in zip(ids_RL.split(ROWS), advantage_R.split(ROWS), strict=True):
+        for ids_BL, advantage_B in zip(ids_RL.split(rows), advantage_R.split(rows), strict=True):
             with torch.autocast(DEVICE, torch.bfloat16, enabled=ON_GPU):
                 logits_BCV = model(ids_BL, logits_to_keep=completion + 1, use_cache=False).logits
             loss_of = _liger_loss if ON_GPU and _installed("liger_kernel") else _plain_loss

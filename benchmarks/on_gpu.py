@@ -1,6 +1,7 @@
 """One run on a GPU machine, in under nine minutes: build, check, measure in the order of worth.
 
     python benchmarks/on_gpu.py [--out DIR] [--wheels DIR] [--commit HASH] [--seconds 525] [--parts check ...]
+                                [--limits check=150 ...]
 
 Torch, triton, transformers, pytest and hypothesis are enough there. Packages that the machine lacks travel
 as wheels (`gpu_wheels.txt` names them and how they are fetched) and are installed into a folder of the run's
@@ -26,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PYTHON = sys.executable
+TAIL = 12
+"""Lines shown of the log of a part that failed."""
 LEAST_S = 15.0
 """A part is not begun with less time than this left."""
 
@@ -46,7 +49,8 @@ class Part:
     begins nothing more."""
 
 
-PROCESSES = 8
+PROCESSES = 14
+"""Most of a check's time is the compiler's, on the CPU."""
 KERNELS = (
     "kernels/test_linear_gpu",
     "kernels/test_rows_gpu",
@@ -72,22 +76,25 @@ def _benchmark(*names: str) -> list[str]:
 
 
 BUILD = f"'{PYTHON}' setup.py build_ext --inplace"
+LEARN = (
+    f"'{PYTHON}' -m g2rpo_fast.cli train --run.dir {{out}}/../learn "
+    "&& cp {{out}}/../learn/metrics.jsonl {{out}}/learn_metrics.jsonl"
+)
+"""The main job, as it is, on the GPU."""
 PARTS: dict[str, Part] = {
     "build": Part(45, ["sh", "-c", f"{BUILD} && cd kernels && {BUILD}"]),
-    "check": Part(
-        100,
-        _check(*KERNELS, *WHOLE, processes=PROCESSES),
-    ),
+    "check": Part(100, _check(*KERNELS, *WHOLE, processes=PROCESSES)),
     "linear_loss": Part(90, _benchmark("bench_linear_loss")),
     "step": Part(100, _benchmark("bench_gpu_step")),
     "attention": Part(75, _benchmark("bench_tile_lists", "bench_attention")),
     "policy_loss": Part(35, _benchmark("bench_policy_loss")),
     "sync": Part(60, [PYTHON, "benchmarks/sync_on_gpu.py"]),
     "check_sync": Part(60, _check("rollout/test_ipc_arena_gpu")),
+    "learn": Part(110, ["sh", "-c", LEARN]),
     "tune": Part(50, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
 }
 """In the order of worth. Limits of what is needed add up to `--seconds`; the last parts take what is left, or
-a second run's time: `--parts check_sync tune`."""
+a second run's time: `--parts check_sync learn tune`."""
 FIRST_RUN = ("build", "check", "linear_loss", "step", "attention", "policy_loss", "sync")
 
 
@@ -106,6 +113,7 @@ def main() -> int:
     parser.add_argument("--commit", help="what the records name where the tree came without its history")
     parser.add_argument("--seconds", type=float, default=525.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--limits", nargs="+", type=_limit, default=[], help="seconds of parts, as check=150")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("on_gpu.py: wanted a CUDA device, got none")
@@ -115,7 +123,16 @@ def main() -> int:
     began = time.monotonic()
     install(given.wheels, work)
     seconds = given.seconds - (time.monotonic() - began)
-    return run_parts({name: PARTS[name] for name in given.parts}, work, given.out, seconds)
+    limits = dict(given.limits)
+    parts = {n: replace(PARTS[n], limit_s=limits.get(n, PARTS[n].limit_s)) for n in given.parts}
+    return run_parts(parts, work, given.out, seconds)
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, seconds = text.partition("=")
+    if name not in PARTS or not seconds.isdigit():
+        raise argparse.ArgumentTypeError(f"wanted PART=SECONDS, got {text!r}")
+    return name, int(seconds)
 
 
 def install(wheels: Path, work: Path) -> None:
@@ -154,6 +171,8 @@ def run_parts(parts: dict[str, Part], work: Path, out: Path, seconds: float) -> 
         limit_s = min(part.limit_s, left_s)
         outcomes[name] = run_part(name, part, limit_s, logs) if left_s >= LEAST_S else skipped
         print(f"{name:12} {outcomes[name].ended} ({outcomes[name].seconds:.0f} s)", flush=True)
+        if outcomes[name].ended != "ok" and (log := logs / f"{name}.log").exists():
+            print("\n".join(f"    {line[:300]}" for line in log.read_text().splitlines()[-TAIL:]), flush=True)
         keep(outcomes, logs, out, since)
     return int(any(name.startswith("check") and outcomes[name].ended != "ok" for name in outcomes))
 

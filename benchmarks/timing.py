@@ -32,12 +32,15 @@ class Deadline:
         return self._end is not None and time.monotonic() >= self._end
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
-    """Seconds of a call of each run, taken in turn; unless `warm`, after a round that is not counted."""
+def interleaved(
+    runs: Mapping[str, Run], rounds: int, *, warm: bool = False, long: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of a call of each run, taken in turn; unless `warm`, after a round that is not counted.
+    `long`: one call is a sample, and no call is spent on finding that out."""
     if not warm:
         for run in runs.values():
             run()
-    calls = {name: _calls_of_a_sample(run) for name, run in runs.items()}
+    calls = {name: 1 if long else _calls_of_a_sample(run) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
