@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from g2rpo_kernels import Objective, Rewards, policy_loss_from_rewards
-from triton.runtime import interpreter
+
+from launched import kernel_names
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels that ran, in their order."""
-    names: list[str] = []
-    run = interpreter.GridExecutor.__call__
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        names.append(self.fn.__name__)
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
-    return names
+    return kernel_names(monkeypatch)
 
 
 def kernels_of(launched: list[str], objective: Objective) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, logprob, policy_loss
 from g2rpo_kernels.group_advantage import triton as groups
-from g2rpo_kernels.linear_logprob import attach
 from g2rpo_kernels.linear_logprob import triton as linear_logprob
+from g2rpo_kernels.linear_logprob import triton_attach
 from g2rpo_kernels.linear_logprob.linear import LINEAR, checked_linear
 from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss
 from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
@@ -72,9 +72,10 @@ def linear_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "linear_policy_gradients": (linear_policy_loss.gradients_op, frozen),
         "linear_policy_loss": (
-            attach.attach_op,
+            triton_attach.attach_op,
             (torch.tensor(2.0), hidden, head, None, torch.tensor(0.5), dhidden, None, None),
         ),
+        "rounded_product": (triton_attach._times, (dhidden, torch.tensor(0.5), torch.float16)),
     }
 
 

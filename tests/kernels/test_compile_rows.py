@@ -9,10 +9,12 @@ import pytest
 pytest.importorskip("triton")
 
 from g2rpo_kernels.group_advantage import triton as groups
+from g2rpo_kernels.linear_logprob import triton_exponentials as exponentials
 from g2rpo_kernels.logprob import triton as rows
 from g2rpo_kernels.logprob.triton_launch import TILES
 from g2rpo_kernels.policy_loss import triton as policy
 from g2rpo_kernels.policy_loss import triton_loss
+from g2rpo_kernels.policy_loss import triton_tiles as exponential_rows
 
 from compiling import STACK_BYTES, Compiled, compile_for
 
@@ -22,6 +24,7 @@ FLOATS = {
     "kl_coef", "entropy_coef", "importance_cap", "importance_low",
 }  # fmt: skip
 INDICES = {"target_ptr", "group_ptr", "row_ptr", "member_ptr"}
+STAGES_IN_FLIGHT = 3
 ALIGNED = {"num_v", "stride_t", "out_stride_t"}
 
 
@@ -89,6 +92,51 @@ def test_small_kernels_never_spill(chip: str) -> None:
         assert compiled(chip, kernel, "bf16", fixed | sizes, **options).stack <= STACK_BYTES, (
             kernel.fn.__name__
         )
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_exponentials_compile_for_hopper_without_spills(half: str) -> None:
+    """Three tiles of both operands under way, the products of an iteration not one after the other."""
+    sizes = exponentials.OPTIONS | {"PROGRAMS": 132}
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    blocks = {
+        "x_desc": (sizes["BLOCK_M"], sizes["BLOCK_K"]),
+        "head_desc": (sizes["BLOCK_N"], sizes["BLOCK_K"]),
+        "out_desc": (sizes["BLOCK_M"], sizes["BLOCK_N"]),
+    }
+    types = {name: f"tensordesc<{half}[{rows},{columns}]>" for name, (rows, columns) in blocks.items()}
+    for name in ("target_ptr", "max_ptr", "rest_ptr", "moment_ptr"):
+        types[name] = "*i64" if name in INDICES else "*fp32"
+    types |= dict.fromkeys(("num_c", "num_v", "width"), "i32") | {"scale_2": "fp32"}
+    aligned = {name for name in types if name.endswith("_ptr")} | {"num_v", "width"}
+    out = compile_for("sm_90", exponentials.exponential_kernel, types, sizes, aligned, **options)
+    assert out.stack == 0, out.registers
+    assert "wgmma.mma_async" in out.ptx
+    assert out.serialised("sm_90") == []
+    tiles = options["num_stages"] * sizes["BLOCK_K"] * (sizes["BLOCK_M"] + sizes["BLOCK_N"]) * 2
+    assert tiles <= out.shared <= 227 << 10
+
+
+def test_rows_of_exponentials_never_spill() -> None:
+    kernel = exponential_rows.tile_policy_kernel
+    options = exponential_rows.constants(594)
+    sizes = {name: options.pop(name) for name in ("BLOCK_N", "TILE_V", "GROUP", "STAGES")}
+    for penalties in (False, True):
+        fixed = sizes | {
+            "SURROGATE": "clip", "KL": "k3", "PENALTY": penalties, "ENTROPY": penalties,
+            "KL_TIMES_RATIO": penalties, "IMPORTANCE": "mask" if penalties else "none",
+        }  # fmt: skip
+        types = {}
+        for name in (name for name in kernel.arg_names if name not in fixed):
+            if name.endswith("_ptr"):
+                types[name] = {"exp_ptr": "*bf16", "target_ptr": "*i64"}.get(name, "*fp32")
+            else:
+                types[name] = "fp64" if name in FLOATS else "i32"
+        aligned = {name for name in types if name.endswith("_ptr")} | {"num_v", "stride_c"}
+        out = compile_for("sm_90", kernel, types, fixed, aligned, **options)
+        assert out.stack <= STACK_BYTES, out.registers
+        assert out.registers <= 64, out.registers  # four programs a processor
+        assert max(out.loads_in_flight) >= STAGES_IN_FLIGHT
 
 
 def test_every_surrogate_and_estimator_compiles() -> None:

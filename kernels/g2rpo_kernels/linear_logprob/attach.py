@@ -1,4 +1,5 @@
-"""A loss whose gradients of hidden states, head and bias are computed already, as a function of these."""
+"""A loss whose gradients of hidden states, head and bias are computed already, as a function of these; on a
+CPU, where they are handed over. On a GPU: `triton_attach`."""
 
 from __future__ import annotations
 
@@ -7,49 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-@torch.library.custom_op("g2rpo::linear_policy_loss", mutates_args=())
-def attach_op(
-    loss: Tensor,
-    hidden_SD: Tensor,
-    head_VD: Tensor,
-    bias_V: Tensor | None,
-    unscale: Tensor | None,
-    dhidden_SD: Tensor | None,
-    dhead_VD: Tensor | None,
-    dbias_V: Tensor | None,
-) -> Tensor:
-    """The loss, as a function with these gradients; backward multiplies and rounds them, once each."""
-    return loss.clone()
-
-
-@attach_op.register_fake
-def _(loss: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(loss)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, hidden_SD, head_VD, bias_V, *computed = inputs
-    ctx.save_for_backward(*computed)
-    ctx.dtypes = [None if like is None else like.dtype for like in (hidden_SD, head_VD, bias_V)]
-
-
-@once_differentiable
-def _backward(ctx: Any, grad_loss: Tensor) -> Any:
-    unscale, *gradients = ctx.saved_tensors
-    factor = grad_loss if unscale is None else grad_loss * unscale
-    pairs = zip(gradients, ctx.dtypes, strict=True)
-    grads = [None if value is None else _times(value, factor, dtype) for value, dtype in pairs]
-    return None, *grads, None, None, None, None
-
-
-attach_op.register_autograd(_backward, setup_context=_save)
-
-
-def _times(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """value * factor in `dtype`, in one launch."""
-    return torch.mul(value, factor, out=torch.empty_like(value, dtype=dtype))
 
 
 @torch.library.custom_op("g2rpo::linear_policy_loss_cpu", mutates_args=())

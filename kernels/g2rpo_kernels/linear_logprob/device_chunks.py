@@ -35,11 +35,8 @@ class DeviceRows:
     """Logits of a problem's rows, part by part; with `gradient` also room for a chunk's d logits."""
 
     def __init__(self, linear: Linear, chunk_bytes: int | None, gradient: bool) -> None:
-        bound = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
-        if bound < 1:
-            raise ValueError(f"chunk_bytes: wanted >= 1, got {chunk_bytes}")
         self._linear = linear
-        self.most_rows, part_rows = _rows(linear, bound, gradient)
+        self.most_rows, part_rows = _rows(linear, chunk_bound(chunk_bytes), gradient)
         vocab, device = len(linear.head_VD), linear.head_VD.device
         self._logits_ZV = torch.empty((part_rows, vocab), dtype=torch.float32, device=device)
         self._dlogits_CV = self._logits_ZV
@@ -69,14 +66,26 @@ class DeviceRows:
         return self._dlogits_CV[: chunk.stop - chunk.start]
 
     def chunks(self, rows: slice) -> list[slice]:
-        """`rows` in as few chunks as fit, of about one size."""
-        num_rows = rows.stop - rows.start
-        if not num_rows:
-            return []
-        step = -(-num_rows // -(-num_rows // self.most_rows))
-        if self.most_rows >= ROW_TILE:
-            step = min(self.most_rows, -(-step // ROW_TILE) * ROW_TILE)
-        return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+        return even_chunks(rows, self.most_rows)
+
+
+def chunk_bound(chunk_bytes: int | None) -> int:
+    """Bytes of logits and their gradient; ValueError for none."""
+    bound = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+    if bound < 1:
+        raise ValueError(f"chunk_bytes: wanted >= 1, got {chunk_bytes}")
+    return bound
+
+
+def even_chunks(rows: slice, most_rows: int) -> list[slice]:
+    """`rows` in as few chunks as fit, of about one size."""
+    num_rows = rows.stop - rows.start
+    if not num_rows:
+        return []
+    step = -(-num_rows // -(-num_rows // most_rows))
+    if most_rows >= ROW_TILE:
+        step = min(most_rows, -(-step // ROW_TILE) * ROW_TILE)
+    return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
 
 
 def _rows(linear: Linear, bound: int, gradient: bool) -> tuple[int, int]:

@@ -6,14 +6,16 @@ Dimension key: T rows, C rows of a chunk, Z rows of a part, D width, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums
+from g2rpo_kernels.linear_logprob.device_chunks import DeviceRows, DeviceSums, chunk_bound
 from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
+from g2rpo_kernels.linear_logprob.triton_exponentials import ExponentialRows
 from g2rpo_kernels.logprob.partials import RowNumbers, finished
 from g2rpo_kernels.logprob.triton import row_gradient_, row_stats
 
@@ -33,9 +35,19 @@ class DevicePass:
                 "impl='triton': wanted hidden and head narrower than float64; use impl='reference'"
             )
         self.linear = given.rounded(given.product_dtype)
-        self.device_rows = DeviceRows(self.linear, chunk_bytes, gradient=any(needs))
+        self._chunk_bytes, self._gradient = chunk_bytes, any(needs)
         self.sums = DeviceSums(self.linear, needs)
         self.numbers = empty_numbers(self.linear)
+
+    @cached_property
+    def device_rows(self) -> DeviceRows:
+        """Room for logits."""
+        return DeviceRows(self.linear, self._chunk_bytes, self._gradient)
+
+    @cached_property
+    def exponentials(self) -> ExponentialRows:
+        """Room for what stands for them where `takes_exponentials`."""
+        return ExponentialRows(self.linear, chunk_bound(self._chunk_bytes))
 
     @property
     def everything(self) -> slice:

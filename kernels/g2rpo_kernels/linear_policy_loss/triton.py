@@ -1,7 +1,8 @@
 """The linear policy loss on a GPU in one pass over row chunks: three products each, nothing waits for it.
 
 Per part of a chunk: float32 logits by the vendor's library, then one Triton launch that makes statistics,
-coefficients and d logits (token ratios); per chunk d hidden and d head. A sharded vocabulary, and a surrogate
+coefficients and d logits (token ratios); per chunk d hidden and d head. On Hopper the product's own kernel
+makes exponentials of a whole chunk instead, without float32 logits. A sharded vocabulary, and a surrogate
 without a device function, take statistics and d logits in two launches, the coefficients between them on
 vectors.
 
@@ -21,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.attach import attach_op
+from g2rpo_kernels.linear_logprob.device_chunks import even_chunks
 from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
+from g2rpo_kernels.linear_logprob.triton_attach import attach_op
+from g2rpo_kernels.linear_logprob.triton_exponentials import takes_exponentials
 from g2rpo_kernels.linear_logprob.triton_pass import DevicePass, empty_numbers
 from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
@@ -38,6 +41,7 @@ from g2rpo_kernels.policy_loss.objective import active_edges
 from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.triton import policy_rows
+from g2rpo_kernels.policy_loss.triton_tiles import exponentials_to_dlogits_
 
 
 def gradients_triton(*arguments: Any) -> tuple[Tensor, ...]:
@@ -112,11 +116,24 @@ class _Pass(DevicePass):
     def token_ratios(self) -> None:
         """Coefficients are each edge's own."""
         one_launch = self.objective.one_launch and self.linear.shard is None
+        if one_launch and takes_exponentials(self.linear):
+            return self._from_exponentials()
         for chunk in self.device_rows.chunks(self.everything):
             x_CD = self.linear.rows(chunk)
             for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
                 (self._fused if one_launch else self._own)(part, z_ZV, dz_ZV)
             self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
+        return None
+
+    def _from_exponentials(self) -> None:
+        """The same without float32 logits in memory."""
+        scaling = self.objective, self.linear.temperature
+        for chunk in even_chunks(self.everything, self.exponentials.most_rows):
+            x_CD, target_C = self.linear.rows(chunk), self.linear.target_T[chunk]
+            given = self.exponentials.fill(x_CD, target_C)
+            results = self.numbers.logp_T[chunk], self.numbers.entropy_T[chunk]
+            exponentials_to_dlogits_(given, target_C, self.edges.rows(chunk), *scaling, *results)
+            self.sums.add(chunk, x_CD, given.exp_CV)
 
     def _fused(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
         """d logits of a part in one launch."""

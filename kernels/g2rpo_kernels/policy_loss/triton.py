@@ -206,28 +206,30 @@ def _empty_rows(logits_TV: Tensor) -> Rows:
     return a, b, c, d, e, lse_T, logits_TV.new_empty((len(STAT_ROWS), num_rows), dtype=torch.float32)
 
 
-def _settings(call: RowCall) -> dict[str, Any]:
-    """The kernel's numbers, and what it is specialised on."""
-    o, surrogate = call.objective, surrogate_of(call.objective.surrogate)
+def objective_settings(o: Objective) -> dict[str, Any]:
+    """A kernel's numbers of an objective, and what it is specialised on."""
+    surrogate = surrogate_of(o.surrogate)
     scalars = surrogate.scalars()
     assert scalars is not None
     assert len(scalars) <= 4
     return {
-        "eps": call.eps,
         **{f"s{i}": scalars[i] if i < len(scalars) else 0.0 for i in range(4)},
         "kl_coef": o.kl_coef,
         "entropy_coef": o.entropy_coef,
         "importance_cap": o.importance_cap or 0.0,
         "importance_low": o.importance_low,
-        "SCALE": call.scale,
         "SURROGATE": surrogate.name,
         "KL": o.kl,
         "PENALTY": o.kl_coef != 0,
         "KL_TIMES_RATIO": o.kl_times_ratio,
         "ENTROPY": o.entropy_coef != 0,
         "IMPORTANCE": "none" if not o.importance_cap else "mask" if o.importance_mask else "truncate",
-        "BLOCK_R": BLOCK_R,
     }
+
+
+def _settings(call: RowCall) -> dict[str, Any]:
+    rewards = {"eps": call.eps, "SCALE": call.scale, "BLOCK_R": BLOCK_R}
+    return objective_settings(call.objective) | rewards
 
 
 def _launch(logits_TV: Tensor, out_TV: Tensor | None, *packed: Any) -> Rows:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.attach import attach_op
 from g2rpo_kernels.linear_logprob.linear import Linear, needed
+from g2rpo_kernels.linear_logprob.triton_attach import attach_op
 from g2rpo_kernels.linear_logprob.triton_pass import DevicePass
 from g2rpo_kernels.linear_policy_loss.bins import whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import Coefficients
