@@ -144,7 +144,16 @@ std::shared_ptr<SharedMemory> open_shared(pid_t, int, uint64_t, size_t, int) {
 
 #endif
 
-// Field 3 (state) and field 22 (start) of /proc/<pid>/stat, counted behind the name, which may hold anything.
+namespace {
+
+// The kernel's flag (PF_EXITING) of a process that has begun to end. One that held a GPU takes a while to
+// end: its files are closed, so that whoever waits for it goes on, long before it is a zombie.
+constexpr uint64_t kExiting = 0x4;
+
+}  // namespace
+
+// Fields 3 (state), 9 (flags) and 22 (start) of /proc/<pid>/stat, counted behind the name, which may hold
+// anything.
 uint64_t process_start(pid_t pid) {
     std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
     std::string line;
@@ -152,10 +161,13 @@ uint64_t process_start(pid_t pid) {
     std::istringstream rest(line.substr(line.rfind(')') + 1));
     std::string state, field;
     rest >> state;
-    for (int i = 4; i < 22; ++i) rest >> field;
-    uint64_t start = 0;
+    for (int i = 4; i < 9; ++i) rest >> field;
+    uint64_t flags = 0, start = 0;
+    rest >> flags;
+    for (int i = 10; i < 22; ++i) rest >> field;
     rest >> start;
-    return state == "Z" || state == "X" ? 0 : start;
+    const bool ended = state == "Z" || state == "X" || (flags & kExiting) != 0;
+    return ended ? 0 : start;
 }
 
 Control& create_control(SharedMemory& memory, uint64_t fingerprint) {

@@ -33,7 +33,7 @@ std::shared_ptr<SharedMemory> open_shared(pid_t owner, int fd, uint64_t inode, s
 // Nobody can open it any more; the mapping stays.
 void close_descriptor(SharedMemory& memory);
 
-// Start of a process in clock ticks after boot; 0 = there is none, or only its zombie.
+// Start of a process in clock ticks after boot; 0 = there is none, or one that is ending.
 uint64_t process_start(pid_t pid);
 
 constexpr int kSlots = 2;
