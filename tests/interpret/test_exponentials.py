@@ -12,7 +12,6 @@ from g2rpo_kernels.linear_logprob.linear import checked_linear
 from g2rpo_kernels.linear_logprob.triton_exponentials import (
     BLOCK_V,
     ExponentialRows,
-    Exponentials,
     takes_exponentials,
 )
 from torch import Tensor
@@ -127,19 +126,18 @@ def test_a_chunk_takes_three_launches_and_silent_rows_get_zeros(monkeypatch: pyt
     given, edges = problem(1000, 1.0, 0.0, 1.0), edges_of(torch.zeros(T))._replace(old_logp_T=None)
     names = kernel_names(monkeypatch)
     seen: list[Tensor] = []
-    fill = ExponentialRows.fill
+    dlogits = ExponentialRows.dlogits
 
-    def kept(self: ExponentialRows, x_CD: Tensor, target_C: Tensor) -> Exponentials:
-        found = fill(self, x_CD, target_C)
-        seen.append(found.exp_CV)
-        return found
+    def kept(self: ExponentialRows, chunk: slice) -> Tensor:
+        seen.append(dlogits(self, chunk))
+        return seen[-1]
 
     run(given, edges, Objective(), torch.float16, False)
     chunks, rest = divmod(len(names) - names.count("times_kernel"), len(A_CHUNK))
     assert rest == 0
     assert chunks == 2  # 130 rows, at most 73 at once
     assert names[: chunks * len(A_CHUNK)] == A_CHUNK * chunks
-    monkeypatch.setattr(ExponentialRows, "fill", kept)
+    monkeypatch.setattr(ExponentialRows, "dlogits", kept)
     run(given, edges, Objective(), torch.float16, False, chunk_bytes=1 << 20)
     assert len(seen) == 1
     assert not seen[0][SILENT].any()

@@ -14,6 +14,7 @@ import torch
 from g2rpo_kernels import Edges, Objective, edge_coefficients, linear_logprob, linear_policy_loss, logprob
 from g2rpo_kernels import policy_loss as policy_loss_of_logits
 from g2rpo_kernels.linear_logprob import triton as linear_logprob_triton
+from g2rpo_kernels.linear_logprob import triton_exponentials
 from g2rpo_kernels.linear_policy_loss import triton as linear_policy_loss_triton
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budget import assert_within_budget, draws
 from drawn import normal
+from launched import kernel_names
 from policy_cases import Soft
 from products import Work
 
@@ -102,10 +104,10 @@ def check(
     case: Case, objective: Objective, dtype: torch.dtype, chunk_bytes: int | None, **options: Any
 ) -> None:
     """Loss and all gradients of one objective."""
-    edges = options.pop("edges", case.edges)
+    edges, bias = options.pop("edges", case.edges), options.pop("bias", True)
 
     def run(op: Callable, kind: torch.dtype, **more: Any) -> tuple[Tensor, ...]:
-        leaves = case.leaves(kind)
+        leaves = case.leaves(kind, bias)
         return gradients(op(case, leaves, objective, **options, **more), leaves)
 
     got = run(fused, dtype, chunk_bytes=chunk_bytes, edges=edges)
@@ -148,6 +150,36 @@ def test_sequence_ratios_within_budget(objective: Objective, dtype: torch.dtype)
     assert row_cuts(case.edges) == (13, 26)
     for chunk_bytes, softcap in ((None, None), (FEW_ROWS, 5.0), (FEW_ROWS // 2, None)):
         check(case, objective, dtype, chunk_bytes, softcap=softcap)
+
+
+@pytest.fixture
+def on_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of a vocabulary as small as this one stay there, too."""
+    monkeypatch.setattr(triton_exponentials, "LEAST_COLUMNS", 1)
+
+
+@pytest.mark.usefixtures("on_the_chip")
+@pytest.mark.parametrize("objective", [*TOKEN, *SEQUENCE], ids=lambda o: f"{o.ratio}-{o.surrogate.name}")
+def test_ratios_from_exponentials_within_budget(objective: Objective) -> None:
+    for chunk_bytes, temperature in ((None, 1.0), (FEW_ROWS, 0.7), (FEW_ROWS // 4, 1.0)):
+        check(Case(), objective, torch.float16, chunk_bytes, temperature=temperature, bias=False)
+
+
+@pytest.mark.usefixtures("on_the_chip")
+def test_a_surrogate_of_one_s_own_from_exponentials_within_budget() -> None:
+    check(Case(), Objective(surrogate=Soft(), entropy_coef=0.1), torch.float16, FEW_ROWS, bias=False)
+
+
+@pytest.mark.usefixtures("on_the_chip")
+def test_sequence_ratios_with_entropy_take_three_products_from_exponentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four where the logits of a chunk are there in parts."""
+    names, case = kernel_names(monkeypatch), Case()
+    leaves = case.leaves(torch.float16, bias=False)
+    objective = Objective(ratio="sequence", entropy_coef=0.1)
+    gradients(fused(case, leaves, objective, chunk_bytes=FEW_ROWS), leaves)
+    assert names.count("exponential_kernel") == names.count("tile_gradient_kernel") == 2  # a tree each
 
 
 def test_weights_too_small_for_float16_keep_their_gradients() -> None:
@@ -301,17 +333,26 @@ def weighted(out: tuple[Tensor, ...]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (1.3, 5.0)])
 def test_linear_logprob_within_budget(dtype: torch.dtype, temperature: float, softcap: float | None) -> None:
+    check_logprob(dtype, True, temperature=temperature, softcap=softcap)
+
+
+@pytest.mark.usefixtures("on_the_chip")
+def test_linear_logprob_from_exponentials_within_budget() -> None:
+    check_logprob(torch.float16, False, temperature=0.7)
+
+
+def check_logprob(dtype: torch.dtype, biased: bool, **scaling: Any) -> None:
     case = Case()
-    scaling = {"temperature": temperature, "softcap": softcap}
 
     def run(kind: torch.dtype, chunk_bytes: int | None = None, plain: bool = True) -> tuple[Tensor, ...]:
-        hidden, head, bias = leaves = case.leaves(kind)
+        hidden, head, *bias = leaves = case.leaves(kind, biased)
         if plain:
-            out = logprob(hidden[case.source] @ head.T + bias, case.target, **scaling, impl="reference")
+            logits = hidden[case.source] @ head.T + (bias[0] if biased else 0)
+            out = logprob(logits, case.target, **scaling, impl="reference")
         else:
             out = linear_logprob(
-                hidden, head, case.target, source_T=case.source, bias_V=bias, chunk_bytes=chunk_bytes,
-                impl="triton", **scaling,
+                hidden, head, case.target, source_T=case.source, bias_V=bias[0] if biased else None,
+                chunk_bytes=chunk_bytes, impl="triton", **scaling,
             )  # fmt: skip
         return *(x.detach() for x in out), *torch.autograd.grad(weighted(out), leaves)
 

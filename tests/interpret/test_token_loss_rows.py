@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from g2rpo_kernels import linear_logprob, token_loss
+from g2rpo_kernels.linear_logprob import triton_exponentials
 from g2rpo_kernels.logprob.checks import Impl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from budget import WorstErrors, draws
+from launched import kernel_names
 from products import Work
 from random_losses import Problem, outcome
 from token_losses import BATCH, ROWS, D, T, V, example, of_batch, of_rows, of_tokens, with_entropy
@@ -35,9 +38,12 @@ def test_random_losses_within_budget(dtype: torch.dtype) -> None:
     errors.check()
 
 
-def gradients(loss: Callable, dtype: torch.dtype, impl: Impl, **options: Any) -> tuple[Tensor, ...]:
+def gradients(
+    loss: Callable, dtype: torch.dtype, impl: Impl, *, wider: int = 0, **options: Any
+) -> tuple[Tensor, ...]:
+    """`wider`: columns of zeros beside the D of hidden states and head."""
     *given, target = example(torch.float16)
-    hidden, head = leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in given]
+    hidden, head = leaves = [pad(leaf.detach().to(dtype), (0, wider)).requires_grad_() for leaf in given]
     return outcome(token_loss(hidden, head, target, loss, impl=impl, **options).loss, leaves)
 
 
@@ -69,6 +75,25 @@ def test_number_of_products(
     want = gradients(loss, torch.float64, "reference", **options)
     assert want[2].abs().max() > 1e-3
     eps = 16 * torch.finfo(dtype).eps  # of rounded operands, too
+    for value, true in zip(got, want, strict=True):
+        torch.testing.assert_close(value.double(), true, rtol=eps, atol=eps * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, CHUNK, CHUNK // 5])
+@pytest.mark.parametrize(
+    ("loss", "options"), [(of_tokens, {}), (with_entropy, {}), (of_rows, ROWS), (of_batch, BATCH)]
+)
+def test_losses_from_exponentials(
+    loss: Callable, options: dict, chunk_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of half operands that stay on the chip, as on Hopper."""
+    monkeypatch.setattr(triton_exponentials, "LEAST_COLUMNS", 1)
+    names = kernel_names(monkeypatch)
+    got = gradients(loss, FLOAT16, "triton", wider=-D % 8, chunk_bytes=chunk_bytes, **options)
+    assert {"exponential_kernel", "tile_gradient_kernel"} <= set(names)
+    assert "gradient_kernel" not in names
+    want = gradients(loss, torch.float64, "reference", wider=-D % 8, **options)
+    eps = 16 * torch.finfo(FLOAT16).eps
     for value, true in zip(got, want, strict=True):
         torch.testing.assert_close(value.double(), true, rtol=eps, atol=eps * float(true.abs().max()))
 

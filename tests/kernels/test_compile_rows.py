@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 from g2rpo_kernels.group_advantage import triton as groups
 from g2rpo_kernels.linear_logprob import triton_exponentials as exponentials
 from g2rpo_kernels.logprob import triton as rows
+from g2rpo_kernels.logprob import triton_tiles
 from g2rpo_kernels.logprob.triton_launch import TILES
 from g2rpo_kernels.policy_loss import triton as policy
 from g2rpo_kernels.policy_loss import triton_loss
@@ -119,7 +120,7 @@ def test_exponentials_compile_for_hopper_without_spills(half: str) -> None:
 
 def test_rows_of_exponentials_never_spill() -> None:
     kernel = exponential_rows.tile_policy_kernel
-    options = exponential_rows.constants(594)
+    options = triton_tiles.numbers_constants(594) | triton_tiles.row_constants()
     sizes = {name: options.pop(name) for name in ("BLOCK_N", "TILE_V", "GROUP", "STAGES")}
     for penalties in (False, True):
         fixed = sizes | {

@@ -16,12 +16,17 @@ Dimension key: S positions, D width, V vocabulary, T rows, C rows of a chunk, Z 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.linear_logprob.products import add_product_, product
+from g2rpo_kernels.linear_logprob.shard import reduce_partials
+from g2rpo_kernels.logprob.partials import RowNumbers, finished
+from g2rpo_kernels.logprob.triton import row_gradient_, row_stats
 
 CHUNK_BYTES = 1_500_000_000
 """Most bytes of logits and their gradient, unless the caller says otherwise."""
@@ -31,12 +36,48 @@ PART_SHARE = 6
 """One part in so many of the bound is for float32 logits."""
 
 
-class DeviceRows:
-    """Logits of a problem's rows, part by part; with `gradient` also room for a chunk's d logits."""
+@dataclass(frozen=True)
+class LogitPart:
+    """Some rows of a chunk as float32 logits without bias, gone when the next part comes."""
 
-    def __init__(self, linear: Linear, chunk_bytes: int | None, gradient: bool) -> None:
+    rows: slice
+    z_ZV: Tensor
+    dz_ZV: Tensor
+    """Where d logits go; may be the logits."""
+    linear: Linear
+
+    @property
+    def target_Z(self) -> Tensor:
+        return self.linear.target_T[self.rows]
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """Keyword arguments of the row kernels."""
+        linear = self.linear
+        return {"temperature": linear.temperature, "softcap": linear.softcap, "bias_V": linear.bias_V}
+
+    def numbers(self) -> RowNumbers:
+        """[Z] each, over all ranks of a sharded vocabulary."""
+        partials = row_stats(self.z_ZV, self.target_Z, **self.scaling)
+        if self.linear.shard is not None:
+            partials = reduce_partials(partials, self.linear.shard.group)
+        return finished(partials)
+
+    def gradient(self, row: RowNumbers, c_Z: Tensor | None, e_Z: Tensor | None, g_Z: Tensor | None) -> None:
+        """d logits, from the gradients of log-probabilities, entropies and log-sum-exps."""
+        known = (self.target_Z, row.lse_T, row.entropy_T, c_Z, e_Z)
+        row_gradient_(self.z_ZV, *known, g_T=g_Z, out=self.dz_ZV, **self.scaling)
+
+
+class DeviceRows:
+    """Logits of a problem's rows, part by part; with `gradient` also room for a chunk's d logits.
+
+    `bound`: bytes that both may take.
+    """
+
+    def __init__(self, linear: Linear, bound: int, gradient: bool) -> None:
         self._linear = linear
-        self.most_rows, part_rows = _rows(linear, chunk_bound(chunk_bytes), gradient)
+        self.most_rows, part_rows = _rows(linear, bound, gradient)
         vocab, device = len(linear.head_VD), linear.head_VD.device
         self._logits_ZV = torch.empty((part_rows, vocab), dtype=torch.float32, device=device)
         self._dlogits_CV = self._logits_ZV
@@ -48,18 +89,15 @@ class DeviceRows:
         """Whether a chunk's logits are all there at once."""
         return self._logits_ZV.shape[0] >= self.most_rows
 
-    def parts(self, chunk: slice, x_CD: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, their float32 logits without bias, where their d logits go) of each part of a chunk.
-
-        The logits are gone when the next part comes.
-        """
+    def parts(self, chunk: slice, x_CD: Tensor, *, keep: bool = True) -> Iterator[LogitPart]:
+        """Each part of a chunk. `keep` False: for its numbers alone."""
         step = len(self._logits_ZV)
         for start in range(0, len(x_CD), step):
             x_ZD = x_CD[start : start + step]
             z_ZV = product(x_ZD, self._linear.head_VD.T, self._logits_ZV[: len(x_ZD)])
             stop = start + len(x_ZD)
             dz_ZV = z_ZV if self._dlogits_CV is self._logits_ZV else self._dlogits_CV[start:stop]
-            yield slice(chunk.start + start, chunk.start + stop), z_ZV, dz_ZV
+            yield LogitPart(slice(chunk.start + start, chunk.start + stop), z_ZV, dz_ZV, self._linear)
 
     def dlogits(self, chunk: slice) -> Tensor:
         """[C, V] as the parts of the chunk filled it."""

@@ -43,9 +43,9 @@ def backward_triton(
     with torch.autocast(given.hidden_SD.device.type, enabled=False):
         for chunk in work.device_rows.chunks(work.everything):
             x_CD = work.linear.rows(chunk)
-            for part, z_ZV, dz_ZV in work.device_rows.parts(chunk, x_CD):
-                upstream = (None if value_T is None else value_T[part] for value_T in (c_T, e_T, g_T))
-                work.gradient(part, z_ZV, dz_ZV, row.rows(part), *upstream)
+            for part in work.device_rows.parts(chunk, x_CD):
+                upstream = (None if value_T is None else value_T[part.rows] for value_T in (c_T, e_T, g_T))
+                part.gradient(row.rows(part.rows), *upstream)
             work.sums.add(chunk, x_CD, work.device_rows.dlogits(chunk))
     operands = (given.hidden_SD, given.head_VD, given.bias_V)
     rounded = [

@@ -16,7 +16,9 @@ columns of a tile.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -24,11 +26,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from g2rpo_kernels.linear_logprob.device_chunks import even_chunks
 from g2rpo_kernels.linear_logprob.linear import HALVES, Linear
+from g2rpo_kernels.logprob.partials import RowNumbers
 from g2rpo_kernels.logprob.triton_launch import interpreting, on_device
 from g2rpo_kernels.logprob.triton_rows import FLOOR, LOG2_E, at_least
+from g2rpo_kernels.logprob.triton_tiles import TILE_COLUMNS, Exponentials, tile_gradient_, tile_numbers
 
-BLOCK_C, BLOCK_V, BLOCK_D = 128, 256, 64
+BLOCK_C, BLOCK_V, BLOCK_D = 128, TILE_COLUMNS, 64
 """Of several tiles the fastest on an H100 at D = 2048 and at 4096."""
 GROUP = 32
 """Row tiles that go over the same columns side by side: the head is read once for all of them."""
@@ -36,6 +41,7 @@ OPTIONS: dict[str, Any] = {
     "BLOCK_M": BLOCK_C, "BLOCK_N": BLOCK_V, "BLOCK_K": BLOCK_D, "GROUP": GROUP,
     "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True,
 }  # fmt: skip
+TARGET_OPTIONS: dict[str, Any] = {"BLOCK_D": 1024}
 LEAST_COLUMNS = 4096
 """Below, what is saved of a row is less than a launch more."""
 ALIGNED = 16
@@ -61,7 +67,7 @@ def exponential_kernel(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
-    """`scale_2`: 1 / (T log 2). Moments are in units of log 2."""
+    """`scale_2`: 1 / (T log 2). Moments are in units of log 2. `out_desc` None: statistics alone."""
     num_m, num_n = tl.cdiv(num_c, BLOCK_M), tl.cdiv(num_v, BLOCK_N)
     for tile in tl.range(tl.program_id(0), num_m * num_n, PROGRAMS, flatten=True):
         first_m = tile // (GROUP * num_n) * GROUP
@@ -87,7 +93,8 @@ def exponential_kernel(
         tl.store(max_ptr + place_m, max_m, mask=inside_m)
         tl.store(rest_ptr + place_m, tl.sum(rest_mn, 1), mask=inside_m)
         tl.store(moment_ptr + place_m, tl.sum(below_mn * rest_mn, 1), mask=inside_m)
-        out_desc.store([row, column], exp_mn.to(out_desc.dtype))
+        if out_desc is not None:
+            out_desc.store([row, column], exp_mn.to(out_desc.dtype))
 
 
 @triton.jit
@@ -109,21 +116,6 @@ def target_logit_kernel(
     tl.store(out_ptr + c, tl.sum(sum_d, 0).to(tl.float32))
 
 
-class Exponentials(NamedTuple):
-    """A chunk of rows as exponentials, their statistics tile by tile. Without temperature but in `exp_CV`."""
-
-    exp_CV: Tensor
-    """exp((h - maximum of its tile) / T), in the operands' dtype; d logits take its place."""
-    max_CN: Tensor
-    """float32."""
-    rest_CN: Tensor
-    """float32: sum of exp over a tile's columns but the target."""
-    moment_CN: Tensor
-    """float32: sum of exp and its exponent, in units of log 2, over the same."""
-    target_logit_C: Tensor
-    """float32."""
-
-
 def takes_exponentials(linear: Linear) -> bool:
     """Whether a problem's logits can stay on the chip here: Hopper, half operands, nothing done to logits
     but to divide by a temperature, rows that the copy engine takes. From shapes and the chip alone, so that
@@ -137,56 +129,93 @@ def takes_exponentials(linear: Linear) -> bool:
     return hopper and plain and half and len(head_VD) >= LEAST_COLUMNS and head_VD.shape[1] % 8 == 0
 
 
-class ExponentialRows:
-    """The buffers of a problem's chunks."""
+@dataclass(frozen=True)
+class ExponentialPart:
+    """A chunk, all of it. Its exponentials, and d logits in their place, are gone when the next one comes."""
 
-    def __init__(self, linear: Linear, bound: int) -> None:
+    rows: slice
+    exponentials: Exponentials
+    target_C: Tensor
+    temperature: float
+
+    def numbers(self) -> RowNumbers:
+        """[C] each."""
+        return tile_numbers(self.exponentials, self.temperature)
+
+    def gradient(self, row: RowNumbers, c_C: Tensor | None, e_C: Tensor | None, g_C: Tensor | None) -> None:
+        """d logits, from the gradients of log-probabilities, entropies and log-sum-exps."""
+        tile_gradient_(self.exponentials, self.target_C, row, c_C, e_C, g_C, self.temperature)
+
+
+class ExponentialRows:
+    """The buffers of a problem's chunks: what `DeviceRows` is, where `takes_exponentials`.
+
+    `bound`: bytes that the most rows may take, at least one. `gradient`: whether exponentials are ever kept.
+    """
+
+    one_part = True
+
+    def __init__(self, linear: Linear, bound: int, gradient: bool) -> None:
+        self._linear, self._head_VD = linear, aligned(linear.head_VD)
         columns, itemsize = len(linear.head_VD), linear.head_VD.dtype.itemsize
-        self._head_VD = aligned(linear.head_VD)
-        self._scale_2 = LOG2_E.value / linear.temperature
         tiles = -(-columns // BLOCK_V)
-        wide = -(-columns * itemsize // ALIGNED) * ALIGNED // itemsize
-        row_bytes = wide * itemsize + 3 * 4 * tiles
-        self.most_rows = max(1, min(linear.num_rows, bound // row_bytes))
+        wide = -(-columns * itemsize // ALIGNED) * ALIGNED // itemsize if gradient else 0
+        self.most_rows = max(1, min(linear.num_rows, bound // (wide * itemsize + 3 * 4 * tiles)))
         new = linear.head_VD.new_empty
         self._exp_CV = new((self.most_rows, wide))[:, :columns]
         self._tiles = new((3, self.most_rows, tiles), dtype=torch.float32)
         self._target_logit_C = new(self.most_rows, dtype=torch.float32)
 
-    def fill(self, x_CD: Tensor, target_C: Tensor) -> Exponentials:
-        """Those of some rows, at most `most_rows`; gone when the next come. `target_C`: int64 in [0, V)."""
+    def chunks(self, rows: slice) -> list[slice]:
+        return even_chunks(rows, self.most_rows)
+
+    def parts(self, chunk: slice, x_CD: Tensor, *, keep: bool = True) -> Iterator[ExponentialPart]:
+        """The chunk. `keep` False: for its numbers alone."""
         size = len(x_CD)
-        max_CN, rest_CN, moment_CN = self._tiles[:, :size]
-        out = Exponentials(self._exp_CV[:size], max_CN, rest_CN, moment_CN, self._target_logit_C[:size])
-        x_CD = aligned(x_CD)
-        programs = min(-(-size // BLOCK_C) * max_CN.shape[1], _processors(x_CD))
+        kept_CV = self._exp_CV[:size] if keep else None
+        max_CN, rest_CN, moment_CN = (x_CN[:size] for x_CN in self._tiles)
+        given = Exponentials(kept_CV, max_CN, rest_CN, moment_CN, self._target_logit_C[:size])
+        target_C = self._linear.target_T[chunk]
+        self._fill(given, aligned(x_CD), target_C)
+        yield ExponentialPart(chunk, given, target_C, self._linear.temperature)
+
+    def dlogits(self, chunk: slice) -> Tensor:
+        """[C, V] as the chunk's part was left."""
+        return self._exp_CV[: chunk.stop - chunk.start]
+
+    def _fill(self, given: Exponentials, x_CD: Tensor, target_C: Tensor) -> None:
+        (size, width), head_VD, exp_CV = x_CD.shape, self._head_VD, given.exp_CV
+        programs = min(-(-size // BLOCK_C) * given.max_CN.shape[1], _processors(x_CD))
+        options: dict[str, Any] = OPTIONS | {"PROGRAMS": programs}
         with on_device(x_CD):
             exponential_kernel[(programs,)](
-                TensorDescriptor.from_tensor(x_CD, [BLOCK_C, BLOCK_D]),
-                TensorDescriptor.from_tensor(self._head_VD, [BLOCK_V, BLOCK_D]),
-                TensorDescriptor.from_tensor(out.exp_CV, [BLOCK_C, BLOCK_V]),
+                _described(x_CD, BLOCK_C, BLOCK_D),
+                _described(head_VD, BLOCK_V, BLOCK_D),
+                None if exp_CV is None else _described(exp_CV, BLOCK_C, BLOCK_V),
                 target_C,
-                max_CN,
-                rest_CN,
-                moment_CN,
-                size,
-                len(self._head_VD),
-                x_CD.shape[1],
-                self._scale_2,
-                **OPTIONS,
-                **_constants(PROGRAMS=programs),
+                given.max_CN,
+                given.rest_CN,
+                given.moment_CN,
+                num_c=size,
+                num_v=len(head_VD),
+                width=width,
+                scale_2=LOG2_E.value / self._linear.temperature,
+                **options,
             )
             target_logit_kernel[(size,)](
                 x_CD,
-                self._head_VD,
+                head_VD,
                 target_C,
-                out.target_logit_C,
-                width=x_CD.shape[1],
+                given.target_logit_C,
+                width=width,
                 x_stride=x_CD.stride(0),
-                head_stride=self._head_VD.stride(0),
-                **_constants(BLOCK_D=1024),
+                head_stride=head_VD.stride(0),
+                **TARGET_OPTIONS,
             )
-        return out
+
+
+def _described(x_RD: Tensor, *block: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(x_RD, list(block))
 
 
 def aligned(x_RD: Tensor) -> Tensor:
@@ -194,10 +223,6 @@ def aligned(x_RD: Tensor) -> Tensor:
     size = x_RD.element_size()
     fits = x_RD.stride(1) == 1 and x_RD.stride(0) * size % ALIGNED == 0 and x_RD.data_ptr() % ALIGNED == 0
     return x_RD if fits else x_RD.clone(memory_format=torch.contiguous_format)
-
-
-def _constants(**constants: int) -> dict[str, Any]:
-    return constants
 
 
 def _processors(x: Tensor) -> int:

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.device_chunks import even_chunks
 from g2rpo_kernels.linear_logprob.linear import Linear, gradients_of, needed, tensors_of
 from g2rpo_kernels.linear_logprob.triton_attach import attach_op
-from g2rpo_kernels.linear_logprob.triton_exponentials import takes_exponentials
-from g2rpo_kernels.linear_logprob.triton_pass import DevicePass, empty_numbers
+from g2rpo_kernels.linear_logprob.triton_exponentials import ExponentialPart
+from g2rpo_kernels.linear_logprob.triton_pass import DevicePass, Part, empty_numbers
 from g2rpo_kernels.linear_policy_loss.arguments import PROBLEM, Problem
 from g2rpo_kernels.linear_policy_loss.bins import row_cuts, whole_row_runs
 from g2rpo_kernels.linear_policy_loss.coefficients import (
@@ -116,37 +115,28 @@ class _Pass(DevicePass):
     def token_ratios(self) -> None:
         """Coefficients are each edge's own."""
         one_launch = self.objective.one_launch and self.linear.shard is None
-        if one_launch and takes_exponentials(self.linear):
-            return self._from_exponentials()
         for chunk in self.device_rows.chunks(self.everything):
             x_CD = self.linear.rows(chunk)
-            for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-                (self._fused if one_launch else self._own)(part, z_ZV, dz_ZV)
+            for part in self.device_rows.parts(chunk, x_CD):
+                (self._fused if one_launch else self._own)(part)
             self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
-        return None
 
-    def _from_exponentials(self) -> None:
-        """The same without float32 logits in memory."""
-        scaling = self.objective, self.linear.temperature
-        for chunk in even_chunks(self.everything, self.exponentials.most_rows):
-            x_CD, target_C = self.linear.rows(chunk), self.linear.target_T[chunk]
-            given = self.exponentials.fill(x_CD, target_C)
-            results = self.numbers.logp_T[chunk], self.numbers.entropy_T[chunk]
-            exponentials_to_dlogits_(given, target_C, self.edges.rows(chunk), *scaling, *results)
-            self.sums.add(chunk, x_CD, given.exp_CV)
-
-    def _fused(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
+    def _fused(self, part: Part) -> None:
         """d logits of a part in one launch."""
-        given = (self.linear.target_T[part], self.edges.rows(part), self.objective)
-        rows = policy_rows(z_ZV, *given, out=dz_ZV, **self.scaling)
-        self.numbers.logp_T[part].copy_(rows.logp_T)
-        self.numbers.entropy_T[part].copy_(rows.entropy_T)
+        edges, results = self.edges.rows(part.rows), self.numbers.rows(part.rows)
+        if isinstance(part, ExponentialPart):
+            given = part.exponentials, part.target_C, edges, self.objective, part.temperature
+            exponentials_to_dlogits_(*given, results.logp_T, results.entropy_T)
+            return
+        rows = policy_rows(part.z_ZV, part.target_Z, edges, self.objective, out=part.dz_ZV, **part.scaling)
+        results.logp_T.copy_(rows.logp_T)
+        results.entropy_T.copy_(rows.entropy_T)
 
-    def _own(self, part: slice, z_ZV: Tensor, dz_ZV: Tensor) -> None:
+    def _own(self, part: Part) -> None:
         """The same where the statistics of a row come from several ranks, or no kernel has the surrogate."""
-        row = self.found(part, z_ZV)
-        given = own_coefficients(row.logp_T, row.entropy_T, self.edges.rows(part), self.objective)
-        self.gradient(part, z_ZV, dz_ZV, row, *given)
+        row = self.found(part)
+        edges = self.edges.rows(part.rows)
+        part.gradient(row, *own_coefficients(row.logp_T, row.entropy_T, edges, self.objective), None)
 
     def sequence_ratios(self) -> None:
         """The edges of a row share their coefficient's tied part."""
@@ -175,20 +165,19 @@ class _Pass(DevicePass):
     def _tied_chunk(self, chunk: slice, tied_T: Tensor | None) -> None:
         """A chunk whose tied coefficients are known, or will be after its only part."""
         x_CD = self.linear.rows(chunk)
-        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self.found(part, z_ZV)
+        for part in self.device_rows.parts(chunk, x_CD):
+            row = self.found(part)
             if tied_T is None:
                 tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
-            self.gradient(part, z_ZV, dz_ZV, row, *self._with_penalties(part, row, tied_T))
+            part.gradient(row, *self._with_penalties(part.rows, row, tied_T), None)
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
 
     def _late_chunk(self, chunk: slice) -> None:
         """A chunk of whole rows, their coefficients multiplied in at its end."""
         x_CD = self.linear.rows(chunk)
         one_T = active_edges(self.edges).float()
-        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self.found(part, z_ZV)
-            self.gradient(part, z_ZV, dz_ZV, row, one_T[part])
+        for part in self.device_rows.parts(chunk, x_CD):
+            part.gradient(self.found(part), one_T[part.rows], None, None)
         tied_T = tied_coefficient(self.numbers.logp_T, self.edges, self.objective)
         late_C, _ = self._with_penalties(chunk, self.numbers.rows(chunk), tied_T)
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk), late_C)

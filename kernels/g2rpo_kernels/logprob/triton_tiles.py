@@ -1,22 +1,33 @@
-"""Device code of one row that is there as exponentials, tile by tile (`linear_logprob.triton_exponentials`).
+"""Rows of logits that are there as exponentials, tile by tile: statistics, and d logits in their place.
 
     e_v = exp((h_v - m_n) / T) for columns v of tile n,   m_n = max h over the tile
 
-The row's statistics are those of its tiles, rebased to the greatest maximum. d logits take the place of the
-exponentials: p_v = e_v exp(m_n / T - lse), one factor a tile.
+`linear_logprob.triton_exponentials` makes them. The row's statistics are those of its tiles, rebased to the
+greatest maximum. d logits: p_v = e_v exp(m_n / T - lse), one factor a tile; 2 bytes read and written a logit.
 
-Dimension key: a suffix _n is the tiles of a row; _gv is a group of tiles, all their columns.
+Dimension key: C rows, V vocabulary, N column tiles. In kernels a suffix _n is the tiles of a row; _gv is a
+group of tiles, all their columns.
 """
 
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportInvalidTypeForm=false
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from g2rpo_kernels.logprob.triton_rows import FLOOR, LN_2, LOG2_E, at_least, target_gradient
+from g2rpo_kernels.logprob.partials import RowNumbers
+from g2rpo_kernels.logprob.triton_launch import on_device
+from g2rpo_kernels.logprob.triton_rows import FLOOR, LN_2, LOG2_E, at_least, both, finish_row, target_gradient
 
+TILE_COLUMNS = 256
+GROUP = 8
+"""Tiles of a row at a time."""
+STAGES = 4
 LEAST = tl.constexpr(1e-38)
 """In place of 0 under a logarithm."""
 
@@ -89,6 +100,7 @@ def exponentials_to_dlogits(
     entropy,
     c,
     e,
+    g,
     num_v,
     num_n,
     scale,
@@ -101,15 +113,15 @@ def exponentials_to_dlogits(
     `scale`: 1 / T."""
     group_g1 = tl.arange(0, GROUP)[:, None]
     lane_gv = group_g1 * TILE_V + tl.arange(0, TILE_V)[None, :]
-    if (c != 0.0) | (e != 0.0):
+    if (c != 0.0) | (e != 0.0) | (g != 0.0):
         # lse / scale as two float32, as in `write_dlogits`.
         center = lse / scale
         high = center.to(tl.float32)
         low = (center - high.to(tl.float64)).to(tl.float32)
         scale_2 = (scale * LOG2_E).to(tl.float32)
-        at_target = target_gradient(logp, entropy, c, e, tl.zeros((), tl.float64)) * scale
+        at_target = target_gradient(logp, entropy, c, e, g) * scale
         at_target = at_target.to(tl.float32)
-        p_scale = (-c * scale).to(tl.float32)
+        p_scale = ((g - c) * scale).to(tl.float32)
         e_scale_2 = (e * scale * LN_2).to(tl.float32)
         entropy_2 = (entropy * LOG2_E).to(tl.float32)
         full = num_v // (GROUP * TILE_V) * GROUP
@@ -127,3 +139,141 @@ def exponentials_to_dlogits(
         zero_gv = tl.zeros((GROUP, TILE_V), row_ptr.dtype.element_ty)
         for start in range(0, num_n, GROUP):
             tl.store(row_ptr + start * TILE_V + lane_gv, zero_gv, mask=lane_gv < num_v - start * TILE_V)
+
+
+@triton.jit
+def tile_numbers_kernel(
+    max_ptr,
+    rest_ptr,
+    moment_ptr,
+    target_logit_ptr,
+    logp_ptr,
+    entropy_ptr,
+    lse_ptr,
+    num_n,
+    scale: tl.float64,
+    BLOCK_N: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    scale, _ = both(scale)
+    first = t * num_n
+    m, rest, moment = combined_tiles(
+        max_ptr + first, rest_ptr + first, moment_ptr + first, num_n, scale, BLOCK_N
+    )
+    target_z = tl.load(target_logit_ptr + t).to(tl.float64) * scale
+    logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
+    tl.store(logp_ptr + t, logp.to(tl.float32))
+    tl.store(entropy_ptr + t, entropy.to(tl.float32))
+    tl.store(lse_ptr + t, lse)
+
+
+@triton.jit
+def tile_gradient_kernel(
+    exp_ptr,
+    max_ptr,
+    target_logit_ptr,
+    target_ptr,
+    entropy_ptr,
+    lse_ptr,
+    c_ptr,
+    e_ptr,
+    g_ptr,
+    num_v,
+    num_n,
+    stride_c,
+    scale: tl.float64,
+    TILE_V: tl.constexpr,
+    GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    scale, _ = both(scale)
+    lse = tl.load(lse_ptr + t).to(tl.float64)
+    entropy = tl.load(entropy_ptr + t).to(tl.float64)
+    c, e, g = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
+    if c_ptr is not None:
+        c += tl.load(c_ptr + t)
+    if e_ptr is not None:
+        e += tl.load(e_ptr + t)
+    if g_ptr is not None:
+        g += tl.load(g_ptr + t)
+    logp = tl.load(target_logit_ptr + t).to(tl.float64) * scale - lse
+    exponentials_to_dlogits(
+        exp_ptr + t * stride_c, max_ptr + t * num_n, tl.load(target_ptr + t).to(tl.int32), logp, lse, entropy,
+        c, e, g, num_v, num_n, scale, e_ptr is not None, TILE_V, GROUP, STAGES,
+    )  # fmt: skip
+
+
+class Exponentials(NamedTuple):
+    """Some rows as exponentials, and their statistics tile by tile, of logits h before the temperature."""
+
+    exp_CV: Tensor | None
+    """exp((h - maximum of its tile) / T), in the operands' dtype, side by side in a row; None = not kept."""
+    max_CN: Tensor
+    """float32, contiguous, as the next two."""
+    rest_CN: Tensor
+    """Sum of exp over a tile's columns but the target."""
+    moment_CN: Tensor
+    """Sum of exp and its exponent, in units of log 2, over the same."""
+    target_logit_C: Tensor
+    """float32."""
+
+
+def row_constants() -> dict[str, Any]:
+    """What a launch that writes d logits is compiled for."""
+    blocks = {"TILE_V": TILE_COLUMNS, "GROUP": GROUP, "STAGES": STAGES}
+    return blocks | {"num_warps": 8, "enable_fp_fusion": False}
+
+
+def numbers_constants(num_tiles: int) -> dict[str, Any]:
+    """What a launch that makes the numbers of a row of so many tiles is compiled for."""
+    return {"BLOCK_N": triton.next_power_of_2(num_tiles), "enable_fp_fusion": False}
+
+
+def tile_numbers(given: Exponentials, temperature: float) -> RowNumbers:
+    """logp, entropy and lse of each row, as `finished` gives them."""
+    num_rows, num_tiles = given.max_CN.shape
+    logp_C, entropy_C = (torch.empty_like(given.target_logit_C) for _ in range(2))
+    row = RowNumbers(logp_C, entropy_C, torch.empty_like(logp_C, dtype=torch.float64))
+    with on_device(given.max_CN):
+        tile_numbers_kernel[(num_rows,)](
+            given.max_CN,
+            given.rest_CN,
+            given.moment_CN,
+            given.target_logit_C,
+            *row,
+            num_n=num_tiles,
+            scale=1 / temperature,
+            **numbers_constants(num_tiles),
+        )
+    return row
+
+
+def tile_gradient_(
+    given: Exponentials,
+    target_C: Tensor,
+    row: RowNumbers,
+    c_C: Tensor | None,
+    e_C: Tensor | None,
+    g_C: Tensor | None,
+    temperature: float,
+) -> None:
+    """d loss / d logits over the exponentials; arguments as of `row_gradient_`, `target_C` in [0, V)."""
+    assert given.exp_CV is not None
+    num_rows, num_tiles = given.max_CN.shape
+    upstream = [None if value_C is None else value_C.contiguous() for value_C in (c_C, e_C, g_C)]
+    with on_device(given.max_CN):
+        tile_gradient_kernel[(num_rows,)](
+            given.exp_CV,
+            given.max_CN,
+            given.target_logit_C,
+            target_C,
+            row.entropy_T,
+            row.lse_T,
+            *upstream,
+            num_v=given.exp_CV.shape[1],
+            num_n=num_tiles,
+            stride_c=given.exp_CV.stride(0),
+            scale=1 / temperature,
+            **row_constants(),
+        )

@@ -9,29 +9,22 @@ Dimension key: C rows (an edge each), V vocabulary, N column tiles.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from g2rpo_kernels.linear_logprob.triton_exponentials import BLOCK_V, Exponentials
 from g2rpo_kernels.logprob.triton_launch import on_device
 from g2rpo_kernels.logprob.triton_rows import both, finish_row
-from g2rpo_kernels.logprob.triton_tiles import combined_tiles, exponentials_to_dlogits
+from g2rpo_kernels.logprob.triton_tiles import (
+    Exponentials,
+    combined_tiles,
+    exponentials_to_dlogits,
+    numbers_constants,
+    row_constants,
+)
 from g2rpo_kernels.policy_loss.records import Edges, Objective
 from g2rpo_kernels.policy_loss.triton import RowInputs, objective_settings
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS, edge_loss
-
-TILES = 8
-"""Of a row at a time."""
-STAGES = 4
-
-
-def constants(num_tiles: int) -> dict[str, Any]:
-    """What a launch over rows of so many tiles is compiled for."""
-    blocks = {"BLOCK_N": triton.next_power_of_2(num_tiles), "TILE_V": BLOCK_V, "GROUP": TILES}
-    return blocks | {"STAGES": STAGES, "num_warps": 8, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -95,8 +88,8 @@ def tile_policy_kernel(
     tl.store(logp_ptr + t, logp.to(tl.float32))
     tl.store(entropy_ptr + t, entropy.to(tl.float32))
     exponentials_to_dlogits(
-        exp_ptr + t * stride_c, max_ptr + first, target, logp, lse, entropy, c, e, num_v, num_n,
-        scale, ENTROPY, TILE_V, GROUP, STAGES,
+        exp_ptr + t * stride_c, max_ptr + first, target, logp, lse, entropy, c, e,
+        tl.zeros((), tl.float64), num_v, num_n, scale, ENTROPY, TILE_V, GROUP, STAGES,
     )  # fmt: skip
 
 
@@ -114,11 +107,12 @@ def exponentials_to_dlogits_(
     Token ratios, and a surrogate with a device function. Zeros for edges without a coefficient.
 
     Args:
-        given: of C rows.
+        given: of C rows, kept.
         target_C: [C] int64 or int32 in [0, V).
         edges: of these rows, float32.
         logp_C, entropy_C: [C] float32, written.
     """
+    assert given.exp_CV is not None
     inputs = RowInputs.of(target_C, None, edges).on(given.exp_CV.device)
     num_rows, num_tiles = given.max_CN.shape
     with on_device(given.exp_CV):
@@ -139,5 +133,5 @@ def exponentials_to_dlogits_(
             stride_c=given.exp_CV.stride(0),
             scale=1 / temperature,
             **objective_settings(objective),
-            **constants(num_tiles),
+            **numbers_constants(num_tiles) | row_constants(),
         )

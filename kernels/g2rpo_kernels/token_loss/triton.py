@@ -88,19 +88,19 @@ class _Pass(DevicePass):
     def _chunk(self, chunk: slice, seen: bool) -> None:
         """A chunk whose numbers and coefficients are known if `seen`, else found part by part."""
         x_CD = self.linear.rows(chunk)
-        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            row = self.numbers.rows(part) if seen else self.found(part, z_ZV)
+        for part in self.device_rows.parts(chunk, x_CD):
+            row = self.numbers.rows(part.rows) if seen else self.found(part)
             if not seen and self.own.look is None:
                 self.coefficients.evaluate()
-            self.gradient(part, z_ZV, dz_ZV, row, *self._scaled(part))
+            part.gradient(row, *self._scaled(part.rows), None)
         self.sums.add(chunk, x_CD, self.device_rows.dlogits(chunk))
 
     def _late_chunk(self, chunk: slice) -> None:
         """A chunk whose coefficients are multiplied in at its end."""
         x_CD = self.linear.rows(chunk)
         one_T = torch.ones_like(self.numbers.logp_T)
-        for part, z_ZV, dz_ZV in self.device_rows.parts(chunk, x_CD):
-            self.gradient(part, z_ZV, dz_ZV, self.found(part, z_ZV), one_T[part])
+        for part in self.device_rows.parts(chunk, x_CD):
+            part.gradient(self.found(part), one_T[part.rows], None, None)
         if self.coefficients.evaluate().e_C is not None:
             # The loss uses the entropy at these values, though not at the placeholders.
             self._chunk(chunk, seen=True)
