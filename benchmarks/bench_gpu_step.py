@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -40,24 +40,26 @@ PACKED = (Shape(2, 1, 1, 16_383), Shape(2, 1, 1, 65_535))
 """Two micro-batches of one row."""
 SMALL = Shape(2, 4, 24, 16)
 STEPS = 2
+MICRO_BATCHES = (36_000, 26_000, 18_000, 9_000)
+"""Tokens; each side takes the largest that fits."""
 MOST_KEPT = 1 << 15
-"""Tokens of a micro-batch; beyond, layers are computed again in backward: their activations would not fit."""
+"""Tokens of a row; beyond, layers are computed again in backward: their activations would not fit."""
 NORM_TOLERANCE = 5e-2
 """Between the gradient norms of two sides in bfloat16."""
 
 
-def sides_of(config: dict[str, int], rollouts: Rollouts, budget: int, *, shared: bool) -> dict[str, Peer]:
-    """In the order of worth: a deadline cuts off the rest. `budget`: tokens of a micro-batch."""
+def sides_of(config: dict[str, int], rollouts: Rollouts, *, shared: bool) -> dict[str, Peer]:
+    """In the order of worth: a deadline cuts off the rest. Steps of `budget` tokens a micro-batch."""
     attention = "triton" if ON_GPU else "cascade"
-    tree = partial(ours, config, rollouts, budget=budget, checkpointing=budget > MOST_KEPT)
+    tree = partial(ours, config, rollouts)
     sides = {"ours": Peer(partial(tree, attention=attention, fused=True))}
     if shared:
         sides["padded_liger"] = Peer(
-            partial(padded, config, rollouts, budget=budget, fused=True),
+            partial(padded, config, rollouts, fused=True),
             needs="liger_kernel",
             cuda_only="Liger's kernels run on CUDA only",
         )
-        sides["padded"] = Peer(partial(padded, config, rollouts, budget=budget, fused=False))
+        sides["padded"] = Peer(partial(padded, config, rollouts, fused=False))
     sides["ours_unfused"] = Peer(partial(tree, attention=attention, fused=False))
     sides["ours_cascade"] = Peer(partial(tree, attention="cascade", fused=True))
     return sides
@@ -65,30 +67,13 @@ def sides_of(config: dict[str, int], rollouts: Rollouts, budget: int, *, shared:
 
 @pytest.mark.parametrize("shape", [*SHARED, *PACKED], ids=str)
 def test_step(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
-    """Forward, backward, clipping and AdamW, on rollouts of forced lengths."""
+    """Forward, backward, clipping and AdamW, on rollouts of forced lengths; on record after each side."""
     shared = shape in SHARED
     config, given = (QWEN3_0_6B, shape) if benchmark_mode and ON_GPU else (TINY, SMALL)
     if given is SMALL and not shared:
         given = replace(SMALL, group=1)
-    rollouts = make_rollouts(given, config["vocab_size"])
-    budget = given.tree_tokens // given.prompts * (2 if shared else 1)
-    results, skipped = {}, {}
-    for name, side in sides_of(config, rollouts, budget, shared=shared).items():
-        skipped[name] = unasked(side, deadline)
-        if skipped[name] is None:
-            encoded = given.tree_tokens if name.startswith("ours") else given.row_tokens
-            try:
-                results[name] = measured(side.make, given, config, encoded)
-            except torch.OutOfMemoryError as error:
-                if name == "ours":
-                    raise
-                skipped[name] = str(error).splitlines()[0][:200]
-            free()
-    if not results:
-        pytest.skip("no time left")
-    norms = {name: result["grad_norm"] for name, result in results.items()}
-    for name, norm in norms.items():
-        assert norm == pytest.approx(norms["ours"], rel=NORM_TOLERANCE), name
+    budgets = MICRO_BATCHES if given is shape and shared else (given.tree_tokens // given.prompts,)
+    rollouts, cases, skipped = make_rollouts(given, config["vocab_size"]), [], {}
     ceiling = ceilings(
         "cuda" if ON_GPU else "cpu", torch.bfloat16 if ON_GPU else torch.float32, small=not ON_GPU
     )
@@ -97,13 +82,44 @@ def test_step(benchmark_mode: bool, deadline: Deadline, record: Record, shape: S
         "model": config,
         "token_ratio": given.row_tokens / given.tree_tokens,
         "ceilings": ceiling,
-        "sides": [
-            {"side": name, **result, "mfu_percent": 100 * result.pop("tflops") / ceiling["matmul_tflops"]}
-            for name, result in results.items()
-        ],
-        "skipped": {name: why for name, why in skipped.items() if why is not None},
+        "sides": cases,
+        "skipped": skipped,
     }
-    record(f"step_{'cuda' if ON_GPU else 'cpu_small'}_{given}", figures)
+    for name, side in sides_of(config, rollouts, shared=shared).items():
+        why = unasked(side, deadline)
+        if why is not None:
+            skipped[name] = why
+            continue
+        encoded = given.tree_tokens if name.startswith("ours") else given.row_tokens
+        result = largest_that_fits(side.make, budgets, given, config, encoded)
+        cases.append(
+            {"side": name, **result, "mfu_percent": 100 * result.pop("tflops") / ceiling["matmul_tflops"]}
+        )
+        record(f"step_{'cuda' if ON_GPU else 'cpu_small'}_{given}", figures)
+        assert result["grad_norm"] == pytest.approx(cases[0]["grad_norm"], rel=NORM_TOLERANCE), name
+    if not cases:
+        pytest.skip("no time left")
+
+
+def largest_that_fits(
+    make: Callable[..., Callable[[], float]],
+    budgets: Sequence[int],
+    shape: Shape,
+    config: dict[str, int],
+    encoded: int,
+) -> dict[str, float]:
+    """`measured` with the first of the micro-batches that the memory holds."""
+    for budget in budgets:
+        try:
+            again = {"checkpointing": True} if shape.prompt + shape.completion > MOST_KEPT else {}
+            step = partial(make, budget=budget, **again)
+            return {"micro_batch_tokens": budget, **measured(step, shape, config, encoded)}
+        except torch.OutOfMemoryError:
+            if budget == budgets[-1]:
+                raise
+        finally:
+            free()
+    raise ValueError("budgets: wanted at least one")
 
 
 def measured(

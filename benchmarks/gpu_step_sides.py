@@ -121,7 +121,7 @@ def ours(
     attention: str,
     budget: int,
     fused: bool,
-    checkpointing: bool,
+    checkpointing: bool = False,
 ) -> Step:
     model = make_model(config, fused=False)
     select_tree_attention(model)

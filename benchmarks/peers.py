@@ -20,7 +20,7 @@ from timing import Deadline
 class Peer:
     """An implementation to compare with."""
 
-    make: Callable[[], Any]
+    make: Callable[..., Any]
     """Imports what it needs and returns what to call or measure."""
     needs: str | None = None
     """Package that must be installed, by its import name."""
