@@ -48,26 +48,45 @@ NORM_TOLERANCE = 5e-2
 """Between the gradient norms of two sides in bfloat16."""
 
 
-def sides_of(config: dict[str, int], rollouts: Rollouts, *, shared: bool) -> dict[str, Peer]:
-    """In the order of worth: a deadline cuts off the rest. Steps of `budget` tokens a micro-batch."""
+def sides_of(config: dict[str, int], rollouts: Rollouts) -> dict[str, Peer]:
+    """Steps of `budget` tokens a micro-batch."""
     attention = "triton" if ON_GPU else "cascade"
     tree = partial(ours, config, rollouts)
-    sides = {"ours": Peer(partial(tree, attention=attention, fused=True))}
-    if shared:
-        sides["padded_liger"] = Peer(
+    return {
+        "ours": Peer(partial(tree, attention=attention, fused=True)),
+        "padded_liger": Peer(
             partial(padded, config, rollouts, fused=True),
             needs="liger_kernel",
             cuda_only="Liger's kernels run on CUDA only",
-        )
-        sides["padded"] = Peer(partial(padded, config, rollouts, fused=False))
-    sides["ours_unfused"] = Peer(partial(tree, attention=attention, fused=False))
-    sides["ours_cascade"] = Peer(partial(tree, attention="cascade", fused=True))
-    return sides
+        ),
+        "padded": Peer(partial(padded, config, rollouts, fused=False)),
+        "ours_unfused": Peer(partial(tree, attention=attention, fused=False)),
+        "ours_cascade": Peer(partial(tree, attention="cascade", fused=True)),
+    }
 
 
 @pytest.mark.parametrize("shape", [*SHARED, *PACKED], ids=str)
 def test_step(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
-    """Forward, backward, clipping and AdamW, on rollouts of forced lengths; on record after each side."""
+    """Forward, backward, clipping and AdamW, on rollouts of forced lengths."""
+    sides = ("ours", "padded_liger") if shape in SHARED else ("ours",)
+    compare(shape, sides, "", benchmark_mode, deadline, record)
+
+
+def test_step_in_other_ways(benchmark_mode: bool, deadline: Deadline, record: Record) -> None:
+    """What ours would be without its parts, and padded rows without Liger's operators."""
+    sides = ("padded", "ours_unfused", "ours_cascade")
+    compare(SHARED[0], sides, "_other_ways", benchmark_mode, deadline, record)
+
+
+def compare(
+    shape: Shape,
+    names: Sequence[str],
+    suffix: str,
+    benchmark_mode: bool,
+    deadline: Deadline,
+    record: Record,
+) -> None:
+    """Measures the sides, and puts on record what there is after each."""
     shared = shape in SHARED
     config, given = (QWEN3_0_6B, shape) if benchmark_mode and ON_GPU else (TINY, SMALL)
     if given is SMALL and not shared:
@@ -85,17 +104,18 @@ def test_step(benchmark_mode: bool, deadline: Deadline, record: Record, shape: S
         "sides": cases,
         "skipped": skipped,
     }
-    for name, side in sides_of(config, rollouts, shared=shared).items():
-        why = unasked(side, deadline)
+    sides = sides_of(config, rollouts)
+    for name in names:
+        why = unasked(sides[name], deadline)
         if why is not None:
             skipped[name] = why
             continue
         encoded = given.tree_tokens if name.startswith("ours") else given.row_tokens
-        result = largest_that_fits(side.make, budgets, given, config, encoded)
+        result = largest_that_fits(sides[name].make, budgets, given, config, encoded)
         cases.append(
             {"side": name, **result, "mfu_percent": 100 * result.pop("tflops") / ceiling["matmul_tflops"]}
         )
-        record(f"step_{'cuda' if ON_GPU else 'cpu_small'}_{given}", figures)
+        record(f"step_{'cuda' if ON_GPU else 'cpu_small'}_{given}{suffix}", figures)
         assert result["grad_norm"] == pytest.approx(cases[0]["grad_norm"], rel=NORM_TOLERANCE), name
     if not cases:
         pytest.skip("no time left")
