@@ -85,7 +85,7 @@ class TreeContext:
         layer_id = int(module.layer_idx)  # pyright: ignore[reportArgumentType]
         self._layers.append(layer_id)
         device = q_1HSE.device.type
-        inputs = [x[0].transpose(0, 1) for x in (q_1HSE, k_1KSE, v_1KSE)]
+        inputs = [x.squeeze(0).transpose(0, 1) for x in (q_1HSE, k_1KSE, v_1KSE)]  # x[0] copies backward
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
         attended = torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
         q_SHE, k_SKE, v_SKE = (x.to(attended) for x in inputs)
@@ -145,4 +145,4 @@ def tree_hidden(
     backbone: Any = backbone_of(model)
     output = backbone(input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context)
     context.check_layers(int(model.config.get_text_config().num_hidden_layers))
-    return TreeOutput(hidden_SD=output.last_hidden_state[0], kv=context.kv())
+    return TreeOutput(hidden_SD=output.last_hidden_state.squeeze(0), kv=context.kv())
