@@ -60,19 +60,20 @@ def look(
     """
     numbers = [np.full(len(batch.sequences.ids_N), np.nan) for _ in range(2 + (hot is not None))]
     seen: list[Seen] = []
-    for stream in streams:
-        hidden_SD = policy.hidden(stream.plan).hidden_SD
-        found = policy.through_head(linear_logprob, hidden_SD, stream)
-        values: list[Tensor] = [found.logp_T, found.entropy_T]
-        if right_B is not None:
-            seen.append(Seen(stream, hidden_SD[stream.source_T].to(found.lse_T), found.lse_T))
-        if hot is not None:
-            temperature = hot * policy.temperature
-            values.append(
-                policy.through_head(linear_logprob, hidden_SD, stream, temperature=temperature).logp_T
-            )
-        for value_T, out_N in zip(values, numbers, strict=True):
-            stream.scatter(value_T, out_N)
+    with policy.rounded():
+        for stream in streams:
+            hidden_SD = policy.hidden(stream.plan).hidden_SD
+            found = policy.through_head(linear_logprob, hidden_SD, stream)
+            values: list[Tensor] = [found.logp_T, found.entropy_T]
+            if right_B is not None:
+                seen.append(Seen(stream, hidden_SD[stream.source_T].to(found.lse_T), found.lse_T))
+            if hot is not None:
+                temperature = hot * policy.temperature
+                values.append(
+                    policy.through_head(linear_logprob, hidden_SD, stream, temperature=temperature).logp_T
+                )
+            for value_T, out_N in zip(values, numbers, strict=True):
+                stream.scatter(value_T, out_N)
     return Look(
         logp_N=numbers[0],
         entropy_N=numbers[1],

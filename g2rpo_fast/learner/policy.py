@@ -9,6 +9,7 @@ N tokens of all rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
 from g2rpo_fast.model.forward import TreeOutput, tree_hidden
 from g2rpo_fast.model.head import head_of
+from g2rpo_fast.model.products import rounded_weights
 from g2rpo_fast.types import Doubles, Longs, TreePlan
 
 Result = TypeVar("Result")
@@ -65,6 +67,10 @@ class Policy:
     model: PreTrainedModel
     compute: ModelConfig
     temperature: float = 1.0
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
+        return rounded_weights(self.model, compute_dtype(self.model, self.compute))
 
     def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
         """The backbone over a plan: see `tree_hidden`."""

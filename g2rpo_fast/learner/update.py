@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -284,13 +285,14 @@ class Learner:
         if self.reference is not None and any("ref_logp" in term.needs for term in self.terms):
             reference = replace(self.policy, model=self.reference)
         micros = []
-        for stream in streams:
-            micro = micro_batch(
-                self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
-            )
-            if seen is not None:
-                micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
-            micros.append(micro)
+        with nullcontext() if reference is None else reference.rounded():
+            for stream in streams:
+                micro = micro_batch(
+                    self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
+                )
+                if seen is not None:
+                    micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
+                micros.append(micro)
         return Step(micros, fused, self._ties(batch, streams))
 
     def _known(self, micro: MicroBatch, logp_T: torch.Tensor, tally: Tally) -> MicroBatch:
@@ -304,8 +306,11 @@ class Learner:
 
         `moved`: the weights are no longer those that the update started from.
         """
-        if step.tied:
-            return self._tied_gradients(step, tally, moved=moved)
+        with self.policy.rounded():
+            return (self._tied_gradients if step.tied else self._micro_gradients)(step, tally, moved=moved)
+
+    def _micro_gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+        """Of each micro-batch by itself."""
         micros = []
         for micro in step.micros:
             if step.fused:
