@@ -9,7 +9,15 @@ import pytest
 import torch
 from g2rpo_kernels import Edges, Objective, Surrogate, policy_loss
 from g2rpo_kernels.policy_loss.surrogates import RatioName
-from g2rpo_kernels.policy_loss.triton import policy_rows
+from g2rpo_kernels.policy_loss.triton import (
+    CALL,
+    RowCall,
+    RowInputs,
+    called,
+    policy_rows,
+    rows_op,
+    rows_out_op,
+)
 
 from logit_rows import rows
 from policy_cases import PENALTIES, SURROGATES, Soft
@@ -188,3 +196,18 @@ def test_no_edges_is_a_zero_loss(ratio: RatioName, overwrite: bool) -> None:
     out, gradient = run(Case(torch.zeros(0, 5), ids, edges), o, "triton", torch.float32, overwrite)
     assert float(out.loss.detach()) == 0.0
     assert gradient.shape == (0, 5)
+
+
+def test_policy_rows_without_the_operator_is_the_operator() -> None:
+    case = random_case(2, 5, 70)
+    call = RowCall(RowInputs.of(case.target, None, case.edges).on(case.logits.device), Objective(), 0.9, None)
+    direct_TV, through_TV = (torch.full_like(case.logits, torch.nan) for _ in range(2))
+    before = direct_TV._version
+    direct = called(case.logits, direct_TV, call)
+    through = rows_out_op(case.logits, through_TV, *CALL.pack(call))
+    assert torch.equal(direct_TV, through_TV)
+    assert float(direct_TV.abs().max()) > 0.01
+    assert direct_TV._version == before + 1  # autograd is told
+    alone, op_alone = called(case.logits, None, call), rows_op(case.logits, *CALL.pack(call))
+    for values in zip(direct, through, alone, op_alone, strict=True):
+        assert all(torch.equal(values[0], value) for value in values[1:])

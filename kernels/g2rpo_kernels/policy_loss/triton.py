@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from g2rpo_kernels.group_advantage.triton_groups import advantage
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
@@ -232,8 +233,7 @@ def _settings(call: RowCall) -> dict[str, Any]:
     return objective_settings(call.objective) | rewards
 
 
-def _launch(logits_TV: Tensor, out_TV: Tensor | None, *packed: Any) -> Rows:
-    call = CALL.unpack(*packed)
+def _launch(logits_TV: Tensor, out_TV: Tensor | None, call: RowCall) -> Rows:
     inputs = call.inputs
     rows = _empty_rows(logits_TV)
     if not len(logits_TV):
@@ -268,13 +268,13 @@ def _launch(logits_TV: Tensor, out_TV: Tensor | None, *packed: Any) -> Rows:
 _RETURNED = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 rows_op = torch.library.custom_op(
     "g2rpo::policy_rows",
-    lambda logits_TV, *packed: _launch(logits_TV, None, *packed),
+    lambda logits_TV, *packed: _launch(logits_TV, None, CALL.unpack(*packed)),
     mutates_args=(),
     schema=f"(Tensor logits_TV, {CALL}) -> {_RETURNED}",
 )
 rows_out_op = torch.library.custom_op(
     "g2rpo::policy_rows_out",
-    _launch,
+    lambda logits_TV, out_TV, *packed: _launch(logits_TV, out_TV, CALL.unpack(*packed)),
     mutates_args=("out_TV",),
     schema=f"(Tensor logits_TV, Tensor(a!) out_TV, {CALL}) -> {_RETURNED}",
 )
@@ -313,7 +313,21 @@ def policy_rows(
             f"objective.surrogate: wanted one with a device function, got {objective.surrogate!r}"
         )
     inputs = RowInputs.of(target_T, bias_V, edges).on(logits_TV.device)
-    arguments = CALL.pack(RowCall(inputs, objective, temperature, softcap))
     with torch.no_grad():
-        rows = rows_op(logits_TV, *arguments) if out is None else rows_out_op(logits_TV, out, *arguments)
+        rows = called(logits_TV, out, RowCall(inputs, objective, temperature, softcap))
     return PolicyRows(*rows[:5])
+
+
+def called(logits_TV: Tensor, out_TV: Tensor | None, call: RowCall) -> Rows:
+    """One launch: loss, logp, entropy, c, e, lse, stats_KT. d logits to `out_TV`, unless that is None.
+
+    An operator where a graph is traced. Else the launch itself: the host takes longer to go through an
+    operator of so many arguments than a GPU takes for a part of a chunk.
+    """
+    if not torch.compiler.is_compiling():
+        rows = _launch(logits_TV, out_TV, call)
+        if out_TV is not None:
+            increment_version(out_TV)
+        return rows
+    arguments = CALL.pack(call)
+    return rows_op(logits_TV, *arguments) if out_TV is None else rows_out_op(logits_TV, out_TV, *arguments)

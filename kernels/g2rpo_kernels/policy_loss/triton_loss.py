@@ -28,7 +28,7 @@ from g2rpo_kernels.policy_loss.records import Edges, Objective, PolicyLoss
 from g2rpo_kernels.policy_loss.reference import loss_of
 from g2rpo_kernels.policy_loss.stats import Stats
 from g2rpo_kernels.policy_loss.surrogates import surrogate_of
-from g2rpo_kernels.policy_loss.triton import CALL, RowCall, RowInputs, rows_op, rows_out_op
+from g2rpo_kernels.policy_loss.triton import RowCall, RowInputs, called
 from g2rpo_kernels.policy_loss.triton_objective import STAT_ROWS
 
 MASKS = {
@@ -187,9 +187,8 @@ def _token_loss(logits_TV: Tensor, call: RowCall, overwrite_logits: bool) -> Pol
     wants_gradient = torch.is_grad_enabled() and logits_TV.requires_grad
     overwrite = overwrite_logits and wants_gradient
     given_TV = logits_TV.detach()
-    arguments = CALL.pack(call)
     with torch.no_grad():
-        rows = rows_out_op(given_TV, given_TV, *arguments) if overwrite else rows_op(given_TV, *arguments)
+        rows = called(given_TV, given_TV if overwrite else None, call)
         loss_T, logp_T, entropy_T, c_T, e_T, lse_T, stats_KT = rows
         loss = loss_T.sum(dtype=torch.float64).float()
         metrics = _metrics(stats_KT, inputs, objective)
