@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from g2rpo_kernels.tree_attention.choice import Query, unsupported_triton
 from g2rpo_kernels.tree_attention.tile_lists import TilePlan
@@ -58,7 +59,8 @@ def tree_attention_triton(
         chip = CHIPS[torch.cuda.get_device_capability(q_SHE.device)] if q_SHE.is_cuda else "sm_90"
         tiles = tiles_for(chip, q_SHE.dtype, q_SHE.shape[2])
     lists = plan.lists(tiles, heads=q_SHE.shape[1], kv_heads=k_SKE.shape[1], window=window)
-    out_SHE, _ = torch.ops.g2rpo_kernels.tree_attention(
+    attend: Any = _forward_op if torch.compiler.is_compiling() else _Launched.apply
+    out_SHE, _ = attend(
         *(_rows(x) for x in (q_SHE, k_SKE, v_SKE)),
         plan.end_S,
         None if window is None else plan.position_S,
@@ -159,12 +161,6 @@ _KV_LISTS = "Tensor work_I5, Tensor query_L, Tensor slot_N2"
 _SCALARS = "float scale, int? window, float? softcap, int[] launches"
 
 
-@torch.library.custom_op(
-    "g2rpo_kernels::tree_attention",
-    mutates_args=(),
-    schema="(Tensor q_SHE, Tensor k_SKE, Tensor v_SKE, Tensor end_S, Tensor? position_S, "
-    f"{_LISTS}, {_KV_LISTS}, {_SCALARS}) -> (Tensor, Tensor)",
-)
 def _forward(
     q_SHE: Tensor,
     k_SKE: Tensor,
@@ -200,19 +196,21 @@ def _forward(
     return out_SHE, lse_HS
 
 
-@_forward.register_fake
+_forward_op = torch.library.custom_op(
+    "g2rpo_kernels::tree_attention",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor q_SHE, Tensor k_SKE, Tensor v_SKE, Tensor end_S, Tensor? position_S, "
+    f"{_LISTS}, {_KV_LISTS}, {_SCALARS}) -> (Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
 def _forward_fake(q_SHE: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     size, heads, width = q_SHE.shape
     return q_SHE.new_empty(size, heads, width), q_SHE.new_empty(heads, size, dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "g2rpo_kernels::tree_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad_SHE, Tensor q_SHE, Tensor k_SKE, Tensor v_SKE, Tensor out_SHE, Tensor lse_HS, "
-    f"Tensor end_S, Tensor? position_S, Tensor dq_work_P4, Tensor dq_key_L, {_KV_LISTS}, {_SCALARS}) "
-    "-> (Tensor, Tensor, Tensor)",
-)
 def _backward(
     grad_SHE: Tensor,
     q_SHE: Tensor,
@@ -304,7 +302,17 @@ def _kv_grads(
     return dk_SKE, dv_SKE
 
 
-@_backward.register_fake
+_backward_op = torch.library.custom_op(
+    "g2rpo_kernels::tree_attention_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor grad_SHE, Tensor q_SHE, Tensor k_SKE, Tensor v_SKE, Tensor out_SHE, Tensor lse_HS, "
+    f"Tensor end_S, Tensor? position_S, Tensor dq_work_P4, Tensor dq_key_L, {_KV_LISTS}, {_SCALARS}) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+
+
+@_backward_op.register_fake
 def _backward_fake(
     grad_SHE: Tensor, q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,13 +326,30 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     q_SHE, k_SKE, v_SKE, end_S, position_S, _, _, *lists, scale, window, softcap, launches = inputs
     out_SHE, lse_HS = output
     ctx.mark_non_differentiable(lse_HS)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q_SHE, k_SKE, v_SKE, out_SHE, lse_HS, end_S, position_S, *lists)
     ctx.scalars = scale, window, softcap, launches
 
 
 def _differentiate(ctx: Any, grad_SHE: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.g2rpo_kernels.tree_attention_backward(_rows(grad_SHE), *ctx.saved_tensors, *ctx.scalars)
+    grads = _backward_op(_rows(grad_SHE), *ctx.saved_tensors, *ctx.scalars)
     return *grads, *[None] * 13
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+_forward_op.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Launched(torch.autograd.Function):
+    """The launches without the operators, which cost the host more than these where no graph is traced."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads = _backward(_rows(grad_outputs[0]), *ctx.saved_tensors, *ctx.scalars)
+        return *grads, *[None] * 13
