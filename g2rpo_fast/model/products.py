@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from g2rpo_kernels.linear_logprob.products import add_product_, product
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of
@@ -134,7 +133,6 @@ class _Round(torch.autograd.Function):
         return half
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dx: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert dx is None, "only linear maps read a rounded input"
         dx_NI = ctx.shared.dx_NI
@@ -155,8 +153,8 @@ class _Product(torch.autograd.Function):
         return F.linear(x, rounded.half_OI, rounded.half_O)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert not torch.is_grad_enabled(), "differentiable once"
         dy_NO, dbias_O = dy.flatten(0, -2), None
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         if need_weight:
