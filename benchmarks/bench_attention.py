@@ -68,13 +68,23 @@ TOLERANCE = 2e-2 if ON_GPU else 1e-5
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tree_attention(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
     """Forward, and forward with backward, in turn."""
+    compare(shape, "", benchmark_mode, deadline, record)
+
+
+@pytest.mark.parametrize("shape", FLEX_SHAPES, ids=str)
+def test_flex(benchmark_mode: bool, deadline: Deadline, record: Record, shape: Shape) -> None:
+    """The same with FlexAttention, which compiles for each shape longer than all the rest takes."""
+    compare(shape, "_flex", benchmark_mode, deadline, record)
+
+
+def compare(shape: Shape, suffix: str, benchmark_mode: bool, deadline: Deadline, record: Record) -> None:
     device, dtype = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
     factor, rounds = ((1 if ON_GPU else 8), 7 if ON_GPU else 5) if benchmark_mode else (64, 1)
     torch.set_num_threads(1)
     given = shape.over(factor)
     plan = tree_of(given)
     tokens = tokens_of(plan, given.prompt, HEADS, KV_HEADS, WIDTH, device)
-    sides, skipped = sides_of(tokens, deadline, with_flex=shape in FLEX_SHAPES)
+    sides, skipped = sides_of(tokens, deadline, with_flex=bool(suffix))
     skipped |= leave_out_wrong(sides)
     ceiling = ceilings(device, dtype, small=not benchmark_mode)
     cases = rows_of(sides, tokens, rounds, ceiling["matmul_tflops"])
@@ -93,7 +103,7 @@ def test_tree_attention(benchmark_mode: bool, deadline: Deadline, record: Record
         "sides": cases,
         "skipped": skipped,
     }
-    record(f"tree_attention_{device}_{given}", figures)
+    record(f"tree_attention_{device}_{given}{suffix}", figures)
 
 
 def sides_of(

@@ -70,9 +70,11 @@ def _check(*names: str, processes: int = 1) -> list[str]:
     return [PYTHON, "-m", "pytest", "-q", "-m", "gpu", *files, "--continue-on-collection-errors", *many]
 
 
-def _benchmark(*names: str) -> list[str]:
+def _benchmark(*names: str, which: str = "") -> list[str]:
+    """`which`: an expression of test names."""
     files = [f"benchmarks/{name}.py" for name in names]
-    return [PYTHON, "-m", "pytest", "-q", *files, "--benchmark", "--seconds", "{soft}"]
+    chosen = ["-k", which] if which else []
+    return [PYTHON, "-m", "pytest", "-q", *files, "--benchmark", "--seconds", "{soft}", *chosen]
 
 
 BUILD = f"'{PYTHON}' setup.py build_ext --inplace"
@@ -83,18 +85,21 @@ LEARN = (
 """The main job, as it is, on the GPU."""
 PARTS: dict[str, Part] = {
     "build": Part(45, ["sh", "-c", f"{BUILD} && cd kernels && {BUILD}"]),
-    "check": Part(100, _check(*KERNELS, *WHOLE, processes=PROCESSES)),
-    "linear_loss": Part(90, _benchmark("bench_linear_loss")),
-    "step": Part(100, _benchmark("bench_gpu_step")),
-    "attention": Part(75, _benchmark("bench_tile_lists", "bench_attention")),
-    "policy_loss": Part(35, _benchmark("bench_policy_loss")),
+    "check": Part(110, _check(*KERNELS, *WHOLE, processes=PROCESSES)),
+    "linear_loss": Part(35, _benchmark("bench_linear_loss", which="not peers")),
+    "step": Part(110, _benchmark("bench_gpu_step", which="test_step and not other_ways")),
+    "attention": Part(70, _benchmark("bench_attention", which="not flex")),
+    "policy_loss": Part(30, _benchmark("bench_policy_loss")),
     "sync": Part(60, [PYTHON, "benchmarks/sync_on_gpu.py"]),
-    "check_sync": Part(60, _check("rollout/test_ipc_arena_gpu")),
+    "check_sync": Part(40, _check("rollout/test_ipc_arena_gpu")),
+    "linear_peers": Part(110, _benchmark("bench_linear_loss", which="peers")),
     "learn": Part(110, ["sh", "-c", LEARN]),
-    "tune": Part(50, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
+    "other_ways": Part(90, _benchmark("bench_gpu_step", which="other_ways or rollout")),
+    "flex": Part(70, _benchmark("bench_attention", "bench_tile_lists", which="flex or lists")),
+    "tune": Part(60, [PYTHON, "benchmarks/tune.py", "--out", "{out}/tuning.json", "--seconds", "{soft}"]),
 }
-"""In the order of worth. Limits of what is needed add up to `--seconds`; the last parts take what is left, or
-a second run's time: `--parts check_sync learn tune`."""
+"""In the order of worth, with limits after what they took on an H100 and an H200. Those of a first run add up
+to `--seconds`; a machine that is there for longer takes others: `--parts check_sync linear_peers learn`."""
 FIRST_RUN = ("build", "check", "linear_loss", "step", "attention", "policy_loss", "sync")
 
 
