@@ -36,6 +36,7 @@ from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
 from g2rpo_fast.model import compute_dtype
 from g2rpo_fast.model.export import export_dtype, make_exportable
+from g2rpo_fast.model.liger_ops import is_fused
 from g2rpo_fast.model.load import load_model, noise_of
 from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
@@ -289,6 +290,7 @@ def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prom
         model,
         compute_dtype=compute_dtype(model, config.model),
         checkpointing=config.model.gradient_checkpointing,
+        fused=is_fused(model),
     )
     longest = max(prompt.most_tokens for prompt in prompts)
     tree = longest + config.rollout.group_size * config.rollout.max_tokens

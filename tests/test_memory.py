@@ -59,6 +59,15 @@ def test_bytes_of_qwen3_06b():
     assert position_bytes(recomputing) == 28 * 4096 + 2 * layer_bytes(QWEN3_06B) + 24 * 1024 == 303_232
 
 
+def test_bytes_of_qwen3_06b_with_liger_s_operators():
+    """A step on an H200 took 61.6 GB at 34,816 positions."""
+    fused = dataclasses.replace(QWEN3_06B, fused=True)
+    assert layer_bytes(fused) == 12 * 1024 + 2 * 3072 + 4 * 3072 + 64 + 6 * 3072 == 49_216
+    assert position_bytes(fused) == 29 * 49_216 + 24 * 1024 == 1_451_840
+    assert 61.6 * GB < 4 * 596_049_920 + fixed_bytes(fused) + 34_816 * position_bytes(fused) < 65 * GB
+    assert budget(fused, 77.6 * GB) == 36 * LEAST
+
+
 def test_budgets_of_qwen3_06b():
     """A card of 80 GB less 2.4 GB of weights: two groups of 16 x 512 at once, no group split."""
     assert budget(QWEN3_06B, 77.6 * GB) == 21 * LEAST

@@ -36,6 +36,16 @@ def use_liger_ops(model: PreTrainedModel) -> int:
     return use_forwards(model, norm=_norm_forward, mlp=_mlp_forward) + use_rope(model, _rotate)
 
 
+def is_fused(model: PreTrainedModel) -> bool:
+    """Whether the norms, the MLP and the attention of every layer compute through these."""
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    own = [module for module in model.modules() if "forward" in vars(module)]
+    forwards = [getattr(module.forward, "__func__", None) for module in own]
+    attentions = sum(type(module).__name__.endswith("Attention") for module in own)
+    mlps = forwards.count(_mlp_forward)
+    return forwards.count(_norm_forward) > 2 * layers and mlps == attentions == layers > 0
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """[..., D] in x's dtype; differentiable once in x and weight. Backward writes over the gradient of it."""
     from liger_kernel.ops import LigerRMSNormFunction
