@@ -4,8 +4,8 @@
 
 Free is measured when a run begins, with the weights, the reference and the engine in place. `fixed_bytes`
 are then still to come, whatever the micro-batch; `position_bytes` come with each position. They count what
-transformers' own modules keep for the backward pass, under autocast, or what Liger's do: 0.6 of it. A step of a
-model in Qwen3-0.6B's shape with Liger's took 61.6 GB of an H200 at 34,816 positions; counted are 64.0.
+transformers' own modules keep for the backward pass, under autocast, or what Liger's do: 0.6 of it. A step of
+a model in Qwen3-0.6B's shape with Liger's took 61.6 GB of an H200 at 34,816 positions; counted are 64.0.
 
 Dimension key: L layers, D width, F width inside the MLP, H / K query / KV heads, E head width, V vocabulary.
 """
