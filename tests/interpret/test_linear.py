@@ -161,8 +161,9 @@ def on_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_the_chip")
 @pytest.mark.parametrize("objective", [*TOKEN, *SEQUENCE], ids=lambda o: f"{o.ratio}-{o.surrogate.name}")
 def test_ratios_from_exponentials_within_budget(objective: Objective) -> None:
-    for chunk_bytes, temperature in ((None, 1.0), (FEW_ROWS, 0.7), (FEW_ROWS // 4, 1.0)):
-        check(Case(), objective, torch.float16, chunk_bytes, temperature=temperature, bias=False)
+    """In chunks of whole trees, and too small for one."""
+    for chunk_bytes in (FEW_ROWS, FEW_ROWS // 4):
+        check(Case(), objective, torch.float16, chunk_bytes, temperature=0.7, bias=False)
 
 
 @pytest.mark.usefixtures("on_the_chip")

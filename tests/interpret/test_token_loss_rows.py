@@ -79,7 +79,7 @@ def test_number_of_products(
         torch.testing.assert_close(value.double(), true, rtol=eps, atol=eps * float(true.abs().max()))
 
 
-@pytest.mark.parametrize("chunk_bytes", [None, CHUNK, CHUNK // 5])
+@pytest.mark.parametrize("chunk_bytes", [CHUNK, CHUNK // 5])
 @pytest.mark.parametrize(
     ("loss", "options"), [(of_tokens, {}), (with_entropy, {}), (of_rows, ROWS), (of_batch, BATCH)]
 )
