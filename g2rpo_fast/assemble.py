@@ -36,8 +36,10 @@ from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
 from g2rpo_fast.model import compute_dtype
 from g2rpo_fast.model.export import export_dtype, make_exportable
+from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.liger_ops import is_fused
 from g2rpo_fast.model.load import load_model, noise_of
+from g2rpo_fast.model.padded import PADDING
 from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.origins import Origins, find_origins
@@ -271,7 +273,13 @@ def _policy(
     show: Callable[[str], None],
 ) -> PreTrainedModel:
     """The model to train, of which these prompts and this tokenizer can be asked, and which can be saved."""
-    model = load_model(path, config.model, device)
+
+    def unshared(reason: str) -> None:
+        if config.tree.sharing == "auto":
+            show(f"model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit {reason}")
+
+    must_share = config.tree.sharing == "required"
+    model = load_model(path, config.model, device, must_share=must_share, unshared=unshared)
     if noise := noise_of(model.config):
         named = ", ".join(f"{name} = {value}" for name, value in noise.items())
         show(f"model: {named} is off in training: a token has one log-probability in every pass")
@@ -294,9 +302,13 @@ def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prom
     )
     longest = max(prompt.most_tokens for prompt in prompts)
     tree = longest + config.rollout.group_size * config.rollout.max_tokens
+    padding = 1.0
+    if not config.tree.settled(follows_trees=follows_trees(model)).shares:
+        tree = config.rollout.group_size * (longest + config.rollout.max_tokens)
+        padding = PADDING
     return budget_of(
         shape,
-        free_bytes=free_bytes(model.device),
+        free_bytes=int(free_bytes(model.device) / padding),
         largest_tree=tree,
         batch_positions=config.run.prompts_per_step * tree,
     )
@@ -315,7 +327,7 @@ def _learner(
         reference=None if reference is None else reference.requires_grad_(False),
         objective=config.objective,
         optim=config.optim,
-        tree=config.tree,
+        tree=config.tree.settled(follows_trees=follows_trees(model)),
         compute=config.model,
         temperature=config.rollout.temperature,
         comparable=not config.rollout.truncated,

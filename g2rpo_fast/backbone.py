@@ -18,7 +18,9 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """The module between token ids and the LM head."""
     decoder: Any = model.get_decoder()  # of ModernBERT, whose head is called `decoder`, the head
     base: Any = model.base_model
-    return decoder if isinstance(decoder, PreTrainedModel) else base
+    found = decoder if isinstance(decoder, PreTrainedModel) else base
+    inner = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+    return inner[0] if found is model and len(inner) == 1 else found  # of Llama 4's text model, whole itself
 
 
 def num_positions(config: PreTrainedConfig) -> int:
@@ -31,6 +33,15 @@ def num_positions(config: PreTrainedConfig) -> int:
     most = int(getattr(text, "max_position_embeddings", None) or UNLIMITED)
     originals = [ropes.get("original_max_position_embeddings") for ropes in moving_ropes(config)]
     return min([most, *(int(length) for length in originals if length)])
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """ValueError for a sequence that is longer than the model's RoPE has one set of frequencies for."""
+    if moving_ropes(config) and length > num_positions(config):
+        raise ValueError(
+            f"{config.model_type}: wanted sequences of at most {num_positions(config)} tokens (beyond, its "
+            f"RoPE takes other frequencies, for shared prompts too), got {length}"
+        )
 
 
 def moving_ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:

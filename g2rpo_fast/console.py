@@ -46,7 +46,9 @@ class Console:
             + (f"; {_used(parts.eval_prompts, 'held out')}" if parts.eval_prompts else "")
             + f"\nrun: {config.run.steps} steps of {config.run.prompts_per_step} prompts x "
             f"{config.rollout.group_size} rollouts, in {parts.directory}\n"
-            f"update: micro-batches of up to {config.tree.token_budget} positions\n"
+            f"update: micro-batches of up to {config.tree.token_budget} positions"
+            + ("" if parts.learner.tree.shares else ", each row by itself")
+            + "\n"
             f"to continue it after a stop: {continuing(parts.directory)}"
         )
         for prompts in (parts.prompts, parts.eval_prompts):
@@ -86,6 +88,11 @@ class Console:
             f"{self._rate(m)} {seconds:7.2f}  "
             f"({m['time/rollout_s'] / seconds:3.0%} {m['time/update_s'] / seconds:3.0%})  {left:5.0f}s"
         )
+        if self._lines == 1 and m.get("update/ratio_if_shared", 0.0) > 1:
+            ratio = m["update/ratio_if_shared"]
+            self._show(
+                f"note: with prefix trees the update would have encoded {ratio:.2f} times fewer tokens"
+            )
         for line in shown(rows):
             self._show(line)
 

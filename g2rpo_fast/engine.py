@@ -14,12 +14,13 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.learner import Policy, Stream
 from g2rpo_fast.model import ModelConfig, compute_dtype
 from g2rpo_fast.model.head import head_of
+from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.rollout.local import CudaRecorder, LocalEngine, Prefill
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
 from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm import require_vllm
 from g2rpo_fast.rollout.vllm.engine import VllmEngine
-from g2rpo_fast.tree import plan_trees
+from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import Engine, Floats, Sampling, Sequences
 
 
@@ -43,7 +44,13 @@ def make_engine(
         directory: of the run, for the engine's log.
     """
     if config.rollout.engine == "local":
-        return local_engine(model, tokenizer, config)
+        engine = local_engine(model, tokenizer, config)
+        if engine.decoder_name == "recomputing":
+            show(
+                f"rollouts: {model.config.model_type} has no cache that decodes exactly: every token is "
+                "sampled from a forward over its whole row"
+            )
+        return engine
     return VllmEngine(
         model,
         tokenizer,
@@ -61,7 +68,7 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     graphs = config.rollout.cuda_graph and model.device.type == "cuda"
     return LocalEngine(
         model,
-        prefill=partial(prefill_tree, model, config.model),
+        prefill=partial(prefill_tree, model, config.model) if follows_trees(model) else None,
         head=head_of(model),
         decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
@@ -96,7 +103,7 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
 def sampled_logp(
     model: PreTrainedModel, config: ModelConfig, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> list[Floats]:
-    """Log-probabilities (nats, temperature 1) of each row's tokens after its prompt, by the tree forward."""
+    """Log-probabilities (nats, temperature 1) of each row's tokens after its prompt, as updates see them."""
     ids_N = np.fromiter((i for prompt, tokens in rows for i in prompt + tokens), np.int32)
     sequences = Sequences(
         ids_N=ids_N,
@@ -104,7 +111,8 @@ def sampled_logp(
         trained_N=np.concatenate([np.arange(len(p) + len(t)) >= len(p) for p, t in rows]),
         group_R=np.zeros(len(rows), np.int32),
     )
-    (plan,) = plan_trees(sequences, whole=True)
+    tree = TreeConfig().settled(follows_trees=follows_trees(model))
+    (plan,) = plan_trees(sequences, whole=True, min_saved=tree.min_saved)
     policy, stream = Policy(model, config), Stream.of(plan, model.device)
     logp_N = np.full(len(ids_N), np.nan)
     stream.scatter(policy.logp(stream).logp_T, logp_N)

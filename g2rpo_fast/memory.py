@@ -53,9 +53,10 @@ class Shape:
 def shape_of(
     model: PreTrainedModel, *, compute_dtype: torch.dtype, checkpointing: bool, fused: bool = False
 ) -> Shape:
-    """What its configuration says; what that leaves out is as in GPT-2 (4 D inside, heads of D / H)."""
+    """What its configuration says; what that leaves out is as in GPT-2 (4 D inside, heads of D / H),
+    without attention one head."""
     text: Any = model.config.get_text_config()
-    width, num_heads = int(text.hidden_size), int(text.num_attention_heads)
+    width, num_heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", None) or 1)
     inner = int(getattr(text, "intermediate_size", None) or 4 * width)
     if experts := getattr(text, "num_experts_per_tok", None):
         inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner)

@@ -107,6 +107,13 @@ METRICS = (
         "",
         "tree",
     ),
+    Metric(
+        "update/ratio_if_shared",
+        "",
+        "the same, had the rows shared prefixes; where they do not",
+        "",
+        "tree.sharing",
+    ),
     Metric("mismatch/mean_abs", "nats", "|old_logp - rollout_logp|", SAMPLED, SEEN),
     Metric("mismatch/max_abs", "nats", "the largest of these", "", SEEN),
     Metric("mismatch/k3", "nats", "estimate of KL(engine || trainer)", SAMPLED, SEEN),

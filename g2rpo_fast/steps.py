@@ -25,6 +25,7 @@ from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.safekeeping import save
 from g2rpo_fast.samples import Row, held_out_rows, step_rows
 from g2rpo_fast.step_metrics import rollout_metrics, shaping_metrics
+from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Doubles
 
 
@@ -68,9 +69,23 @@ def learn(parts: Parts, state: TrainState, scored: Scored) -> Outcome:
     with parts.progress.phase(f"step {state.step + 1}: update", unit="micro-batches") as phase:
         moved = given.learner.update(given.batches, lr=lr, scored=chosen, report=phase)
     stats = {"optim/lr": lr, **moved, **rollout_metrics(scored, chosen, advantage_R)}
+    if not given.learner.tree.shares:
+        stats["update/ratio_if_shared"] = ratio_if_shared(config, given.batches)
     if parts.recipe.shaping:
         stats |= shaping_metrics(scored.rewards, chosen.rewards)
     return Outcome(scored=scored, settled=chosen, advantage_R=advantage_R, stats=stats)
+
+
+def ratio_if_shared(config: Config, batches: Sequence[TrainBatch]) -> float:
+    """Tokens of rows over positions of their prefix trees; NaN without any."""
+    tree = config.tree
+    plans = [
+        plan
+        for batch in batches
+        for plan in plan_trees(batch.sequences, token_budget=tree.token_budget, min_saved=tree.min_saved)
+    ]
+    positions = sum(len(plan.token_S) for plan in plans)
+    return sum(plan.unshared_tokens for plan in plans) / positions if plans else math.nan
 
 
 def train_batches(

@@ -31,7 +31,11 @@ MOVING: dict[str, Any] = {
 """Pieces of several methods, each with a number of its own."""
 RUNS: list[dict[str, Any]] = [
     {**MOVING, "token_credit": [{"use": "hotter"}]},
-    {"terms": [{"use": "clip"}, {"use": "kl_controlled"}], "objective": {"importance": "token_truncate"}},
+    {
+        "terms": [{"use": "clip"}, {"use": "kl_controlled"}],
+        "objective": {"importance": "token_truncate"},
+        "tree": {"sharing": "off"},
+    },
 ]
 
 

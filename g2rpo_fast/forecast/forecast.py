@@ -14,7 +14,15 @@ from g2rpo_fast.evaluate import PROFILE_ROUND, given_asks
 from g2rpo_fast.forecast.lengths import Lengths, completed
 from g2rpo_fast.forecast.memory import Memory, memory_of, this_process
 from g2rpo_fast.forecast.rollout import SampledStep, sample_step
-from g2rpo_fast.forecast.update import UpdateCosts, made_up, measure_update, plans_of, positions_of, still
+from g2rpo_fast.forecast.update import (
+    UpdateCosts,
+    made_up,
+    measure_update,
+    plans_of,
+    positions_of,
+    shared_positions,
+    still,
+)
 from g2rpo_fast.gather import clock_of, first_asks
 from g2rpo_fast.guidance import PROFILE_FRACTIONS
 from g2rpo_fast.learner import Passes
@@ -44,7 +52,9 @@ class Work:
     unshared_tokens: int
     """Tokens of all rows, each encoded by itself."""
     positions: int
-    """The same as prefix trees."""
+    """The same as prefix trees, or as each row by itself where the run shares nothing."""
+    shared_positions: int | None
+    """Where it shares nothing: the same as prefix trees."""
     micro_batches: int
     trained_positions: int | None
     """Of the groups with a signal by the rewards of the first step; None = not sampled wholly."""
@@ -140,6 +150,7 @@ def forecast(
         optimizer_steps=len(full.batches) * parts.config.optim.updates_per_batch,
         unshared_tokens=sum(plan.unshared_tokens for of_step in plans for plan in of_step),
         positions=positions_of(plans),
+        shared_positions=shared_positions(learning, full),
         micro_batches=sum(map(len, plans)),
         trained_positions=trained,
         passes=full.learner.passes(full.batches),

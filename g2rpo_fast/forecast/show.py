@@ -64,11 +64,15 @@ def _work(work: Work, config: Config) -> Iterator[str]:
     )
     ended = f"{work.ended} of {work.sampled} ended by themselves in the calibration"
     yield f"responses   {work.response_tokens:.0f} tokens sampled on average ({ended})"
-    ratio = work.unshared_tokens / max(work.positions, 1)
-    yield (
-        f"tokens      {work.unshared_tokens:,} in rows, {work.positions:,} as prefix trees ({ratio:.2f} "
-        "times less), if every group has a signal"
-    )
+    ratio = work.unshared_tokens / max(work.shared_positions or work.positions, 1)
+    if work.shared_positions is None:
+        trees = f"{work.positions:,} as prefix trees ({ratio:.2f} times less)"
+    else:
+        trees = (
+            f"encoded row by row; as prefix trees, which this run does not share, {work.shared_positions:,} "
+            f"({ratio:.2f} times less)"
+        )
+    yield f"tokens      {work.unshared_tokens:,} in rows, {trees}, if every group has a signal"
     if work.trained_positions is not None:
         yield f"            {work.trained_positions:,} in the groups that have one in the first step"
     plural = "es" if work.micro_batches != 1 else ""

@@ -21,7 +21,7 @@ from g2rpo_fast.gather import clock_of
 from g2rpo_fast.pieces import Scored
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.steps import Ready, ready
-from g2rpo_fast.tree import plan_trees
+from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import Ask, Completion, Rewards, Rollout, TreePlan
 
 FIRST_TOKENS = 8
@@ -67,7 +67,17 @@ def made_up(parts: Parts, state: TrainState, rollouts: Sequence[Rollout]) -> Sco
 
 def plans_of(parts: Parts, given: Ready) -> list[list[TreePlan]]:
     """The micro-batches of each optimiser step."""
-    tree = parts.config.tree
+    return _planned(given, parts.learner.tree)
+
+
+def shared_positions(parts: Parts, given: Ready) -> int | None:
+    """Positions of prefix trees, where the run has unshared rows in their place."""
+    if parts.learner.tree.shares:
+        return None
+    return positions_of(_planned(given, parts.config.tree))
+
+
+def _planned(given: Ready, tree: TreeConfig) -> list[list[TreePlan]]:
     return [
         plan_trees(batch.sequences, token_budget=tree.token_budget, min_saved=tree.min_saved)
         for batch in given.batches

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
 from g2rpo_fast.model.forward import TreeOutput, tree_hidden
 from g2rpo_fast.model.head import head_of
+from g2rpo_fast.model.hook import follows_trees
+from g2rpo_fast.model.padded import padded_hidden
 from g2rpo_fast.model.products import rounded_weights
 from g2rpo_fast.types import Doubles, Longs, TreePlan
 
@@ -73,8 +75,11 @@ class Policy:
         return rounded_weights(self.model, compute_dtype(self.model, self.compute))
 
     def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
-        """The backbone over a plan: see `tree_hidden`."""
+        """The backbone over a plan: see `tree_hidden`, or `padded_hidden` where a model follows no trees."""
         with compute_context(self.model, self.compute):
+            if not follows_trees(self.model):
+                assert not collect_kv, "a model that keeps more than keys and values"
+                return TreeOutput(hidden_SD=padded_hidden(self.model, plan))
             return tree_hidden(self.model, plan, attention=self.compute.attention, collect_kv=collect_kv)
 
     def through_head(

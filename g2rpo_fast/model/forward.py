@@ -24,7 +24,7 @@ from g2rpo_kernels.tree_attention import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from g2rpo_fast.backbone import backbone_of, moving_ropes, num_positions
+from g2rpo_fast.backbone import backbone_of, check_length
 from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.types import TreePlan
 
@@ -133,12 +133,7 @@ def tree_hidden(
         ValueError: `attention` names an implementation that cannot run this model, or a path is longer than
             its RoPE has one set of frequencies for.
     """
-    config = model.config
-    if moving_ropes(config) and (length := int(plan.position_S.max()) + 1) > num_positions(config):
-        raise ValueError(
-            f"{config.model_type}: wanted sequences of at most {num_positions(config)} tokens (beyond, its "
-            f"RoPE takes other frequencies, for shared prompts too), got {length}"
-        )
+    check_length(model.config, int(plan.position_S.max()) + 1)
     indices = [torch.from_numpy(x).long()[None] for x in (plan.token_S, plan.position_S)]
     token_1S, position_1S = to_device(indices, model.device)
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv)

@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
 """Configuration fields (Granite, Cohere, Falcon-H1) by which some models scale their logits."""
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Those (Gemma, RecurrentGemma, xLSTM) by which some models cap them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
@@ -41,5 +44,5 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(
         weight_VD=linear.weight,
         bias_V=linear.bias,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None),
     )

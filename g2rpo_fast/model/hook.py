@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION = "g2rpo_tree"
@@ -83,6 +83,11 @@ def register_attention() -> None:
     """Make `ATTENTION` known to transformers. Idempotent; changes no existing entry and no model."""
     AttentionInterface.register(ATTENTION, attention_forward)
     AttentionMaskInterface.register(ATTENTION, _tree_mask)
+
+
+def follows_trees(model: PreTrainedModel) -> bool:
+    """Whether the model has selected `ATTENTION`: all others run unshared rows."""
+    return model.config._attn_implementation == ATTENTION
 
 
 def _tree_mask(**arguments: Any) -> PathMask | None:

@@ -1,8 +1,10 @@
-"""Loading a policy: what cannot be trained on packed trees is refused here, before anything is spent."""
+"""Loading a policy: on packed trees where these are exact, else on unshared rows; or refused, before anything
+is spent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +24,7 @@ from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.liger_ops import use_liger_ops
-from g2rpo_fast.model.probe import check_tree
+from g2rpo_fast.model.probe import check_rows, check_tree
 from g2rpo_fast.model.read import check_json_files, reading
 from g2rpo_fast.model.row_ops import use_row_ops
 
@@ -34,40 +36,83 @@ OTHER_HEADS = ("classifier", "summary", "cls_", "token_classification")
 """How the names of noise begin that only heads without a language model have."""
 
 
-def load_model(path: str, config: ModelConfig, device: str) -> PreTrainedModel:
-    """The causal language model at `path`: float32 weights on `device`, tree attention selected.
+def load_model(
+    path: str,
+    config: ModelConfig,
+    device: str,
+    *,
+    must_share: bool = False,
+    unshared: Callable[[str], None] = lambda reason: None,
+) -> PreTrainedModel:
+    """The causal language model at `path`: float32 weights on `device`, tree attention selected where it is
+    exact (`follows_trees`), else its own.
 
     It is in evaluation mode and stays there, with checkpointing too: all noise that its configuration asks
     for in training (`noise_of`) is off, so that one token has one log-probability in every pass. What is
     saved from it (`save_pretrained`) loads in plain transformers with transformers' own attention.
 
-    Raises ValueError, naming the model type and the reason: layers other than full or sliding attention
-    (linear attention, state space, chunked, hybrids), attention sinks, a loss of experts, adapters, an LM
-    head that is not one linear map, and whatever else makes a small tree's logits differ from the plain
-    model's.
+    Args:
+        must_share: refuse a model whose layers do not follow a tree.
+        unshared: is told why the model's layers do not: a line that begins with its type.
+
+    Raises ValueError, naming the model type and the reason: a loss of experts, adapters, an LM head that is
+    not one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
+    attention (linear attention, state space, chunked, hybrids), attention sinks, and whatever else makes a
+    small tree's logits differ from the plain model's.
     """
     check_json_files(path)
     check_files(path)
     with reading(path, "a causal language model that transformers can read"):
         model_config = AutoConfig.from_pretrained(path)
     check_config(model_config)
+    if must_share:
+        with _required():
+            check_layers(model_config)
     with reading(path, "a causal language model that transformers can read"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (a decorator hides the signature)
     model.eval()
-    sinks = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
-    if sinks:
-        raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
-    select_tree_attention(model)
+    if must_share:
+        head_of(model)
+        with _required():
+            select_tree_attention(model)
+    elif reason := select_attention(model):
+        unshared(reason)
     fuse_ops(model, config.fused_ops)
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
 
 
-def select_tree_attention(model: PreTrainedModel) -> None:
-    """Give a plain model tree attention, and check on a small tree that it computes what it did before."""
+@contextmanager
+def _required() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"tree.sharing: required, but a prefix tree does not fit {error}") from error
+
+
+def select_attention(model: PreTrainedModel) -> str | None:
+    """Give a plain model tree attention, or leave it its own; then the reason why.
+
+    Raises ValueError, naming the model type, where neither computes what the model does.
+    """
     head_of(model)
+    try:
+        select_tree_attention(model)
+    except ValueError as error:
+        check_rows(model)
+        return str(error)
+    return None
+
+
+def select_tree_attention(model: PreTrainedModel) -> None:
+    """Give a plain model tree attention; ValueError, and its own, where that is not what it did before."""
+    head_of(model)
+    check_layers(model.config)
+    sinks = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
+    if sinks:
+        raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
     register_attention()
     before = str(model.config._attn_implementation)
     check_tree(model, plain=before, tree=ATTENTION)
@@ -127,8 +172,8 @@ def check_files(path: str) -> None:
         )
 
 
-def check_config(config: PreTrainedConfig) -> None:
-    """ValueError if a model of this configuration cannot be trained on packed trees."""
+def check_layers(config: PreTrainedConfig) -> None:
+    """ValueError if a model of this configuration says that its layers keep what a tree does not share."""
     text: Any = config.get_text_config()
     other = sorted(set(getattr(text, "layer_types", None) or LAYER_TYPES) - set(LAYER_TYPES))
     if other:
@@ -136,6 +181,11 @@ def check_config(config: PreTrainedConfig) -> None:
             f"{config.model_type}: wanted layers of {', '.join(LAYER_TYPES)} only, got {', '.join(other)}: "
             "a state other than keys and values does not follow the branches of a tree"
         )
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """ValueError if a model of this configuration cannot be trained."""
+    text: Any = config.get_text_config()
     if getattr(text, "output_router_logits", False):
         raise ValueError(
             f"{config.model_type}: wanted output_router_logits = false, got true: the loss that balances "

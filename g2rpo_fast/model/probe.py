@@ -1,13 +1,18 @@
-"""Does tree attention compute what the model computed before? Checked on small inputs when a model is loaded.
+"""Is a model computed as it computes itself? Checked on small inputs when it is loaded.
 
 Names of architectures go out of date; this does not. Scaled logits, recurrent state, sinks, extra heads or
 positions that a layer keeps to itself change the logits of a packed tree against those of its paths. Windows,
-which may be too long to run through, are compared as masks: see `masks`.
+which may be too long to run through, are compared as masks: see `masks`. A model that fails on a tree is
+compared on unshared rows.
 
 Dimension key: S packed tree positions, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +23,8 @@ from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.masks import check_masks, choose
-from g2rpo_fast.types import Longs, TreePlan
+from g2rpo_fast.model.padded import padded_hidden
+from g2rpo_fast.types import Ints, Longs, TreePlan
 
 TOLERANCE = 1e-3
 """Of the largest logit, at least twice the dtype's spacing. Rounding stays below; mixed branches do not."""
@@ -26,6 +32,8 @@ TRUNK = 3
 """Tokens that all paths of the tree share, where no window asks for more."""
 MAX_TRUNK = 64
 """Windows up to this are crossed by the paths that are run."""
+ROW = 40
+"""Tokens of the longest unshared row."""
 
 
 def check_tree(model: PreTrainedModel, *, plain: str, tree: str) -> None:
@@ -36,25 +44,56 @@ def check_tree(model: PreTrainedModel, *, plain: str, tree: str) -> None:
     Raises:
         ValueError: naming the model type, where logits differ, or the model does not run on a tree at all.
     """
-    name = model.config.model_type
+    with _one_line(model, "cannot be trained on packed trees"):
+        try:
+            error = _error(model, tree)
+        finally:
+            model.set_attn_implementation(plain)
+    if not error <= tolerance_of(model):
+        raise ValueError(
+            f"{model.config.model_type}: wanted the same logits from a packed tree as from each sequence by "
+            f"itself, got a relative error of {error:.1e}: this architecture does something besides "
+            "attention to the path"
+        )
+
+
+def check_rows(model: PreTrainedModel) -> None:
+    """Compare the logits of unshared rows, padded, with those of each row by itself under eager attention.
+
+    Selects the model's own attention if that computes all that the model asks of it, else eager.
+
+    Raises:
+        ValueError: naming the model type, where logits differ, the model is not causal, or does not run.
+    """
+    plain = str(model.config._attn_implementation)
+    reason = ""
+    with _one_line(model, "cannot be trained on padded rows"):
+        for attention in dict.fromkeys([plain, "eager"]):
+            reason = _rows_reason(model, attention)
+            if not reason:
+                model.set_attn_implementation(attention)
+                return
+            model.set_attn_implementation(plain)
+    raise ValueError(f"{model.config.model_type}: wanted {reason}")
+
+
+@contextmanager
+def _one_line(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """Whatever the code of some architecture makes of inputs that it does not know, as a ValueError."""
     try:
-        error = _error(model, tree)
+        yield
     except torch.OutOfMemoryError:
         raise
-    except (
-        Exception
-    ) as raised:  # whatever the code of some architecture makes of inputs that it does not know
+    except Exception as raised:
         reason = str(raised).strip().partition("\n")[0]
         if not isinstance(raised, ValueError):
             reason = f"its forward does not run on them ({type(raised).__name__}: {reason})"
-        raise ValueError(f"{name}: cannot be trained on packed trees: {reason}") from raised
-    finally:
-        model.set_attn_implementation(plain)
-    if not error <= max(TOLERANCE, 2 * torch.finfo(model.dtype).eps):
-        raise ValueError(
-            f"{name}: wanted the same logits from a packed tree as from each sequence by itself, got a "
-            f"relative error of {error:.1e}: this architecture does something besides attention to the path"
-        )
+        raise ValueError(f"{model.config.model_type}: {what}: {reason}") from raised
+
+
+def tolerance_of(model: PreTrainedModel) -> float:
+    """Of an error relative to the largest logit."""
+    return max(TOLERANCE, 2 * torch.finfo(model.dtype).eps)
 
 
 @torch.no_grad()
@@ -67,13 +106,61 @@ def _error(model: PreTrainedModel, tree: str) -> float:
     choose(model, tree)
     got_SV = _logits(model, tree_hidden(model, plan, attention="reference").hidden_SD)
     model.set_attn_implementation("eager")
-    error = 0.0
-    for path in paths:
-        tokens = torch.from_numpy(plan.token_S[path]).to(model.device, torch.int64)
-        wanted = model(input_ids=tokens[None], use_cache=False).logits[0]
-        relative = float((got_SV[path] - wanted).abs().max() / wanted.abs().max())
-        error = relative if not relative <= error else error  # NaN stays
-    return error
+    return _largest([_differ(got_SV[path], _alone(model, plan.token_S[path])) for path in paths])
+
+
+@torch.no_grad()
+def _rows_reason(model: PreTrainedModel, attention: str) -> str:
+    """What a model under an attention lacks to be trained on unshared rows; "" = nothing."""
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    longest = max(3, min(ROW, num_positions(model.config)))
+    ids = 1 + np.arange(longest) * max(1, vocab_size // (longest + 1))
+    rows = [(ids[:length] % vocab_size).astype(np.int32) for length in (longest, longest - longest // 3)]
+    rows.append((ids[::-1][: longest // 2] % vocab_size).astype(np.int32))
+    model.set_attn_implementation(attention)
+    together = _logits(model, padded_hidden(model, _unshared(rows))).split([len(row) for row in rows])
+    single = [_logits(model, padded_hidden(model, _unshared([row]))) for row in rows]
+    model.set_attn_implementation("eager")
+    wanted = [_alone(model, row) for row in rows]
+    prefix = len(rows[1])
+    errors = {
+        "logits that later tokens do not change": [_differ(wanted[0][:prefix], wanted[1])],
+        "logits that are one linear map of the backbone's hidden states": map(_differ, single, wanted),
+        "the same logits from padded rows as from each by itself": map(_differ, together, wanted),
+    }
+    for what, of_rows in errors.items():
+        error = _largest(list(of_rows))
+        if not error <= tolerance_of(model):
+            return f"{what}, got a relative error of {error:.1e}"
+    return ""
+
+
+def _unshared(rows: Sequence[Ints]) -> TreePlan:
+    lengths = [len(row) for row in rows]
+    end_R = np.cumsum(lengths)
+    return replace(
+        _plan(1, 1)[0],
+        token_S=np.concatenate(rows),
+        position_S=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        end_S=np.repeat(end_R, lengths).astype(np.int32),
+        node_start_Q=end_R - lengths,
+        node_parent_Q=np.full(len(rows), -1),
+    )
+
+
+def _alone(model: PreTrainedModel, token_S: Ints) -> Tensor:
+    """[S, V] logits of one sequence by the model's own forward."""
+    tokens = torch.from_numpy(token_S).to(model.device, torch.int64)
+    return model(input_ids=tokens[None], use_cache=False).logits[0]
+
+
+def _differ(got_SV: Tensor, wanted_SV: Tensor) -> float:
+    return float((got_SV - wanted_SV).abs().max() / wanted_SV.abs().max())
+
+
+def _largest(errors: Sequence[float]) -> float:
+    """NaN where one is."""
+    return float(np.max(errors))
 
 
 def _plan(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:

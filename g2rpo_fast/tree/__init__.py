@@ -19,7 +19,7 @@ B rows of one plan, Q nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from g2rpo_fast import _C
@@ -27,6 +27,10 @@ from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.tree import twin
 from g2rpo_fast.tree.check import check_sequences
 from g2rpo_fast.types import Sequences, TreePlan
+
+Sharing = Literal["auto", "off", "required"]
+UNSHARED = 1 << 62
+"""The `min_saved` that nothing reaches: every tree is one row, with those that it repeats or begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +42,23 @@ class TreeConfig:
     begins, 8192 on a CPU; the run keeps that number."""
     min_saved: Annotated[int, Ge(1)] = 1
     """Share a node only if that saves at least this many tokens: (its branches - 1) x its length."""
+    sharing: Sharing = "auto"
+    """Of prefixes, by the rows of an update. auto = where the model gives the same logits on a small tree as
+    on each of its paths, which is checked when it is loaded, else each row by itself, and says so; off = each
+    row by itself; required = refuse a model that cannot share."""
 
     def __post_init__(self) -> None:
         check_fields(self, "tree")
+
+    def settled(self, *, follows_trees: bool) -> TreeConfig:
+        """With the `min_saved` that `sharing` comes to for a model that follows trees, or does not."""
+        shares = follows_trees and self.sharing != "off"
+        return self if shares else replace(self, min_saved=UNSHARED)
+
+    @property
+    def shares(self) -> bool:
+        """Whether plans may share anything."""
+        return self.min_saved < UNSHARED
 
 
 def plan_trees(

@@ -1,4 +1,4 @@
-"""Architectures: each is exact, path by path, on trees and in the local engine, or refused by name."""
+"""Architectures: each is exact, path by path, on trees or unshared rows and in the engine, or refused."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from causal_types import CAUSAL_TYPES, VOCAB, outcome, plain_logp, rows, tiny_config, tiny_model
+from causal_types import CAUSAL_TYPES, UNSHARED, VOCAB, outcome, plain_logp, rows, tiny_config, tiny_model
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.engine import sampled_logp
 from g2rpo_fast.model import ModelConfig
@@ -70,34 +70,53 @@ EXACT = [
     "vaultgemma",
     "whisper",
 ]
-REFUSED = {
-    "bert": "does something besides attention",
+NOT_SHARED = {
+    "bamba": "wanted layers of full_attention",
     "blenderbot": "does something besides attention",
     "bloom": "not chosen through transformers' attention interface",
-    "cohere": "wanted logit_scale = 1",
-    "dbrx": "does not run on them",
     "deepseek_v32": "wanted layers of full_attention",
     "diffllama": "one call from each of 4 layers",
     "doge": "PathMask",
     "falcon": "not chosen through transformers' attention interface",
     "falcon_h1": "got hybrid",
     "gpt_neo": "not chosen through transformers' attention interface",
-    "gpt_oss": "wanted nothing besides a mask, got s_aux",
-    "lfm2_moe": "got conv",
+    "gpt_oss": "wanted attention without sinks",
+    "granitemoehybrid": "wanted layers of full_attention",
+    "lfm2": "got conv",
     "llama4_text": "got chunked_attention",
     "mamba": "got linear_attention",
-    "modernbert-decoder": "does something besides attention",
     "mpt": "not chosen through transformers' attention interface",
     "nemotron": "do not hand a forward's keywords on",
     "recurrent_gemma": "wanted ",  # one call from each layer; from transformers 5.24: no linear_attention
     "stablelm": "do not hand a forward's keywords on",
-    "xlnet": "not chosen through transformers' attention interface",
+}
+"""Those in which a step of the engine takes long are in the deep test."""
+SLOW = ["jamba", "lfm2_moe", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]
+REFUSED = {
+    "bert": "one linear map of the backbone's hidden states",
+    "cohere": "wanted logit_scale = 1",
+    "dbrx": "does not run on them",
+    "modernbert-decoder": "one linear map of the backbone's hidden states",
+    "xlnet": "wanted logits that later tokens do not change",
 }
 
 
 @pytest.mark.parametrize("model_type", [name for name in EXACT if name in CAUSAL_TYPES])
 def test_type_is_exact_on_trees_and_in_the_engine(model_type: str) -> None:
     assert outcome(model_type) == "exact"
+
+
+@pytest.mark.parametrize("model_type", [name for name in NOT_SHARED if name in CAUSAL_TYPES])
+def test_type_is_exact_on_unshared_rows_and_in_the_engine(model_type: str) -> None:
+    got = outcome(model_type)
+    assert got.startswith(UNSHARED)
+    assert NOT_SHARED[model_type] in got
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("model_type", [name for name in SLOW if name in CAUSAL_TYPES])
+def test_slow_type_is_exact_on_unshared_rows_and_in_the_engine(model_type: str) -> None:
+    assert outcome(model_type).startswith(UNSHARED)
 
 
 @pytest.mark.parametrize("model_type", [name for name in REFUSED if name in CAUSAL_TYPES])

@@ -33,7 +33,7 @@ from budget import draws
 from g2rpo_fast.model import ModelConfig, compute_context
 from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.head import head_of
-from g2rpo_fast.model.hook import ATTENTION
+from g2rpo_fast.model.hook import ATTENTION, follows_trees
 from g2rpo_fast.model.load import check_config, load_model, select_tree_attention
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.tree import plan_trees
@@ -298,17 +298,28 @@ def saved(tmp_path: Path, config: Any) -> str:
     return str(tmp_path)
 
 
-def test_models_that_trees_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    hybrid = Qwen3NextConfig(**SHAPE)
+def test_models_that_trees_do_not_fit_run_unshared_or_are_refused_where_sharing_is_required(
+    tmp_path: Path,
+) -> None:
+    experts: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    path = saved(tmp_path / "sinks", GptOssConfig(**SHAPE, **experts))
+    reasons: list[str] = []
+    model = load_model(path, ModelConfig(), "cpu", unshared=reasons.append)
+    assert not follows_trees(model)
+    assert len(reasons) == 1
+    assert reasons[0].startswith("gpt_oss: wanted attention without sinks")
+    with pytest.raises(ValueError, match=r"tree\.sharing: required, but .* gpt_oss: wanted attention"):
+        load_model(path, ModelConfig(), "cpu", must_share=True)
+    hybrid = Qwen3NextConfig(**SHAPE, linear_num_value_heads=2, linear_num_key_heads=2)
     with pytest.raises(
-        ValueError, match=r"qwen3_next: wanted layers of full_attention.*got linear_attention"
+        ValueError, match=r"required.*qwen3_next: wanted layers of full_attention.*got linear_attention"
     ):
-        check_config(hybrid)
+        load_model(saved(tmp_path / "hybrid", hybrid), ModelConfig(), "cpu", must_share=True)
+
+
+def test_models_that_cannot_be_trained_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mixtral: wanted output_router_logits = false, got true"):
         check_config(MixtralConfig(**SHAPE, output_router_logits=True))
-    experts: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
-    with pytest.raises(ValueError, match=r"gpt_oss: wanted attention without sinks"):
-        load_model(saved(tmp_path / "sinks", GptOssConfig(**SHAPE, **experts)), ModelConfig(), "cpu")
     with pytest.raises(ValueError, match=r"granite: wanted logits_scaling = 1.*got 4"):
         load_model(
             saved(tmp_path / "granite", GraniteConfig(**SHAPE, logits_scaling=4.0)), ModelConfig(), "cpu"

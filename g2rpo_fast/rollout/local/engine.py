@@ -3,6 +3,7 @@
 Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then
 decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
 Rows that have ended leave the batch once they are a quarter of it; where steps are recorded, half of it.
+Models that do not follow trees decode by their own forward, rows with prefixes of one length side by side.
 
 Dimension key: B rows being decoded, D width, V vocabulary, T steps; S stream positions, K KV heads, E head
 width.
@@ -11,6 +12,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, product_with, re
 from g2rpo_fast.rollout.local.families import Batch, plan_batches
 from g2rpo_fast.rollout.local.graph_decoder import GraphDecoder, Recorder
 from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
+from g2rpo_fast.rollout.local.own_rows import CachedRows, OwnRows, kind_of_rows
 from g2rpo_fast.rollout.local.prefill import Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.local.progress import Progress, Reporter
 from g2rpo_fast.rollout.local.sampling import Draws, draw
@@ -37,6 +40,19 @@ BLOCK = 4
 """Steps between two looks at which rows have ended."""
 
 Decoder = FunctionalDecoder | HookedDecoder
+DecoderName = Literal["functional", "hooked", "cached", "recomputing"]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Rows that decode side by side."""
+
+    rows: list[int]
+    """By their index among the requests."""
+    stepper: Decoder | GraphDecoder | OwnRows
+    cache: Cache | OwnRows
+    hidden_BD: torch.Tensor
+    """Of the last token of each row's prefix."""
 
 
 class LocalEngine:
@@ -44,7 +60,7 @@ class LocalEngine:
 
     Args:
         model: its parameters are read at every `generate`; nothing is copied in between.
-        prefill: encodes distinct prefixes with the same model.
+        prefill: encodes distinct prefixes with the same model; None = it does not follow trees.
         head: the LM head.
         decode: token ids to the text that stop strings are looked for in; `text_decoder` makes one.
         max_rows: most rows decoded at once.
@@ -53,14 +69,15 @@ class LocalEngine:
         recorder: records the functional decoder's steps (`graph_decoder`); None = every step is plain.
 
     Attributes:
-        decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others).
+        decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others that
+            follow trees); "cached" (with the model's own cache) or "recomputing" (where that is not exact).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        prefill: PrefillFunction,
+        prefill: PrefillFunction | None,
         head: Head,
         decode: Decode,
         max_rows: int = 512,
@@ -77,8 +94,18 @@ class LocalEngine:
         self._backbone: nn.Module = backbone or backbone_of(model)
         self._config = model.config.get_text_config()
         self._version = 0
-        self.decoder_name: Literal["functional", "hooked"] = "functional" if recognised(model) else "hooked"
+        self._own_rows: type[OwnRows] | None = None
+        self.decoder_name: DecoderName
+        if prefill is None:
+            self._own_rows = kind_of_rows(self._backbone, self._vocabulary)
+            self.decoder_name = "cached" if self._own_rows is CachedRows else "recomputing"
+        else:
+            self.decoder_name = "functional" if recognised(model) else "hooked"
         self._recorder = recorder if self.decoder_name == "functional" else None
+
+    @property
+    def _vocabulary(self) -> int:
+        return self._model.get_input_embeddings().weight.shape[0]
 
     def sync(self, version: int) -> None:
         """Records the version: the weights are the trainer's own."""
@@ -111,8 +138,7 @@ class LocalEngine:
             ValueError: an empty prompt, a token id outside the vocabulary, a negative `max_tokens`, or more
                 tokens than the model has positions for; the request is named.
         """
-        vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        check_requests(requests, vocabulary, num_positions(self._config))
+        check_requests(requests, self._vocabulary, num_positions(self._config))
         empty = Completion(
             token_ids=(), logp=np.zeros(0, np.float32), finish_reason="length", weight_version=self._version
         )
@@ -133,35 +159,54 @@ class LocalEngine:
         self, requests: list[Request], asked: list[int], sampling: Sampling, report: Report | None
     ) -> Iterator[tuple[int, Completion]]:
         """(index, completion) of the requests in `asked`, wave by wave."""
-        decoder = self._decoder([requests[i] for i in asked])
         reporter = None if report is None else Reporter(report, empty=len(requests) - len(asked))
-        for batch in plan_batches([requests[i].prompt_ids for i in asked], self._max_rows):
+        waves = self._tree_waves if self._own_rows is None else self._own_waves
+        for wave in waves([requests[i] for i in asked]):
+            rows = [asked[i] for i in wave.rows]
+            progress = Progress([requests[i] for i in rows], sampling, self._decode, reporter)
+            self._decode_wave(wave, [requests[i] for i in rows], sampling, progress)
+            for place, i in enumerate(rows):
+                yield i, progress.completion(place, i, self._version)
+
+    def _tree_waves(self, requests: list[Request]) -> Iterator[Wave]:
+        """Whose prefixes are encoded as one prefix tree."""
+        assert self._prefill is not None
+        decoder = self._decoder(requests)
+        for batch in plan_batches([request.prompt_ids for request in requests], self._max_rows):
             prefill = self._prefill([prefix for family in batch.families for prefix in family])
-            for wave in batch.waves:
-                rows = [asked[i] for i in wave]
-                progress = Progress([requests[i] for i in rows], sampling, self._decode, reporter)
-                self._decode_wave(decoder, batch, prefill, [requests[i] for i in rows], sampling, progress)
-                for place, i in enumerate(rows):
-                    yield i, progress.completion(place, i, self._version)
+            for rows in batch.waves:
+                of_wave = [requests[i] for i in rows]
+                last_B = _last_positions(batch, prefill, of_wave)
+                index_B = torch.from_numpy(last_B).to(prefill.hidden_SD.device)
+                cache = self._cache(decoder, batch, prefill, of_wave, last_B)
+                yield Wave(rows, self._stepper(decoder), cache, prefill.hidden_SD.index_select(0, index_B))
+
+    def _own_waves(self, requests: list[Request]) -> Iterator[Wave]:
+        """Whose prefixes have one length."""
+        assert self._own_rows is not None
+        device = next(self._backbone.parameters()).device
+        lengths = np.array([len(request.prompt_ids) for request in requests])
+        for length in np.unique(lengths):
+            alike = np.flatnonzero(lengths == length).tolist()
+            for start in range(0, len(alike), self._max_rows):
+                rows = alike[start : start + self._max_rows]
+                prefixes = list(dict.fromkeys(requests[i].prompt_ids for i in rows))
+                place = {prefix: i for i, prefix in enumerate(prefixes)}
+                index_B = torch.tensor([place[requests[i].prompt_ids] for i in rows], device=device)
+                own = self._own_rows(
+                    self._backbone, torch.tensor(prefixes, device=device), index_B, self._dtype
+                )
+                yield Wave(rows, own, own, own.hidden_BD)
 
     def _decode_wave(
-        self,
-        decoder: Decoder,
-        batch: Batch,
-        prefill: Prefill,
-        requests: list[Request],
-        sampling: Sampling,
-        progress: Progress,
+        self, wave: Wave, requests: list[Request], sampling: Sampling, progress: Progress
     ) -> None:
         """Decodes the rows of one wave to their ends; `progress` holds the outcome."""
-        hidden_SD = prefill.hidden_SD
-        last_B = _last_positions(batch, prefill, requests)
-        logits_dtype = torch.promote_types(hidden_SD.dtype, torch.float32)
-        draws = Draws([r.seed for r in requests], device=hidden_SD.device, dtype=logits_dtype)
-        cache = self._cache(decoder, batch, prefill, requests, last_B)
-        hidden_BD = hidden_SD.index_select(0, torch.from_numpy(last_B).to(hidden_SD.device))
+        cache, hidden_BD = wave.cache, wave.hidden_BD
+        stepper: Any = wave.stepper
+        logits_dtype = torch.promote_types(hidden_BD.dtype, torch.float32)
+        draws = Draws([r.seed for r in requests], device=hidden_BD.device, dtype=logits_dtype)
         head = _LogitsHead(self._head, self._dtype)
-        stepper = self._stepper(decoder)
         while True:
             block: list[tuple[torch.Tensor, torch.Tensor]] = []
             for _ in range(min(BLOCK, progress.steps_left)):

@@ -1,0 +1,66 @@
+"""Hidden states of unshared rows, by a model's own forward: for models whose layers cannot follow a tree.
+
+Rows of alike length go through the backbone together, padded on the right, which a causal model does not see:
+state and keys of padding come after all that is read. What comes out is packed as a tree's stream is.
+
+Dimension key: S packed positions, R rows of one call, L padded length, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from g2rpo_kernels.transfer import to_device
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from g2rpo_fast.backbone import backbone_of, check_length
+from g2rpo_fast.types import Longs, TreePlan
+
+PADDING = 1.25
+"""Rows go together up to this many padded positions for each of their own."""
+
+
+def padded_hidden(model: PreTrainedModel, plan: TreePlan) -> Tensor:
+    """Hidden states [S, D] of `plan`'s stream under `model` with the attention that it has selected.
+
+    Differentiable in the parameters, also under gradient checkpointing; dtypes as in `tree_hidden`.
+
+    Raises:
+        ValueError: rows of the plan share positions (wanted `min_saved = tree.UNSHARED`), or one is longer
+            than the model's RoPE has one set of frequencies for.
+    """
+    if (plan.node_parent_Q >= 0).any():
+        raise ValueError(f"{model.config.model_type}: wanted a plan of unshared rows, got one with branches")
+    check_length(model.config, int(plan.position_S.max()) + 1)
+    start_R = np.flatnonzero(plan.position_S == 0)
+    length_R = np.diff(start_R, append=len(plan.position_S))
+    backbone: Any = backbone_of(model)
+    parts, places = [], []
+    for rows in alike(length_R):
+        real_RL = np.arange(length_R[rows].max()) < length_R[rows, None]
+        place_RL = np.minimum(start_R[rows, None] + np.arange(real_RL.shape[1]), len(plan.token_S) - 1)
+        token_RL = np.where(real_RL, plan.token_S[place_RL], 0)
+        inputs = [torch.from_numpy(token_RL).long(), torch.from_numpy(real_RL).long()]
+        token, real = to_device(inputs, model.device)
+        output = backbone(input_ids=token, attention_mask=real, use_cache=False)
+        parts.append(output.last_hidden_state[real.bool()])
+        places.append(place_RL[real_RL])
+    order_S = np.argsort(np.concatenate(places))
+    return torch.cat(parts)[torch.from_numpy(order_S).to(model.device)]
+
+
+def alike(length_R: Longs) -> list[Longs]:
+    """Indices of rows that go together, longest first: padded to the longest, they take little more."""
+    groups: list[list[int]] = []
+    longest = total = 0
+    for row in np.argsort(-length_R, kind="stable").tolist():
+        length = int(length_R[row])
+        total += length
+        if not groups or (len(groups[-1]) + 1) * longest > PADDING * total:
+            groups.append([])
+            longest = total = length
+        groups[-1].append(row)
+    return [np.array(group) for group in groups]

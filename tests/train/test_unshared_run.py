@@ -1,0 +1,109 @@
+"""Runs of a model whose layers follow no tree: what they say, how they go on, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from causal_types import CAUSAL_TYPES
+from causal_types import tiny_config as tiny_model_config
+from commands import called, printed
+from g2rpo_fast.config import Config
+from g2rpo_fast.embedded import prepare
+from g2rpo_fast.metrics import read_metrics
+from g2rpo_fast.train import train
+from runs import TINY, quiet, tiny_config, without_times
+
+pytestmark = pytest.mark.skipif("lfm2" not in CAUSAL_TYPES, reason="this transformers has no lfm2")
+
+Paths = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """An untrained hybrid of convolutions and attention with the embedded task's tokenizer, and its data."""
+    directory = tmp_path_factory.mktemp("hybrid")
+    embedded = tiny_config(directory, embedded={"warm_start_steps": 1}).embedded
+    made = prepare(directory, embedded, seed=0, report=quiet)
+    tokenizer = AutoTokenizer.from_pretrained(made.model_dir)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_model_config("lfm2", **sizes))
+    model.save_pretrained(directory / "lfm2")
+    tokenizer.save_pretrained(directory / "lfm2")
+    return {
+        "model": {"path": str(directory / "lfm2")},
+        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
+    }
+
+
+def config_of(directory: Path, hybrid: Paths, steps: int, **sections: dict[str, Any]) -> Config:
+    values: dict[str, Any] = {
+        "run": {"steps": steps},
+        "checkpoint": {"every": 1},
+        "evaluate": {"every": 0, "profile_prompts": 0},
+        "optim": {"schedule": "constant"},
+        "model": hybrid["model"],
+        "data": hybrid["data"],
+    }
+    return tiny_config(directory, **values | sections)
+
+
+def test_hybrid_trains_says_why_and_goes_on_bit_for_bit(hybrid: Paths, tmp_path: Path) -> None:
+    lines: list[str] = []
+    whole = train(config_of(tmp_path / "whole", hybrid, 2), show=lines.append)
+    shown = "\n".join(lines)
+    reason = "lfm2: wanted layers of full_attention, sliding_attention only, got conv"
+    line = f"model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit {reason}"
+    assert line in shown
+    assert "positions, each row by itself\n" in shown
+    assert shown.count("note: with prefix trees the update would have encoded ") == 1
+    records = read_metrics(whole.metrics_path)
+    ratios = [(record["update/token_ratio"], record["update/ratio_if_shared"]) for record in records[1:]]
+    assert all(got < 1.2 < shared for got, shared in ratios)
+    assert any(record["rollout/guidance_tokens"] for record in records[1:])
+    assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
+
+    train(config_of(tmp_path / "broken", hybrid, 1), show=quiet)
+    broken = train(config_of(tmp_path / "broken", hybrid, 2), show=quiet)
+    assert without_times(read_metrics(broken.metrics_path)) == without_times(records)
+    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
+    before = (Path(hybrid["model"]["path"]) / "model.safetensors").read_bytes()
+    assert weights[0] == weights[1] != before
+
+
+def test_required_refuses_before_anything_is_spent(hybrid: Paths, tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", hybrid, 2, tree={"sharing": "required"})
+    with pytest.raises(ValueError, match=r"tree\.sharing: required, but a prefix tree does not fit lfm2: "):
+        train(config, show=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_says_the_same(hybrid: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        f"--model.path={hybrid['model']['path']}", f"--data.path={hybrid['data']['path']}",
+        "--run.threads=1", "--run.prompts-per-step=2", "--rollout.group-size=4", "--rollout.max-tokens=40",
+        "--reward.functions=runs:wobble", "--seconds=0.2",
+    ]  # fmt: skip
+    status, out, err = called(["plan", *words], capsys)
+    assert status == 0, err
+    assert "model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit lfm2: " in err
+    assert "encoded row by row; as prefix trees, which this run does not share, " in out
+    work = json.loads(printed(["plan", "--json", *words], capsys))["work"]
+    assert work["shared_positions"] < work["positions"] <= work["unshared_tokens"]
+
+
+def test_off_shares_nothing_where_the_model_could(tmp_path: Path) -> None:
+    lines: list[str] = []
+    short = {"run": {"steps": 1}, "evaluate": {"every": 0, "profile_prompts": 0}}
+    embedded = TINY["embedded"] | {"warm_start_steps": 1}
+    config = tiny_config(tmp_path / "run", **short, embedded=embedded, tree={"sharing": "off"})
+    result = train(config, show=lines.append)
+    assert not any("unshared rows" in line for line in lines)
+    record = read_metrics(result.metrics_path)[1]
+    assert record["update/token_ratio"] < 1.2 < record["update/ratio_if_shared"]
