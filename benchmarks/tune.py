@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from g2rpo_kernels import Objective, policy_loss, tree_attention
-from g2rpo_kernels.linear_logprob import device_chunks
+from g2rpo_kernels.linear_logprob import device_chunks, triton_exponentials
 from g2rpo_kernels.logprob import triton_launch
 from g2rpo_kernels.tree_attention import tile_plan, tiles
 
@@ -78,17 +78,29 @@ def row_tables() -> Iterator[Table]:
 
 
 def chunk_table(width: int) -> Table:
-    """`linear_policy_loss`: megabytes of a chunk of logits and their gradient, and the share of a part in it;
-    16,384 rows, V = 151,936. Larger chunks add to d head less often, smaller parts stay in the cache."""
+    """`linear_policy_loss` of half operands: megabytes of a chunk of logits and their gradient; 16,384 rows,
+    V = 151,936. Larger chunks add to d head less often."""
     step = step_of(SIDES["ours"](), make_problem(rows=16_384, width=width, vocabulary=151_936, device="cuda"))
 
     def run_with(values: Values) -> Run:
-        megabytes, device_chunks.PART_SHARE = values
-        device_chunks.CHUNK_BYTES = megabytes * 1_000_000
+        device_chunks.CHUNK_BYTES = values[0] * 1_000_000
         return step
 
-    now = device_chunks.CHUNK_BYTES // 1_000_000, device_chunks.PART_SHARE
-    return Table(f"linear chunks D={width}", now, ((750, 1500, 3000), (2, 4, 6, 12)), run_with)
+    now = (device_chunks.CHUNK_BYTES // 1_000_000,)
+    return Table(f"linear chunks D={width}", now, ((750, 1500, 3000),), run_with)
+
+
+def exponential_table(width: int) -> Table:
+    """The same on Hopper: row tiles that share a read of the head, and warps and stages of the product."""
+    step = step_of(SIDES["ours"](), make_problem(rows=16_384, width=width, vocabulary=151_936, device="cuda"))
+    names = ("GROUP", "num_warps", "num_stages")
+
+    def run_with(values: Values) -> Run:
+        triton_exponentials.OPTIONS.update(zip(names, values, strict=True))
+        return step
+
+    now = tuple(int(triton_exponentials.OPTIONS[name]) for name in names)
+    return Table(f"linear exponentials D={width}", now, ((8, 16, 32), (4, 8), (3, 4)), run_with)
 
 
 def attention_tables(width: int) -> Iterator[Table]:
@@ -152,7 +164,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("tune.py: wanted a CUDA device, got none")
     deadline, results = Deadline(given.seconds), []
-    tables = [*attention_tables(128), chunk_table(2048), *row_tables(), *attention_tables(64)]
+    linear = [chunk_table(2048), exponential_table(2048)]
+    tables = [*attention_tables(128), *linear, *row_tables(), *attention_tables(64)]
     near = [(table, values) for table in tables for values in table.near()]
     rest = [(table, values) for table in tables for values in table.rest()]
     for table, values in [*near, *rest]:

@@ -6,6 +6,8 @@ buffer of their own. With float32 operands d logits take the place of the logits
 
     1.5 GB at V = 151,936 in bfloat16: parts of 384 rows (0.23 GB), chunks of up to 4,168 rows (1.27 GB).
 
+On Hopper the logits of half operands do not come to memory at all: `triton_exponentials`.
+
 Rows without gradient stay in the products, as rows of zeros: how many there are is known on the device only,
 and asking for it would stall the host. Leave out beforehand what the host knows (rows of zero advantage).
 Sums run in a fixed order without atomics, so results are the same bit for bit from run to run.
