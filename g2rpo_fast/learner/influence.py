@@ -80,7 +80,7 @@ def _of_group(policy: Policy, seen: Sequence[Seen], share: Sequence[Tensor], at:
     lse_E = torch.cat([one.lse_T[i] for one, i in zip(seen, at, strict=True)])
     target_E = torch.cat([one.stream.target_T[i] for one, i in zip(seen, at, strict=True)])
     ids_V, place_E = target_E.unique(return_inverse=True)
-    logit_EV = hidden_ED @ head.weight_VD[ids_V].to(hidden_ED).T
+    logit_EV = head.scale * hidden_ED @ head.weight_VD[ids_V].to(hidden_ED).T
     if head.bias_V is not None:
         logit_EV = logit_EV + head.bias_V[ids_V].to(hidden_ED)
     if head.softcap is not None:

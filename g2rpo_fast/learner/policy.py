@@ -98,7 +98,7 @@ class Policy:
         """
         head = head_of(self.model)
         return op(
-            hidden_SD,
+            hidden_SD if head.scale == 1 else hidden_SD * head.scale,
             head.weight_VD,
             stream.target_T,
             *arguments,

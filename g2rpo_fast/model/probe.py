@@ -191,5 +191,5 @@ def _plan(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:
 
 def _logits(model: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
     head = head_of(model)
-    logits_SV = torch.nn.functional.linear(hidden_SD, head.weight_VD, head.bias_V)
+    logits_SV = torch.nn.functional.linear(hidden_SD * head.scale, head.weight_VD, head.bias_V)
     return logits_SV if head.softcap is None else head.softcap * torch.tanh(logits_SV / head.softcap)

@@ -35,10 +35,12 @@ FAMILIES = [
 ]
 SLOW = ["mamba2", "nemotron_h", "qwen3_5_text", "qwen3_next"]
 """Their reference code steps through tokens, forward and backward."""
+SCALED = {"falcon_h1": {"lm_head_multiplier": 0.25}, "granitemoehybrid": {"logits_scaling": 4.0}}
+"""Logits, as in the models of these families that are published."""
 
 
 def model_of(family: str) -> Any:
-    model = tiny_model(family).double()
+    model = tiny_model(family, **SCALED.get(family, {})).double()
     model.set_experts_implementation("eager")  # the others have no float64
     return model
 

@@ -26,6 +26,7 @@ from g2rpo_fast.types import Sequences
 EXACT = [
     "afmoe",
     "apertus",
+    "cohere",
     "cwm",
     "deepseek_v2",
     "deepseek_v3",
@@ -94,7 +95,6 @@ NOT_SHARED = {
 SLOW = ["jamba", "lfm2_moe", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]
 REFUSED = {
     "bert": "one linear map of the backbone's hidden states",
-    "cohere": "wanted logit_scale = 1",
     "dbrx": "does not run on them",
     "modernbert-decoder": "one linear map of the backbone's hidden states",
     "xlnet": "wanted logits that later tokens do not change",
@@ -131,6 +131,23 @@ def test_type_is_exact_where_its_attention_is_chosen_through_the_interface(model
     reason = "not chosen through transformers' attention interface"
     got = outcome(model_type)
     assert got == "exact" if hasattr(code, "ALL_ATTENTION_FUNCTIONS") else reason in got
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"lm_head_multiplier": 0.25},
+    "granite": {"logits_scaling": 4.0},
+    "granitemoehybrid": {"logits_scaling": 4.0},
+}
+
+
+@pytest.mark.parametrize("model_type", [name for name in SCALED if name in CAUSAL_TYPES])
+def test_scaled_logits_are_exact(model_type: str) -> None:
+    """Not vacuous: the same weights without a scale are another model."""
+    scaled, plain = tiny_model(model_type, **SCALED[model_type]), tiny_model(model_type)
+    plain.load_state_dict(scaled.state_dict())
+    prompt, tokens = rows()[0]
+    assert np.abs(plain_logp(plain, prompt, tokens) - plain_logp(scaled, prompt, tokens)).max() > 0.1
+    assert "exact" in outcome(model_type, **SCALED[model_type])
 
 
 WINDOWED: dict[str, dict[str, Any]] = {

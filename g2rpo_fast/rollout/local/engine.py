@@ -271,11 +271,11 @@ class _LogitsHead:
         self._dtype = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
         self._weight_VD = head.weight_VD.to(self._dtype)
         self._product = product_with(self._weight_VD)
-        self._bias_V, self._softcap = head.bias_V, head.softcap
+        self._bias_V, self._scale, self._softcap = head.bias_V, head.scale, head.softcap
 
     def logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         """[B, V] float32 or more, whatever the operands."""
-        hidden_BD = hidden_BD.to(self._dtype)
+        hidden_BD = (hidden_BD if self._scale == 1 else hidden_BD * self._scale).to(self._dtype)
         if self._dtype in (torch.bfloat16, torch.float16):
             logits_BV = torch.mm(hidden_BD, self._weight_VD.t(), out_dtype=torch.float32)
         else:

@@ -37,11 +37,13 @@ PrefillFunction = Callable[[list[tuple[int, ...]]], Prefill]
 
 
 class Head(Protocol):
-    """logits = softcap(hidden @ weight^T + bias)."""
+    """logits = softcap(scale * hidden @ weight^T + bias)."""
 
     @property
     def weight_VD(self) -> torch.Tensor: ...
     @property
     def bias_V(self) -> torch.Tensor | None: ...
+    @property
+    def scale(self) -> float: ...
     @property
     def softcap(self) -> float | None: ...
