@@ -19,7 +19,14 @@ from torch.autograd.function import once_differentiable
 from g2rpo_kernels.logprob.partials import RowNumbers, RowPartials
 from g2rpo_kernels.logprob.records import LogProb
 from g2rpo_kernels.logprob.triton_launch import check_logits, on_device, scaling, tile_for
-from g2rpo_kernels.logprob.triton_rows import both, finish_row, row_sums, target_logit, write_dlogits
+from g2rpo_kernels.logprob.triton_rows import (
+    both,
+    finish_row,
+    row_sums,
+    target_logit,
+    upstream,
+    write_dlogits,
+)
 
 
 @triton.jit
@@ -91,13 +98,7 @@ def gradient_kernel(
     target = tl.load(target_ptr + t).to(tl.int32)
     lse = tl.load(lse_ptr + t).to(tl.float64)
     entropy = tl.load(entropy_ptr + t).to(tl.float64)
-    c, e, g = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-    if c_ptr is not None:
-        c += tl.load(c_ptr + t)
-    if e_ptr is not None:
-        e += tl.load(e_ptr + t)
-    if g_ptr is not None:
-        g += tl.load(g_ptr + t)
+    c, e, g = upstream(c_ptr, e_ptr, g_ptr, t)
     scale, _ = both(scale)
     inv_softcap, inv_softcap_f32 = both(inv_softcap)
     target_z, target_slope = target_logit(row_ptr, bias_ptr, target, stride_v, scale, inv_softcap, SOFTCAP)

@@ -169,6 +169,19 @@ def finish_row(m, rest, moment, target_z, scale):
 
 
 @triton.jit
+def upstream(c_ptr, e_ptr, g_ptr, t):
+    """(c, e, g) of row t in float64; 0 for what is not given."""
+    c, e, g = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
+    if c_ptr is not None:
+        c += tl.load(c_ptr + t)
+    if e_ptr is not None:
+        e += tl.load(e_ptr + t)
+    if g_ptr is not None:
+        g += tl.load(g_ptr + t)
+    return c, e, g
+
+
+@triton.jit
 def target_gradient(logp, entropy, c, e, g):
     """d loss / d effective logit of the target, in float64: 1 - p would cancel in float32."""
     bounded = at_least(logp, FLOOR)

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from g2rpo_kernels.logprob.partials import RowNumbers
 from g2rpo_kernels.logprob.triton_launch import on_device
-from g2rpo_kernels.logprob.triton_rows import FLOOR, LN_2, LOG2_E, at_least, both, finish_row, target_gradient
+from g2rpo_kernels.logprob.triton_rows import (
+    FLOOR,
+    LN_2,
+    LOG2_E,
+    at_least,
+    both,
+    finish_row,
+    target_gradient,
+    upstream,
+)
 
 TILE_COLUMNS = 256
 GROUP = 8
@@ -45,6 +54,16 @@ def combined_tiles(max_ptr, rest_ptr, moment_ptr, num_n, scale, BLOCK_N: tl.cons
     moment_n = tl.load(moment_ptr + lane_n, mask=here_n, other=0.0).to(tl.float64)
     moment_n = (moment_n + shift_n.to(tl.float64) * rest_n) * carry_n
     return m.to(tl.float64), tl.sum(rest_n * carry_n, 0), tl.sum(moment_n, 0) * LN_2
+
+
+@triton.jit
+def row_of_tiles(max_ptr, rest_ptr, moment_ptr, target_logit_ptr, t, num_n, scale, BLOCK_N: tl.constexpr):
+    """(logp, entropy, lse) of row t in float64."""
+    first = t * num_n
+    m, rest, moment = combined_tiles(
+        max_ptr + first, rest_ptr + first, moment_ptr + first, num_n, scale, BLOCK_N
+    )
+    return finish_row(m, rest, moment, tl.load(target_logit_ptr + t).to(tl.float64) * scale, scale)
 
 
 @triton.jit
@@ -156,12 +175,9 @@ def tile_numbers_kernel(
 ):
     t = tl.program_id(0).to(tl.int64)
     scale, _ = both(scale)
-    first = t * num_n
-    m, rest, moment = combined_tiles(
-        max_ptr + first, rest_ptr + first, moment_ptr + first, num_n, scale, BLOCK_N
+    logp, entropy, lse = row_of_tiles(
+        max_ptr, rest_ptr, moment_ptr, target_logit_ptr, t, num_n, scale, BLOCK_N
     )
-    target_z = tl.load(target_logit_ptr + t).to(tl.float64) * scale
-    logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
     tl.store(logp_ptr + t, logp.to(tl.float32))
     tl.store(entropy_ptr + t, entropy.to(tl.float32))
     tl.store(lse_ptr + t, lse)
@@ -190,13 +206,7 @@ def tile_gradient_kernel(
     scale, _ = both(scale)
     lse = tl.load(lse_ptr + t).to(tl.float64)
     entropy = tl.load(entropy_ptr + t).to(tl.float64)
-    c, e, g = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-    if c_ptr is not None:
-        c += tl.load(c_ptr + t)
-    if e_ptr is not None:
-        e += tl.load(e_ptr + t)
-    if g_ptr is not None:
-        g += tl.load(g_ptr + t)
+    c, e, g = upstream(c_ptr, e_ptr, g_ptr, t)
     logp = tl.load(target_logit_ptr + t).to(tl.float64) * scale - lse
     exponentials_to_dlogits(
         exp_ptr + t * stride_c, max_ptr + t * num_n, tl.load(target_ptr + t).to(tl.int32), logp, lse, entropy,

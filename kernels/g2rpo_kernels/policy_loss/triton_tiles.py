@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from g2rpo_kernels.logprob.triton_launch import on_device
-from g2rpo_kernels.logprob.triton_rows import both, finish_row
+from g2rpo_kernels.logprob.triton_rows import both
 from g2rpo_kernels.logprob.triton_tiles import (
     Exponentials,
-    combined_tiles,
     exponentials_to_dlogits,
     numbers_constants,
     row_constants,
+    row_of_tiles,
 )
 from g2rpo_kernels.policy_loss.records import Edges, Objective
 from g2rpo_kernels.policy_loss.triton import RowInputs, objective_settings
@@ -70,13 +70,10 @@ def tile_policy_kernel(
 ):
     t = tl.program_id(0).to(tl.int64)
     scale, _ = both(scale)
-    first = t * num_n
-    m, rest, moment = combined_tiles(
-        max_ptr + first, rest_ptr + first, moment_ptr + first, num_n, scale, BLOCK_N
+    logp, entropy, lse = row_of_tiles(
+        max_ptr, rest_ptr, moment_ptr, target_logit_ptr, t, num_n, scale, BLOCK_N
     )
     target = tl.load(target_ptr + t).to(tl.int32)
-    target_z = tl.load(target_logit_ptr + t).to(tl.float64) * scale
-    logp, entropy, lse = finish_row(m, rest, moment, target_z, scale)
     a_pos = tl.load(a_pos_ptr + t).to(tl.float64)
     a_neg = tl.load(a_neg_ptr + t).to(tl.float64)
     weight = tl.load(weight_ptr + t).to(tl.float64)
@@ -88,7 +85,7 @@ def tile_policy_kernel(
     tl.store(logp_ptr + t, logp.to(tl.float32))
     tl.store(entropy_ptr + t, entropy.to(tl.float32))
     exponentials_to_dlogits(
-        exp_ptr + t * stride_c, max_ptr + first, target, logp, lse, entropy, c, e,
+        exp_ptr + t * stride_c, max_ptr + t * num_n, target, logp, lse, entropy, c, e,
         tl.zeros((), tl.float64), num_v, num_n, scale, ENTROPY, TILE_V, GROUP, STAGES,
     )  # fmt: skip
 
