@@ -59,6 +59,7 @@ def test_decoder_logits_are_those_of_a_plain_forward(name: str) -> None:
     some = requests(2)
     (batch,) = plan_batches([r.prompt_ids for r in some], 99)
     some = [some[i] for i in batch.waves[0]]
+    assert engine._prefill is not None
     prefill = engine._prefill([prefix for family in batch.families for prefix in family])
     decoder = engine._decoder(some)
     cache = engine._cache(decoder, batch, prefill, some, _last_positions(batch, prefill, some))
@@ -148,6 +149,7 @@ def test_waves_give_the_same_and_encode_each_prefix_once() -> None:
     encoded: list[tuple[int, ...]] = []
     engine = engine_of(plain)
     inner = engine._prefill
+    assert inner is not None
 
     def counted(prefixes: list[tuple[int, ...]]) -> Prefill:
         encoded.extend(prefixes)

@@ -63,7 +63,9 @@ def test_steps_stay_on_the_device(name: str, dtype: torch.dtype, recorded: bool)
     some = requests(2)
     (batch,) = plan_batches([r.prompt_ids for r in some], 99)
     some = [some[i] for i in batch.waves[0]]
-    real = engine_of(plain)._prefill([prefix for family in batch.families for prefix in family])
+    encode = engine_of(plain)._prefill
+    assert encode is not None
+    real = encode([prefix for family in batch.families for prefix in family])
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
         keys = [(on_cuda(k_SKE, dtype), on_cuda(v_SKE, dtype)) for k_SKE, v_SKE in real.keys]
         prefill: Prefill = replace(real, keys=keys, hidden_SD=on_cuda(real.hidden_SD, torch.float32))
