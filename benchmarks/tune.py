@@ -83,10 +83,10 @@ def chunk_table(width: int) -> Table:
     step = step_of(SIDES["ours"](), make_problem(rows=16_384, width=width, vocabulary=151_936, device="cuda"))
 
     def run_with(values: Values) -> Run:
-        device_chunks.CHUNK_BYTES = values[0] * 1_000_000
+        device_chunks.DEVICE_CHUNK_BYTES = values[0] * 1_000_000
         return step
 
-    now = (device_chunks.CHUNK_BYTES // 1_000_000,)
+    now = (device_chunks.DEVICE_CHUNK_BYTES // 1_000_000,)
     return Table(f"linear chunks D={width}", now, ((750, 1500, 3000),), run_with)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from g2rpo_kernels.linear_logprob.device_chunks import CHUNK_BYTES
+from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 from transformers import PreTrainedModel
 
 CPU_BUDGET = 8192
@@ -114,7 +114,7 @@ def fixed_bytes(shape: Shape) -> int:
     """
     copies = shape.compute_bytes if shape.compute_bytes < FLOAT32 else 0
     heads = 2 * FLOAT32 * shape.vocabulary * shape.width
-    return (3 * FLOAT32 + copies) * shape.num_parameters + heads + CHUNK_BYTES
+    return (3 * FLOAT32 + copies) * shape.num_parameters + heads + DEVICE_CHUNK_BYTES
 
 
 def most_positions(shape: Shape, free_bytes: int) -> int:

@@ -16,21 +16,27 @@ HEAVY = (
     "scipy", "plotext", "jinja2",
 )  # fmt: skip
 """What takes long to import, and no configuration needs."""
-MISSING = ("pydantic", "annotated_types", "tyro", "plotext", "math_verify", "vllm")
-WITHOUT = f"""
+
+
+def without(*missing: str) -> str:
+    """What makes a process one where these packages are not installed."""
+    return f"""
 import sys
 from importlib.abc import MetaPathFinder
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {MISSING!r}:
+        if name.split(".")[0] in {missing!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 import importlib.util
 found = importlib.util.find_spec
 def find_spec(name, package=None):
-    return None if name.split(".")[0] in {MISSING!r} else found(name, package)
+    return None if name.split(".")[0] in {missing!r} else found(name, package)
 importlib.util.find_spec = find_spec
 """
+
+
+BARE = without("pydantic", "annotated_types", "tyro", "plotext", "math_verify", "vllm")
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +59,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_what_a_bare_machine_runs_imports_there(modules: str) -> None:
-    done = run(f"{WITHOUT}\nimport {modules}\nprint('imported')")
+    done = run(f"{BARE}\nimport {modules}\nprint('imported')")
     assert done.stdout == "imported\n", done.stderr
 
 
@@ -61,8 +67,28 @@ def test_an_update_s_parts_are_built_where_nothing_can_check_their_sections() ->
     code = (
         "import g2rpo_fast.learner, g2rpo_fast.engine, g2rpo_fast.model.load; from g2rpo_fast.optim import *"
     )
-    done = run(f"{WITHOUT}\n{code}\nprint(OptimConfig(lr=1e-3).lr)")
+    done = run(f"{BARE}\n{code}\nprint(OptimConfig(lr=1e-3).lr)")
     assert done.stdout == "0.001\n", done.stderr
+
+
+EVERY_MODULE = """
+import importlib, pkgutil
+import g2rpo_fast
+names = [module.name for module in pkgutil.walk_packages(g2rpo_fast.__path__, "g2rpo_fast.")]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        assert missing.name in ("vllm", "mlflow", "wandb", "trackio", "tensorboard"), missing
+print(len(names) > 100, "triton" in sys.modules)
+"""
+
+
+def test_the_program_needs_no_triton_before_a_gpu_does() -> None:
+    """Triton is for Linux, and where vLLM's CPU build is installed there is none: only kernels import it. What
+    else may be missing are the packages of extras."""
+    done = run(f"{without('triton')}\n{EVERY_MODULE}")
+    assert done.stdout == "True False\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from g2rpo_kernels.linear_logprob.chunks import CHUNK_BYTES as CPU_CHUNK_BYTES
-from g2rpo_kernels.linear_logprob.device_chunks import CHUNK_BYTES as DEVICE_CHUNK_BYTES
+from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.forecast.rollout import num_positions

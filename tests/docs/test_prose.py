@@ -6,7 +6,7 @@ import re
 import tomllib
 
 import pytest
-from g2rpo_kernels.linear_logprob.device_chunks import CHUNK_BYTES
+from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 
 from doc_blocks import PAGES, ROOT
 from g2rpo_fast.commands import COMMANDS
@@ -102,5 +102,5 @@ def test_the_sizes_that_are_claimed_are_those_that_fit_a_gpu() -> None:
     for page in ("README.md", "docs/index.md"):
         assert "GPU for 0.5B to 4B](" in (ROOT / page).read_text()
     num_parameters, vocabulary, width = 596_049_920, 151_936, 1024
-    loss = 2 * 4 * vocabulary * width + CHUNK_BYTES  # d head, d embeddings; a chunk of logits
+    loss = 2 * 4 * vocabulary * width + DEVICE_CHUNK_BYTES  # d head, d embeddings; a chunk of logits
     assert held_bytes(shape(SIZES[0], checkpointing=False)) == (4 + 4 + 8 + 2) * num_parameters + loss

@@ -28,6 +28,8 @@ from g2rpo_kernels.logprob.sweeps import chunk_dlogits, chunk_partials
 
 CHUNK_BYTES = 128 << 20
 """Most bytes of logits, unless the caller says otherwise."""
+DEVICE_CHUNK_BYTES = 1_500_000_000
+"""The same on a GPU, of logits and their gradient. It is here for those who count memory without Triton."""
 
 
 def most_rows(linear: Linear, row_bytes: int, chunk_bytes: int | None) -> int:

@@ -24,14 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 from g2rpo_kernels.linear_logprob.linear import Linear
 from g2rpo_kernels.linear_logprob.products import add_product_, product
 from g2rpo_kernels.linear_logprob.shard import reduce_partials
 from g2rpo_kernels.logprob.partials import RowNumbers, finished
 from g2rpo_kernels.logprob.triton import row_gradient_, row_stats
 
-CHUNK_BYTES = 1_500_000_000
-"""Most bytes of logits and their gradient, unless the caller says otherwise."""
 ROW_TILE = 128
 """Matrix products are cut in tiles of this many rows: parts and chunks are whole numbers of them."""
 PART_SHARE = 6
@@ -111,7 +110,7 @@ class DeviceRows:
 
 def chunk_bound(chunk_bytes: int | None) -> int:
     """Bytes of logits and their gradient; ValueError for none."""
-    bound = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+    bound = DEVICE_CHUNK_BYTES if chunk_bytes is None else chunk_bytes
     if bound < 1:
         raise ValueError(f"chunk_bytes: wanted >= 1, got {chunk_bytes}")
     return bound
