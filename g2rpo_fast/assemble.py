@@ -14,7 +14,7 @@ from typing import TextIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from g2rpo_fast.backbone import num_positions
+from g2rpo_fast.adapters import check_adapters
 from g2rpo_fast.callbacks import Callbacks
 from g2rpo_fast.checkpoint import (
     load_arrays,
@@ -33,14 +33,10 @@ from g2rpo_fast.fingerprint import Fingerprint, fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
-from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
-from g2rpo_fast.model import compute_dtype
-from g2rpo_fast.model.export import export_dtype, make_exportable
+from g2rpo_fast.model.export import export_dtype
 from g2rpo_fast.model.hook import follows_trees
-from g2rpo_fast.model.liger_ops import is_fused
-from g2rpo_fast.model.load import load_model, noise_of
-from g2rpo_fast.model.padded import PADDING
-from g2rpo_fast.model.vocabulary import check_vocabulary, load_tokenizer
+from g2rpo_fast.model.vocabulary import load_tokenizer
+from g2rpo_fast.models import find_device, load_policy, load_reference, token_budget
 from g2rpo_fast.optim import make_optimizer
 from g2rpo_fast.origins import Origins, find_origins
 from g2rpo_fast.paths import check_paths
@@ -113,6 +109,7 @@ def assemble(config: Config, show: Callable[[str], None], progress: Progress | N
     """
     check_paths(config)
     check_engine(config)
+    check_adapters(config.adapter)
     check_installed(config.log.to)
     try_own(config.credit, config.terms)
     rewards = load_rewards(config.reward)
@@ -136,11 +133,11 @@ def _assembled(
         prompts, eval_prompts = _read(config, origins, tokenizer, rewards)
     both = (*prompts.prompts, *(eval_prompts.prompts if eval_prompts else ()))
     with progress.phase("loading the model"):
-        model = _policy(config, origins.model_dir, device, tokenizer, both, show)
+        model = load_policy(config, origins.model_dir, device, tokenizer, both, show)
     sampling = sampling_of(config, tokenizer, model)
     recipe = recipe_of(config)
     with progress.phase("loading the reference model"):
-        reference = load_model(origins.model_dir, config.model, device) if recipe.needs_reference else None
+        reference = load_reference(config, recipe, origins.model_dir, model)
     optimizer = make_optimizer(model, config.optim)
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
     state, sampled = _first_state(recipe, prompts), None
@@ -256,62 +253,12 @@ def _stored(
     """With the size of micro-batches, which the run keeps; the engine is closed where that cannot be."""
     try:
         if config.tree.token_budget is None:
-            config = with_budget(config, _token_budget(config, model, prompts))
+            config = with_budget(config, token_budget(config, model, prompts))
         store_config(run._replace(config=config), step=step)
     except BaseException:
         engine.close()
         raise
     return config
-
-
-def _policy(
-    config: Config,
-    path: str,
-    device: str,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    show: Callable[[str], None],
-) -> PreTrainedModel:
-    """The model to train, of which these prompts and this tokenizer can be asked, and which can be saved."""
-
-    def unshared(reason: str) -> None:
-        if config.tree.sharing == "auto":
-            show(f"model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit {reason}")
-
-    must_share = config.tree.sharing == "required"
-    model = load_model(path, config.model, device, must_share=must_share, unshared=unshared)
-    if noise := noise_of(model.config):
-        named = ", ".join(f"{name} = {value}" for name, value in noise.items())
-        show(f"model: {named} is off in training: a token has one log-probability in every pass")
-    check_lengths(config, prompts, num_positions(model.config))
-    check_vocabulary(model, tokenizer, prompts)
-    for line in make_exportable(model, tokenizer):
-        show(line)
-    return model
-
-
-def _token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Prompt]) -> int:
-    """Of a run that begins: what this device's memory holds beside what is in it."""
-    if model.device.type != "cuda":
-        return CPU_BUDGET
-    shape = shape_of(
-        model,
-        compute_dtype=compute_dtype(model, config.model),
-        checkpointing=config.model.gradient_checkpointing,
-        fused=is_fused(model),
-    )
-    longest = max(prompt.most_tokens for prompt in prompts)
-    tree = longest + config.rollout.group_size * config.rollout.max_tokens
-    padding = 1.0
-    if not config.tree.settled(follows_trees=follows_trees(model)).shares:
-        tree = config.rollout.group_size * (longest + config.rollout.max_tokens)
-        padding = PADDING
-    return budget_of(
-        shape,
-        free_bytes=int(free_bytes(model.device) / padding),
-        largest_tree=tree,
-        batch_positions=config.run.prompts_per_step * tree,
-    )
 
 
 def _learner(
@@ -324,7 +271,7 @@ def _learner(
     return Learner(
         model=model,
         optimizer=optimizer,
-        reference=None if reference is None else reference.requires_grad_(False),
+        reference=reference,
         objective=config.objective,
         optim=config.optim,
         tree=config.tree.settled(follows_trees=follows_trees(model)),
@@ -370,26 +317,4 @@ def _check_answers(recipe: Recipe, rewards: RewardSet) -> None:
             f"reward.accuracy: wanted a channel that finds final answers for {', '.join(wanting)} (math, "
             "exact_match, or a function with an attribute final_answer), got "
             f"{rewards.channels[rewards.accuracy_index]}"
-        )
-
-
-def find_device(name: str) -> str:
-    """What `run.device` means here. Raises ValueError where there is no such device."""
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if found else "cpu"
-    there = ["cpu", *(["cuda"] if found else []), *(f"cuda:{index}" for index in range(found))]
-    if name not in there:
-        raise ValueError(f"run.device: wanted auto or one of {', '.join(there)}, got {name}")
-    return name
-
-
-def check_lengths(config: Config, prompts: Sequence[Prompt], positions: int) -> None:
-    """No sequence may outgrow the model."""
-    longest = max(prompts, key=lambda prompt: prompt.most_tokens)
-    wanted = positions - longest.most_tokens
-    if config.rollout.max_tokens > wanted:
-        raise ValueError(
-            f"rollout.max_tokens: wanted at most {wanted} (the model has {positions} positions, prompt "
-            f"{longest.id} takes {longest.most_tokens}), got {config.rollout.max_tokens}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import plotext
 
+from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import checkpoint_name
 from g2rpo_fast.data.prompts import PromptSet
@@ -38,9 +39,12 @@ class Console:
 
     def start(self) -> None:
         config, parts = self._parts.config, self._parts
-        parameters = sum(p.numel() for p in parts.learner.model.parameters())
+        model = parts.learner.model
+        parameters = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        adapters = f", {trained / 1e6:.2f}M of them in adapters" if has_adapters(model) else ""
         self._show(
-            f"model: {parameters / 1e6:.2f}M parameters on {parts.learner.model.device}, "
+            f"model: {parameters / 1e6:.2f}M parameters{adapters} on {model.device}, "
             f"{config.run.threads} threads; rollouts by {config.rollout.engine}\n"
             f"data: {_used(parts.prompts, 'prompts')}"
             + (f"; {_used(parts.eval_prompts, 'held out')}" if parts.eval_prompts else "")

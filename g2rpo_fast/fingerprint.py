@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from g2rpo_fast.adapters.place import CONFIG, WEIGHTS, base_of, is_adapter
+
 Content = dict[str, int | str]
 """Name -> count or digest."""
 Fingerprint = dict[str, Content]
@@ -81,7 +83,10 @@ def file_content(path: str) -> Content:
 
 def _model(path: str) -> dict[str, int | str]:
     """Name -> digest of the file, or of those beside config.json, several at a time (hashing lets other
-    threads run)."""
+    threads run). Of adapters, theirs and their base's."""
+    if is_adapter(path):
+        own = (file for file in (CONFIG, WEIGHTS) if (Path(path) / file).is_file())
+        return {file: digest_of(Path(path) / file) for file in own} | _model(base_of(path))
     if Path(path).is_file():
         return {Path(path).name: digest_of(Path(path))}
     from transformers.utils import CONFIG_NAME  # takes a second to import

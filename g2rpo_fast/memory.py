@@ -33,7 +33,9 @@ class Shape:
     """Of a model, and how it computes."""
 
     num_parameters: int
-    """That are trained."""
+    """That are trained; of a model with adapters, those of the adapters."""
+    num_frozen: int = 0
+    """All others; then the LM head is one of them."""
     num_layers: int
     width: int
     inner: int
@@ -62,6 +64,7 @@ def shape_of(
         inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner)
     return Shape(
         num_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         num_layers=int(text.num_hidden_layers),
         width=width,
         inner=inner,
@@ -113,8 +116,9 @@ def fixed_bytes(shape: Shape) -> int:
     and, of tied weights, of the embeddings, before they are added; a chunk of logits.
     """
     copies = shape.compute_bytes if shape.compute_bytes < FLOAT32 else 0
-    heads = 2 * FLOAT32 * shape.vocabulary * shape.width
-    return (3 * FLOAT32 + copies) * shape.num_parameters + heads + DEVICE_CHUNK_BYTES
+    heads = 0 if shape.num_frozen else 2 * FLOAT32 * shape.vocabulary * shape.width
+    rounded = copies * (shape.num_parameters + shape.num_frozen)
+    return 3 * FLOAT32 * shape.num_parameters + rounded + heads + DEVICE_CHUNK_BYTES
 
 
 def most_positions(shape: Shape, free_bytes: int) -> int:

@@ -74,6 +74,7 @@ UNTOLD = ("run.dir", "run.fork", "run.accept_changes", "model.path", "data.path"
 REASONS = {
     "data": "the prompts and their order are the run's",
     "embedded": "the model and its data were made with it",
+    "adapter": "the trained adapters are of that shape",
     "model": "the weights and the optimiser's moments are of the model as it was",
     "optim": "the optimiser's state was made with it",
     "reward": "rewards before and after could not be compared",

@@ -85,8 +85,8 @@ print(len(names) > 100, "triton" in sys.modules)
 
 
 def test_the_program_needs_no_triton_before_a_gpu_does() -> None:
-    """Triton is for Linux, and where vLLM's CPU build is installed there is none: only kernels import it. What
-    else may be missing are the packages of extras."""
+    """Triton is for Linux, and where vLLM's CPU build is installed there is none: only kernels import it.
+    What else may be missing are the packages of extras."""
     done = run(f"{without('triton')}\n{EVERY_MODULE}")
     assert done.stdout == "True False\n", done.stderr
 

@@ -68,6 +68,14 @@ def test_bytes_of_qwen3_06b_with_liger_s_operators():
     assert budget(fused, 77.6 * GB) == 35 * LEAST
 
 
+def test_adapters_leave_more_room():
+    """10.1M parameters of LoRA at rank 16: of the frozen ones a rounded copy alone, and no d head."""
+    adapters = dataclasses.replace(QWEN3_06B, num_parameters=10_092_544, num_frozen=596_049_920)
+    rounded = 2 * (10_092_544 + 596_049_920)
+    assert fixed_bytes(adapters) == 12 * 10_092_544 + rounded + 1_500_000_000
+    assert budget(adapters, 77.6 * GB) == 24 * LEAST > budget(QWEN3_06B, 77.6 * GB)
+
+
 def test_budgets_of_qwen3_06b():
     """A card of 80 GB less 2.4 GB of weights: two groups of 16 x 512 at once, no group split."""
     assert budget(QWEN3_06B, 77.6 * GB) == 21 * LEAST

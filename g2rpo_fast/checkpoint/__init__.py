@@ -5,6 +5,7 @@ or not at all, and a manifest of its files tells later damage. It holds the mode
 random-number generator and the trainer's own state (step, data cursor, memories, weight version), and arrays:
 what is kept of each prompt, and rollouts that are not trained on yet. Continued from it, a run on a CPU
 repeats bit for bit. With the model's config and tokenizer beside the weights, plain transformers loads it.
+Of a model with adapters it holds these alone, in PEFT's format, and where their base is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
 
+from g2rpo_fast.adapters.place import WEIGHTS
 from g2rpo_fast.bounds import Ge, Gt, check_fields
 from g2rpo_fast.checkpoint.manifest import damage_of, write_manifest
 from g2rpo_fast.checkpoint.random_state import random_state, restore_random_state
@@ -94,7 +96,6 @@ def save_checkpoint(
         WriteError: naming the file; nothing of it is left, and earlier checkpoints are as they were.
     """
     import torch
-    from safetensors.torch import save_file
 
     final = directory / checkpoint_name(step)
     if final.exists():
@@ -102,8 +103,7 @@ def save_checkpoint(
     with new_directory(final, directory / f"{_TEMPORARY}{step:08d}") as temporary:
         if add_files is not None:
             add_files(temporary)
-        with writing(final / "model.safetensors"):
-            save_file(_unshared(model), temporary / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(temporary, final, model)
         with writing(final / "optimizer.pt"):
             state = {"optimizer": optimizer.state_dict(), "rng": random or random_state()}
             torch.save(state, temporary / "optimizer.pt")
@@ -112,6 +112,20 @@ def save_checkpoint(
             save_arrays(dict(arrays), temporary / "arrays.safetensors")
         write_manifest(temporary)
     return final
+
+
+def _save_weights(temporary: Path, final: Path, model: torch.nn.Module) -> None:
+    from safetensors.torch import save_file
+
+    from g2rpo_fast.adapters.merged import has_adapters
+    from g2rpo_fast.adapters.stored import save_adapters
+
+    if has_adapters(model):
+        with writing(final / WEIGHTS):
+            save_adapters(temporary, model)
+        return
+    with writing(final / "model.safetensors"):
+        save_file(_unshared(model), temporary / "model.safetensors", metadata={"format": "pt"})
 
 
 def _unshared(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -163,7 +177,13 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     import torch
     from safetensors.torch import load_model
 
-    load_model(model, str(path / "model.safetensors"), device=str(next(model.parameters()).device))
+    from g2rpo_fast.adapters.merged import has_adapters
+    from g2rpo_fast.adapters.stored import load_adapters
+
+    if has_adapters(model):
+        load_adapters(path, model)
+    else:
+        load_model(model, str(path / "model.safetensors"), device=str(next(model.parameters()).device))
     file = path / "optimizer.pt"
     if not file.exists():
         raise ValueError(

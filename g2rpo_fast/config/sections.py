@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
+from g2rpo_fast.adapters import AdapterConfig
 from g2rpo_fast.bounds import Ge, check_fields
 from g2rpo_fast.checkpoint import CheckpointConfig
 from g2rpo_fast.config.checks import CHECKS
@@ -77,6 +78,7 @@ class Config:
     """Of the catalogue, whose file this was read with. A note: the sections say what it is."""
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

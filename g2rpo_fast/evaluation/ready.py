@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from g2rpo_fast.assemble import check_lengths, find_device
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.cpu import free_threads, keep_freed_memory
 from g2rpo_fast.engine import local_engine, sampling_of
@@ -17,6 +16,7 @@ from g2rpo_fast.evaluation.settings import config_of
 from g2rpo_fast.model.load import load_model
 from g2rpo_fast.model.vocabulary import check_vocabulary
 from g2rpo_fast.model_source import ModelSource
+from g2rpo_fast.models import check_lengths, find_device
 from g2rpo_fast.rollout.local import LocalEngine
 from g2rpo_fast.rollout.text_decoder import TextDecoder, text_decoder
 from g2rpo_fast.types import Prompt, Sampling

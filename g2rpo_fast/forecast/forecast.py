@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.evaluate import PROFILE_ROUND, given_asks
 from g2rpo_fast.forecast.lengths import Lengths, completed
@@ -234,12 +235,11 @@ def _profile_s(parts: Parts, sampling_s: Callable[[Sequence[Ask]], float], token
 
 def _disk(parts: Parts) -> Disk:
     model = parts.learner.model
-    numbers = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    numbers = sum(p.numel() for p in model.parameters()) - (trained if has_adapters(model) else 0)
     best = parts.config.evaluate.every > 0 and parts.eval_prompts is not None
     return Disk(
-        checkpoint=weights + 2 * FLOAT32 * trained,
+        checkpoint=3 * FLOAT32 * trained,
         moments=2 * FLOAT32 * trained,
         checkpoints=parts.config.checkpoint.keep + best,
         model=numbers * parts.export_dtype.itemsize,

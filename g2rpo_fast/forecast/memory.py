@@ -115,7 +115,7 @@ def memory_of(
     every = [plan for of_step in plans for plan in of_step]
     positions = max((len(plan.token_S) for plan in every), default=0)
     edges = max((len(plan.target_T) for plan in every), default=0)
-    reference = weights if parts.learner.reference is not None else 0
+    reference = weights if parts.learner.reference not in (None, model) else 0
     on_cpu = model.device.type == "cpu"
     return Memory(
         program=max(process.in_use - weights - reference, 0) if on_cpu else 0,
@@ -131,10 +131,11 @@ def memory_of(
 
 
 def _loss_bytes(shape: Shape, device: torch.device, positions: int, edges: int) -> int:
-    """A chunk of logits; d head in float32; hidden states, their rows and their gradients."""
+    """A chunk of logits; d head in float32, where it is trained; hidden states, their rows and gradients."""
     bound = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
     logits = min(edges * shape.vocabulary * FLOAT32, bound)
-    return logits + FLOAT32 * shape.width * (shape.vocabulary + 2 * positions + edges)
+    head = 0 if shape.num_frozen else shape.vocabulary
+    return logits + FLOAT32 * shape.width * (head + 2 * positions + edges)
 
 
 def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutConfig) -> int:
@@ -148,7 +149,7 @@ def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutCo
     slots = -(-(1 + max(request.max_tokens for request in requests)) // GROWTH) * GROWTH
     prefixes = num_positions([request.prompt_ids for request in requests])
     logits = 3 * FLOAT32 * rows * shape.vocabulary
-    copies = shape.compute_bytes * shape.num_parameters
+    copies = shape.compute_bytes * (shape.num_parameters + shape.num_frozen)
     return copies + position * (2 * prefixes + rows * slots) + logits
 
 

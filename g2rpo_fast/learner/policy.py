@@ -9,7 +9,7 @@ N tokens of all rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from g2rpo_kernels.transfer import to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from g2rpo_fast.adapters.attach import without_adapters
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
 from g2rpo_fast.model.forward import TreeOutput, tree_hidden
 from g2rpo_fast.model.head import head_of
@@ -69,6 +70,8 @@ class Policy:
     model: PreTrainedModel
     compute: ModelConfig
     temperature: float = 1.0
+    bare: bool = False
+    """The model without its adapters; nothing to differentiate."""
 
     def rounded(self) -> AbstractContextManager[None]:
         """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
@@ -76,7 +79,8 @@ class Policy:
 
     def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
         """The backbone over a plan: see `tree_hidden`, or `padded_hidden` where a model follows no trees."""
-        with compute_context(self.model, self.compute):
+        bare = without_adapters(self.model) if self.bare else nullcontext()
+        with bare, compute_context(self.model, self.compute):
             if not follows_trees(self.model):
                 assert not collect_kv, "a model that keeps more than keys and values"
                 return TreeOutput(hidden_SD=padded_hidden(self.model, plan))

@@ -94,7 +94,7 @@ class Learner:
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     reference: PreTrainedModel | None
-    """The frozen policy of the KL term."""
+    """The frozen policy of the KL term; `model` itself = without its adapters."""
     objective: ObjectiveConfig
     optim: OptimConfig
     tree: TreeConfig
@@ -283,7 +283,8 @@ class Learner:
             assert scored is not None, "terms that no kernel knows want `scored`"
             reward_R = scored.rewards.total_R
         if self.reference is not None and any("ref_logp" in term.needs for term in self.terms):
-            reference = replace(self.policy, model=self.reference)
+            bare = self.reference is self.model
+            reference = replace(self.policy, model=self.reference, bare=bare)
         micros = []
         with nullcontext() if reference is None else reference.rounded():
             for stream in streams:

@@ -15,6 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from g2rpo_fast.adapters.merged import has_adapters, whole
+from g2rpo_fast.adapters.place import base_of
 from g2rpo_fast.model.config import ModelConfig
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -27,7 +29,7 @@ def export_dtype(path: str, config: ModelConfig) -> torch.dtype:
     """
     if config.save_dtype != "auto":
         return getattr(torch, config.save_dtype)
-    file = cached_file(path, CONFIG_NAME, local_files_only=True)
+    file = cached_file(base_of(path), CONFIG_NAME, local_files_only=True)
     assert file is not None
     sizes: Counter[torch.dtype | None] = Counter()
     for weights in Path(file).parent.glob("*.safetensors"):
@@ -79,18 +81,29 @@ def export_model(
     *,
     max_shard_size: str = "50GB",
 ) -> None:
-    """Everything, floating-point weights as `dtype`; tied weights once. More than `max_shard_size` of weights
-    are several files with an index."""
+    """Everything, floating-point weights as `dtype`, adapters merged into them; tied weights once. More than
+    `max_shard_size` of weights are several files with an index."""
     cast: dict[int, torch.Tensor] = {}
+    named = dict(whole(model, model.state_dict().items()))  # all alive: no two at one address by chance
     weights = {
         name: cast.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in named.items()
     }
-    model.save_pretrained(directory, state_dict=weights, max_shard_size=max_shard_size)
+    _without_weights(model).save_pretrained(directory, state_dict=weights, max_shard_size=max_shard_size)
     config = directory / CONFIG_NAME
     values = json.loads(config.read_text())
     config.write_text(json.dumps(_with_dtype(values, str(dtype).removeprefix("torch.")), indent=2) + "\n")
     tokenizer.save_pretrained(directory)
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """The model; of one with adapters, which transformers would save in its place, an empty plain one."""
+    if not has_adapters(model):
+        return model
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    empty.generation_config = model.generation_config
+    return empty
 
 
 def _with_dtype(values: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -7,19 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from g2rpo_fast.adapters.place import base_of
+from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
@@ -45,7 +41,7 @@ def load_model(
     unshared: Callable[[str], None] = lambda reason: None,
 ) -> PreTrainedModel:
     """The causal language model at `path`: float32 weights on `device`, tree attention selected where it is
-    exact (`follows_trees`), else its own.
+    exact (`follows_trees`), else its own. Adapters (PEFT) at `path` are merged into their base.
 
     It is in evaluation mode and stays there, with checkpointing too: all noise that its configuration asks
     for in training (`noise_of`) is off, so that one token has one log-probability in every pass. What is
@@ -55,21 +51,21 @@ def load_model(
         must_share: refuse a model whose layers do not follow a tree.
         unshared: is told why the model's layers do not: a line that begins with its type.
 
-    Raises ValueError, naming the model type and the reason: a loss of experts, adapters, an LM head that is
-    not one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
+    Raises ValueError, naming the model type and the reason: a loss of experts, an LM head that is not
+    one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
     attention (linear attention, state space, chunked, hybrids), attention sinks, and whatever else makes a
     small tree's logits differ from the plain model's.
     """
     check_json_files(path)
-    check_files(path)
-    with reading(path, "a causal language model that transformers can read"):
-        model_config = AutoConfig.from_pretrained(path)
+    base = base_of(path)
+    with reading(base, "a causal language model that transformers can read"):
+        model_config = AutoConfig.from_pretrained(base)
     check_config(model_config)
     if must_share:
         with _required():
             check_layers(model_config)
     with reading(path, "a causal language model that transformers can read"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = read_causal_lm(path, torch.float32)
     model.to(torch.device(device))  # pyright: ignore[reportArgumentType] (a decorator hides the signature)
     model.eval()
     if must_share:
@@ -161,15 +157,6 @@ def noise_of(config: PreTrainedConfig) -> dict[str, float]:
         and type(value) in (int, float)
         and value > 0
     }
-
-
-def check_files(path: str) -> None:
-    """ValueError if `path` holds an adapter in the place of a model."""
-    if (Path(path) / "adapter_config.json").exists():
-        raise ValueError(
-            f"model.path: wanted a whole model, got adapters in {path}: merge them into their base model "
-            "(peft: merge_and_unload) and save that"
-        )
 
 
 def check_layers(config: PreTrainedConfig) -> None:

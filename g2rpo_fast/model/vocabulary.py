@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.adapters.place import base_of, is_adapter
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.read import check_json_files, reading
 from g2rpo_fast.types import Prompt
@@ -20,10 +21,14 @@ TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.model", "*.tiktoken", "t
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`. Raises ValueError where there is none."""
+    """The tokenizer at `path`; of adapters without one, that of their base. Raises ValueError where there is
+    none."""
     wanted = "a tokenizer that transformers can read"
     directory = Path(path)
-    if directory.is_dir() and not any(any(directory.glob(name)) for name in TOKENIZER_FILES):
+    if is_adapter(path) and not _has_files(directory):
+        path = base_of(path)
+        directory = Path(path)
+    if directory.is_dir() and not _has_files(directory):
         raise ValueError(f"model.path: wanted {wanted}, got {path}: it has no tokenizer files")
     check_json_files(path)
     with reading(path, wanted):
@@ -54,6 +59,10 @@ def check_vocabulary(
                     f"tokenizer has {len(tokenizer)} tokens), got {token} "
                     f"({tokenizer.convert_ids_to_tokens(token)}) in the {what} of {prompt.id}"
                 )
+
+
+def _has_files(directory: Path) -> bool:
+    return any(any(directory.glob(name)) for name in TOKENIZER_FILES)
 
 
 def _rows(embeddings: Any) -> int:

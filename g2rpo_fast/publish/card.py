@@ -41,16 +41,17 @@ MOST_ROWS = 12
 """Of the table of figures."""
 
 
-def model_card(run: StoredRun, step: int | None, name: str, dtype: torch.dtype) -> str:
+def model_card(run: StoredRun, step: int | None, name: str, dtype: torch.dtype | None) -> str:
     """Text of the README.md.
 
     Args:
         step: of the checkpoint; None = the finished run's model.
         name: of the directory that the model is in.
+        dtype: of its weights; None = they are adapters.
     """
     base = _base_model(run)
     data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if dtype is not None else "peft",
         pipeline_tag="text-generation",
         tags=["reinforcement-learning", "g2rpo-fast"],
         base_model=base if "/" in base else None,
@@ -173,7 +174,17 @@ def _settings(run: StoredRun) -> str:
     return f"Those that differ from g2rpo-fast's defaults:\n\n```\n{lines or 'none'}\n```"
 
 
-def _loading(name: str, dtype: torch.dtype) -> str:
+def _loading(name: str, dtype: torch.dtype | None) -> str:
+    if dtype is None:
+        return f"""Adapters, for the model that `base_model_name_or_path` in adapter_config.json names:
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```"""
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

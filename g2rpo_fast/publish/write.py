@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from g2rpo_fast.adapters.place import CONFIG, WEIGHTS, is_adapter
+from g2rpo_fast.adapters.stored import read_causal_lm
+from g2rpo_fast.checkpoint import checkpoint_name
 from g2rpo_fast.files import new_directory
 from g2rpo_fast.model.config import ModelConfig
 from g2rpo_fast.model.export import export_dtype, export_model
@@ -26,7 +31,7 @@ def read_weights(path: str, dtype: str) -> tuple[PreTrainedModel, torch.dtype]:
         ValueError: a model that cannot be read, or weights too large for the dtype.
     """
     with reading(path, "a causal language model that transformers can read"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model = read_causal_lm(path, "auto")
     wanted = export_dtype(path, ModelConfig()) if dtype == "auto" else getattr(torch, dtype)
     largest = torch.finfo(wanted).max
     for name, weight in model.named_parameters():
@@ -37,6 +42,30 @@ def read_weights(path: str, dtype: str) -> tuple[PreTrainedModel, torch.dtype]:
                 f"ends at {largest:g}"
             )
     return model, wanted
+
+
+def adapters_of(source: ModelSource, run: StoredRun) -> ModelSource:
+    """The checkpoint with the adapters of what was asked for; of the final model, the last one.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    step = source.step if source.step is not None else max(run.steps, default=None)
+    path = None if step is None else run.path / "checkpoints" / checkpoint_name(step)
+    if path is None or not is_adapter(str(path)):
+        raise ValueError(f"--adapters: wanted a run that trained adapters, got {source.name}")
+    return replace(source, path=str(path), step=step)
+
+
+def write_adapters(source: ModelSource, run: StoredRun, directory: Path) -> None:
+    """The adapters in PEFT's format, the tokenizer and a model card, as `write` does."""
+    tokenizer = load_tokenizer(source.path)
+    card = model_card(run, source.step, directory.name, None)
+    with new_directory(directory, directory.with_name(f".{directory.name}.writing")) as temporary:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copy(Path(source.path) / name, temporary / name)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def write(

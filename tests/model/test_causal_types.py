@@ -285,9 +285,9 @@ def test_softcap_that_bites_is_compared_with_eager() -> None:
     assert model.config._attn_implementation == ATTENTION
 
 
-def test_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_adapters_without_a_base_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(ValueError, match=r"model\.path: wanted a whole model, got adapters"):
+    with pytest.raises(ValueError, match=r"^model\.path: wanted base_model_name_or_path in .*, got none$"):
         load_model(str(tmp_path), ModelConfig(), "cpu")
 
 

@@ -60,6 +60,7 @@ def _records(directory: Path) -> int:
 
 
 AHEAD = ("--run.ahead=1", "--objective.importance=sequence_truncate")
+ADAPTERS = ("--adapter.kind=dora", "--optim.lr=0.01")
 STATE = ("--selection.use=knapsack", "--rounds.use=resample")
 """A prompt store, and rounds after the first; guidance has a memory anyway."""
 
@@ -70,6 +71,7 @@ STATE = ("--selection.use=knapsack", "--rounds.use=resample")
     [
         pytest.param((), marks=pytest.mark.deep, id="plain"),
         pytest.param(AHEAD + STATE, id="ahead, store, rounds"),
+        pytest.param(ADAPTERS, marks=pytest.mark.deep, id="adapters"),
     ],
 )
 def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, ...], tmp_path: Path) -> None:
@@ -101,11 +103,12 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, 
     expected = without_times(read_metrics(whole / "metrics.jsonl"))
     assert len(expected) == STEPS + 1
     assert any(r.get("rollout/guidance_tokens") for r in expected)
-    assert {r["rollout/staleness"] for r in expected[2:]} == {1.0 if more else 0.0}
+    assert {r["rollout/staleness"] for r in expected[2:]} == {1.0 if AHEAD[0] in more else 0.0}
     assert without_times(read_metrics(broken / "metrics.jsonl")) == expected
+    weights = "adapter_model.safetensors" if more == ADAPTERS else "model.safetensors"
     for name in (
         "samples.jsonl",
         "model/model.safetensors",
-        f"checkpoints/step_{STEPS:08d}/model.safetensors",
+        f"checkpoints/step_{STEPS:08d}/{weights}",
     ):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()

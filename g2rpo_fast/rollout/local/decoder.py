@@ -25,6 +25,7 @@ from g2rpo_kernels.packed_weight import PackedWeight, worth_packing
 from torch import nn
 from transformers import PreTrainedModel
 
+from g2rpo_fast.adapters.merged import plain_linear, whole_linear
 from g2rpo_fast.rollout.local.cache import Cache
 
 
@@ -87,7 +88,7 @@ def recognised(model: PreTrainedModel) -> bool:
     if config.model_type not in SHAPES or not plain or config.hidden_act != "silu":
         return False
     backbone: Any = model.model
-    linears = [linear for layer in backbone.layers for linear in _linears(layer)]
+    linears = [linear for layer in backbone.layers for linear in _plain(layer)]
     norms = [
         norm for layer in backbone.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
     ]
@@ -95,24 +96,31 @@ def recognised(model: PreTrainedModel) -> bool:
         backbone.rotary_emb.rope_type not in MOVING_ROPE
         and type(backbone.embed_tokens) is nn.Embedding
         and all(type(m).__name__.lower() == f"{config.model_type}rmsnorm" for m in (*norms, backbone.norm))
-        and all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in linears)
-        and not any(m.bias is not None for layer in backbone.layers for m in _linears(layer)[3:])
+        and all(m is not None and type(m.weight) is nn.Parameter for m in linears)
+        and not any(
+            m is not None and m.bias is not None for layer in backbone.layers for m in _plain(layer)[3:]
+        )
     )
 
 
-def _linears(layer: Any) -> tuple[nn.Linear, ...]:
+def _linears(layer: Any) -> tuple[nn.Module, ...]:
     """q, k, v, then those that may have no bias here: out, gate, up, down."""
     a, mlp = layer.self_attn, layer.mlp
     return a.q_proj, a.k_proj, a.v_proj, a.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
+def _plain(layer: Any) -> list[nn.Linear | None]:
+    return [plain_linear(module) for module in _linears(layer)]
+
+
 class FunctionalDecoder:
-    """The weights of the moment, fused; made anew for each `generate`, so never stale."""
+    """The weights of the moment, with adapters merged into them, fused; made anew for each `generate`, so
+    never stale."""
 
     def __init__(self, model: PreTrainedModel, *, num_positions: int, dtype: torch.dtype) -> None:
         backbone: Any = model.model
         attention = backbone.layers[0].self_attn
-        width, device = attention.head_dim, attention.q_proj.weight.device
+        width, device = attention.head_dim, backbone.embed_tokens.weight.device
         self._dtype, self._width, self._scale = dtype, width, attention.scaling
         self._num_kv = attention.k_proj.out_features // width
         self._embedding = backbone.embed_tokens.weight
@@ -170,7 +178,7 @@ class FunctionalDecoder:
 
     def _fused(self, layer: Any, shape: Shape) -> Layer:
         attention = layer.self_attn
-        q, k, v, out, gate, up, down = _linears(layer)
+        q, k, v, out, gate, up, down = map(whole_linear, _linears(layer))
         norm = None
         if shape.qk_norm:
             num_q = q.out_features // k.out_features
@@ -178,7 +186,8 @@ class FunctionalDecoder:
             norm = norms.index_select(1, self.key_order_E) * self._width**0.5
         attention_norm_D = layer.input_layernorm.weight * self._root
         mlp_norm_D = layer.post_attention_layernorm.weight * self._root
-        bias = None if q.bias is None else self._by_head(q.bias, k.bias, v.bias).to(self._dtype)
+        biases = [x.bias for x in (q, k, v) if x.bias is not None]
+        bias = self._by_head(*biases).to(self._dtype) if biases else None
         return Layer(
             qkv=product_with(
                 (self._by_head(q.weight, k.weight, v.weight) * attention_norm_D).to(self._dtype), bias

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.adapters.merged import whole_parameters
 from g2rpo_fast.rollout.sync import Arena, Kind, Manifest, PackReport
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
@@ -88,7 +89,7 @@ class Link:
             raise
 
     def push(self, version: int) -> PackReport:
-        """The model's parameters become the engine's weights. Raises EngineError."""
+        """The model's parameters, with adapters merged, become the engine's weights. Raises EngineError."""
         self.version = version
         report = self._pack()
         if self.fresh:
@@ -124,11 +125,11 @@ class Link:
     def _pack(self) -> PackReport:
         if self._arena is None:
             manifest = Manifest.of(
-                self._model.named_parameters(), engine_dtype(self._config, self._model.device)
+                whole_parameters(self._model), engine_dtype(self._config, self._model.device)
             )
             self._arena, refused = first_arena(manifest, self._kinds, self._model.device)
             self._refused |= refused
-        return self._arena.pack(self._model.named_parameters(), self.version, checksum=self._config.checksum)
+        return self._arena.pack(whole_parameters(self._model), self.version, checksum=self._config.checksum)
 
     def _attach(self, report: PackReport) -> PackReport:
         """Opens the arena in the workers; where they refuse it, one of the next kind."""
