@@ -9,6 +9,7 @@ from typing import Any
 
 import plotext
 
+from g2rpo_fast.adapters.base import num_weights
 from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.checkpoint import checkpoint_name
@@ -40,8 +41,8 @@ class Console:
     def start(self) -> None:
         config, parts = self._parts.config, self._parts
         model = parts.learner.model
-        parameters = sum(p.numel() for p in model.parameters())
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parameters = sum(num_weights(p) for p in model.parameters())
+        trained = sum(num_weights(p) for p in model.parameters() if p.requires_grad)
         adapters = f", {trained / 1e6:.2f}M of them in adapters" if has_adapters(model) else ""
         self._show(
             f"model: {parameters / 1e6:.2f}M parameters{adapters} on {model.device}, "

@@ -19,6 +19,8 @@ import torch
 from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 from transformers import PreTrainedModel
 
+from g2rpo_fast.adapters.base import num_weights
+
 CPU_BUDGET = 8192
 """Positions of a micro-batch on a CPU, where memory is shared with everything else."""
 LEAST = 1024
@@ -63,8 +65,8 @@ def shape_of(
     if experts := getattr(text, "num_experts_per_tok", None):
         inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner)
     return Shape(
-        num_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        num_parameters=sum(num_weights(p) for p in model.parameters() if p.requires_grad),
+        num_frozen=sum(num_weights(p) for p in model.parameters() if not p.requires_grad),
         num_layers=int(text.num_hidden_layers),
         width=width,
         inner=inner,

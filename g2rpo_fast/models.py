@@ -42,7 +42,8 @@ def load_policy(
     model = load_model(path, config.model, device, must_share=must_share, unshared=unshared)
     if config.adapter.on:
         base = str(Path(path).resolve()) if Path(path).is_dir() else path
-        add_adapters(model, config.adapter, base=base, seed=config.run.seed)
+        dtype = compute_dtype(model, config.model)
+        add_adapters(model, config.adapter, base=base, seed=config.run.seed, compute_dtype=dtype)
     if noise := noise_of(model.config):
         named = ", ".join(f"{name} = {value}" for name, value in noise.items())
         show(f"model: {named} is off in training: a token has one log-probability in every pass")

@@ -14,9 +14,6 @@ from typing import Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, check_fields
 
-PEFT = "peft"
-INSTALL = "pip install 'g2rpo-fast[adapters]'"
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
@@ -29,11 +26,16 @@ class AdapterConfig:
     """Of the matrices that are added to each adapted weight."""
     alpha: Annotated[float, Gt(0)] = 32.0
     """What is added counts alpha / rank times."""
+    base: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
+    """What the frozen linear maps are kept in. auto = what they are multiplied in: float32 on a CPU, bfloat16
+    on CUDA. nf4 = 4 bits (QLoRA, arXiv 2305.14314), by bitsandbytes; merged weights are never 4 bits."""
     targets: tuple[str, ...] = ()
     """Names of the linear maps that get adapters, such as q_proj; none = all but the LM head."""
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
+        if self.base != "auto" and not self.on:
+            raise ValueError(f"adapter.base: wanted auto without adapters, got {self.base}")
         if "" in self.targets:
             raise ValueError("adapter.targets: wanted names of linear maps, got an empty one")
 
@@ -43,12 +45,17 @@ class AdapterConfig:
 
 
 def check_adapters(config: AdapterConfig) -> None:
-    """ValueError where the configuration asks for adapters and PEFT is not installed."""
+    """ValueError where the configuration asks for adapters and what they take is not installed."""
     if config.on:
-        require_peft(f"adapter.kind: wanted {config.kind}")
+        require("peft", f"adapter.kind: wanted {config.kind}", extra="adapters")
+    if config.on and config.base == "nf4":
+        require("bitsandbytes", "adapter.base: wanted nf4", extra="qlora")
 
 
-def require_peft(what: str) -> None:
-    """ValueError, beginning with `what`, where PEFT is not installed."""
-    if find_spec(PEFT) is None:
-        raise ValueError(f"{what}, which takes the package {PEFT}, got none installed: {INSTALL}")
+def require(package: str, what: str, *, extra: str) -> None:
+    """ValueError, beginning with `what`, where a package of an extra of ours is not installed."""
+    if find_spec(package) is None:
+        raise ValueError(
+            f"{what}, which takes the package {package}, got none installed: "
+            f"pip install 'g2rpo-fast[{extra}]'"
+        )

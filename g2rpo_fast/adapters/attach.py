@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from g2rpo_fast.adapters import AdapterConfig, require_peft
+from g2rpo_fast.adapters import AdapterConfig, check_adapters
+from g2rpo_fast.adapters.base import halve, linear_maps, quantise
 from g2rpo_fast.adapters.merged import adapter_layers
 
 
-def add_adapters(model: PreTrainedModel, config: AdapterConfig, *, base: str, seed: int) -> None:
+def add_adapters(
+    model: PreTrainedModel,
+    config: AdapterConfig,
+    *,
+    base: str,
+    seed: int,
+    compute_dtype: torch.dtype = torch.float32,
+) -> None:
     """Gives the linear maps of a model adapters and freezes everything else; the model computes what it did.
 
     Args:
         base: where the model's weights are, for those who load the adapters.
         seed: of the random A; B is zero.
+        compute_dtype: of the products that it will run with.
 
     Raises:
-        ValueError: PEFT is not installed, or finds no module of these names that it can adapt.
+        ValueError: PEFT is not installed, or finds no module of these names that it can adapt; the base is to
+            be kept in less than it is multiplied in.
     """
-    require_peft(f"adapter.kind: wanted {config.kind}")
+    check_adapters(config)
+    kept = _kept_in(config, compute_dtype)
     from peft import LoraConfig
 
     asked = LoraConfig(
@@ -34,11 +46,15 @@ def add_adapters(model: PreTrainedModel, config: AdapterConfig, *, base: str, se
         task_type="CAUSAL_LM",
     )
     model.requires_grad_(False)
+    if kept == "nf4":
+        quantise(model, compute_dtype)
+    maps = linear_maps(model)
     devices = [model.device] if model.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            model.add_adapter(asked)
+            with _in_4_bits(model, kept == "nf4"):
+                model.add_adapter(asked)
     except ValueError as error:
         reason = " ".join(str(error).split())
         wanted = ", ".join(config.targets) or "linear maps besides the LM head"
@@ -46,6 +62,33 @@ def add_adapters(model: PreTrainedModel, config: AdapterConfig, *, base: str, se
             f"adapter.targets: wanted {wanted} in a {model.config.model_type}, got: {reason}"
         ) from error
     asked.base_model_name_or_path = base  # which transformers has set to the model's own name
+    if kept == "bfloat16":  # now that the adapters, which take the dtype of what they adapt, are float32
+        halve(maps)
+
+
+def _kept_in(config: AdapterConfig, compute_dtype: torch.dtype) -> str:
+    half = compute_dtype == torch.bfloat16
+    if config.base == "auto":
+        return "bfloat16" if half else "float32"
+    if config.base == "bfloat16" and not half:
+        raise ValueError(
+            "adapter.base: wanted float32 or nf4 where products are float32 (model.precision), got bfloat16"
+        )
+    return config.base
+
+
+@contextmanager
+def _in_4_bits(model: PreTrainedModel, four: bool) -> Iterator[None]:
+    """PEFT looks at this flag of transformers' for which layers to put on 4-bit maps."""
+    if not four:
+        yield
+        return
+    flags: Any = model
+    flags.is_loaded_in_4bit = True
+    try:
+        yield
+    finally:
+        del flags.is_loaded_in_4bit
 
 
 @contextmanager

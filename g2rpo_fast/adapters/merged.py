@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from g2rpo_fast.adapters.base import dense_weight
+
 NAME = "default"
 """That PEFT knows the adapters by."""
 BASE = ".base_layer"
@@ -41,8 +43,11 @@ def adapter_layers(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor:
-    """[O, I] of one adapted map, a new tensor."""
-    weight_OI: Tensor = layer.get_base_layer().weight.detach().clone()
+    """[O, I] of one adapted map, a new tensor, float32 or wider."""
+    base = layer.get_base_layer()
+    weight_OI = dense_weight(base)
+    if weight_OI.data_ptr() == base.weight.data_ptr():
+        weight_OI = weight_OI.clone()
     variant = layer.lora_variant.get(NAME)
     if variant is not None:
         return variant.merge_safe(layer, NAME, weight_OI)
@@ -50,17 +55,27 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 def whole(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters or tensors of `model` under the plain model's names, adapters merged into what they adapt.
+    """Parameters or tensors of `model` under the plain model's names, adapters merged into what they adapt,
+    and what is kept in fewer bits as float32.
 
-    Each merged weight is new, and made when it is its turn.
+    Each such weight is new, and made when it is its turn.
     """
     layers = adapter_layers(model)
+    if not layers:
+        yield from named
+        return
+    modules = dict(model.named_modules())
     for name, tensor in named:
-        owner, base, leaf = name.rpartition(f"{BASE}.")
-        if base and owner in layers:
-            yield f"{owner}.{leaf}", merged_weight(layers[owner]) if leaf == "weight" else tensor
-        elif not any(name.startswith(f"{above}.") for above in _above(name) if above in layers):
-            yield name, tensor
+        owner, leaf = _split(name, modules)
+        plain = owner.removesuffix(BASE)
+        packing = leaf.startswith("weight.")  # scales of 4-bit weights
+        if packing or (plain not in layers and any(above in layers for above in _above(owner))):
+            continue
+        if leaf == "weight" and plain in layers:
+            tensor = merged_weight(layers[plain])
+        elif leaf == "weight" and isinstance(modules[owner], nn.Linear):
+            tensor = dense_weight(modules[owner])
+        yield f"{plain}.{leaf}", tensor
 
 
 def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -69,8 +84,14 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return whole(model, model.named_parameters())
 
 
+def _split(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    """The module that holds a tensor of this name, and what it calls it."""
+    owner = max((above for above in _above(name) if above in modules), key=len, default="")
+    return owner, name.removeprefix(f"{owner}.")
+
+
 def _above(name: str) -> list[str]:
-    """The modules that a tensor of this name is in."""
+    """The modules that something of this name is in."""
     parts = name.split(".")
     return [".".join(parts[:place]) for place in range(1, len(parts))]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from g2rpo_fast.adapters import require_peft
+from g2rpo_fast.adapters import require
 from g2rpo_fast.adapters.merged import NAME, adapter_config
 from g2rpo_fast.adapters.place import WEIGHTS, base_of, is_adapter
 
@@ -47,7 +47,7 @@ def merged_model(path: str, dtype: object) -> PreTrainedModel:
 
     Raises ValueError where PEFT is not installed; what `from_pretrained` raises otherwise.
     """
-    require_peft(f"model.path: wanted the adapters in {path}")
+    require("peft", f"model.path: wanted the adapters in {path}", extra="adapters")
     from peft import PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(base_of(path), dtype=dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from g2rpo_fast.adapters.base import num_weights
 from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.evaluate import PROFILE_ROUND, given_asks
@@ -235,8 +236,8 @@ def _profile_s(parts: Parts, sampling_s: Callable[[Sequence[Ask]], float], token
 
 def _disk(parts: Parts) -> Disk:
     model = parts.learner.model
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    numbers = sum(p.numel() for p in model.parameters()) - (trained if has_adapters(model) else 0)
+    trained = sum(num_weights(p) for p in model.parameters() if p.requires_grad)
+    numbers = sum(num_weights(p) for p in model.parameters()) - (trained if has_adapters(model) else 0)
     best = parts.config.evaluate.every > 0 and parts.eval_prompts is not None
     return Disk(
         checkpoint=3 * FLOAT32 * trained,

@@ -41,7 +41,7 @@ def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None
     Tensor hooks of weights, and `torch.autograd.grad` with respect to them, see no gradient. Takes `dtype`'s
     bytes for each weight until it ends.
     """
-    taken = [] if dtype == model.dtype else _maps(backbone_of(model))
+    taken = [] if dtype == model.dtype else _maps(backbone_of(model), dtype)
     inputs = _Inputs(dtype)
     for module in taken:
         module.forward = MethodType(_Map(_Rounded.of(module, dtype), inputs), module)
@@ -52,9 +52,13 @@ def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None
             del module.forward
 
 
-def _maps(backbone: nn.Module) -> list[nn.Linear]:
+def _maps(backbone: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
+    """Those with float32 weights, or with frozen ones of `dtype`, which are their own rounding."""
     plain = [m for m in backbone.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
-    return [m for m in plain if type(m.weight) is nn.Parameter and m.weight.dtype == torch.float32]
+    kept = {False: (torch.float32, dtype), True: (torch.float32,)}
+    return [
+        m for m in plain if type(m.weight) is nn.Parameter and m.weight.dtype in kept[m.weight.requires_grad]
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class _Rounded:
     """A map's weights."""
 
     weight_OI: Tensor
-    """The float32 parameter. In the compute dtype:"""
+    """The parameter, float32 unless it is frozen. In the compute dtype:"""
     half_OI: Tensor
     half_O: Tensor | None
 

@@ -78,6 +78,24 @@ def test_a_run_stopped_and_continued_is_the_whole_run_bit_for_bit(
     assert all(not torch.equal(tensor, before[name]) for name, tensor in trained.items())
 
 
+def test_a_base_of_four_bits_goes_on_bit_for_bit_and_leaves_a_dense_model(
+    paths: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    adapter = {"kind": "dora", "rank": 4, "base": "nf4"}
+    whole = train(config_of(tmp_path / "whole", paths, 2, adapter=adapter), show=quiet)
+    train(config_of(tmp_path / "broken", paths, 1, adapter=adapter), show=quiet)
+    broken = train(config_of(tmp_path / "broken", paths, 2, adapter=adapter), show=quiet)
+    records = without_times(read_metrics(whole.metrics_path))
+    assert without_times(read_metrics(broken.metrics_path)) == records
+    assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
+    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
+    assert weights[0] == weights[1]
+    base = load_file(Path(paths["model"]["path"]) / "model.safetensors")
+    for name, tensor in load_file(whole.model_dir / "model.safetensors").items():
+        assert tensor.dtype == base[name].dtype
+        assert tensor.shape == base[name].shape
+
+
 def test_the_final_model_is_the_base_with_the_adapters_merged(
     finished: TrainResult, paths: dict[str, dict[str, Any]]
 ) -> None:

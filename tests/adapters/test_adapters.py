@@ -227,7 +227,7 @@ def test_adapters_that_peft_made_elsewhere_are_read(tmp_path: Path) -> None:
     base_model().save_pretrained(base)
     asked = LoraConfig(r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=False, use_rslora=True)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), asked)
-    model.save_pretrained(stored)
+    model.save_pretrained(str(stored))
     merged = read_causal_lm(str(stored), torch.float32)
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
 

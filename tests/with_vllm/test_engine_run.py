@@ -41,6 +41,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def test_adapters_reach_the_engine_merged(tmp_path: Path) -> None:
+    """Steps large enough that an engine without the adapters of the step before would be far off."""
+    adapter = {"adapter": {"kind": "lora", "rank": 4}, "optim": {"lr": 0.05, "schedule": "constant"}}
+    result = train(tiny_config(tmp_path / "run", **VLLM, **adapter, run={"steps": 3}))
+    records = [r for r in read_metrics(result.metrics_path) if r["step"] > 0]
+    assert [r["engine/weight_version"] for r in records] == [1, 2, 3]
+    assert all(r["mismatch/max_abs"] < 1e-3 for r in records)
+    assert records[1]["update/approx_kl"] > 0.01
+
+
 def test_a_run_whose_engine_is_killed_says_so_and_is_continued(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", **VLLM)
     lines: list[str] = []

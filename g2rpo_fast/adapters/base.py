@@ -1,0 +1,71 @@
+"""What the frozen linear maps of a model with adapters are kept in.
+
+    float32     as they were loaded
+    bfloat16    rounded once; what is multiplied in bfloat16 anyway is not changed by it
+    nf4         4 bits a weight and a scale for each 64 (QLoRA, arXiv 2305.14314), by bitsandbytes
+
+Those of the backbone, adapted or not. Embeddings, norms, biases and the LM head stay float32.
+
+Dimension key: O outputs, I inputs of a linear map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from g2rpo_fast.backbone import backbone_of
+
+NF4 = "nf4"
+
+
+def linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The backbone's plain ones by name, before adapters are on them."""
+    return {name: m for name, m in backbone_of(model).named_modules() if type(m) is nn.Linear}
+
+
+def quantise(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+    """Puts bitsandbytes' 4-bit maps in the place of the backbone's linear maps."""
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    backbone = backbone_of(model)
+    for name, linear in linear_maps(model).items():
+        parent, _, leaf = name.rpartition(".")
+        four: Any = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=compute_dtype,
+            quant_type=NF4,
+            device="meta",
+        )
+        packed: Any = Params4bit
+        four.weight = packed(linear.weight.detach(), requires_grad=False, quant_type=NF4, module=four)
+        four.bias = linear.bias
+        setattr(backbone.get_submodule(parent), leaf, four.to(linear.weight.device))
+
+
+def halve(maps: dict[str, nn.Linear]) -> None:
+    """Rounds these maps' weights to bfloat16."""
+    for linear in maps.values():
+        linear.weight.data = linear.weight.detach().to(torch.bfloat16)
+
+
+def dense_weight(linear: Any) -> Tensor:
+    """[O, I] of a linear map, float32 or wider: its own, or a new tensor where it is kept in less."""
+    weight_OI: Tensor = linear.weight.detach()
+    state = getattr(linear.weight, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight_OI = dequantize_4bit(weight_OI, state)
+    return weight_OI.to(torch.promote_types(weight_OI.dtype, torch.float32))
+
+
+def num_weights(parameter: Tensor) -> int:
+    """Of a parameter, which may be packed."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
