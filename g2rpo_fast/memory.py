@@ -37,7 +37,8 @@ class Shape:
     num_parameters: int
     """That are trained; of a model with adapters, those of the adapters."""
     num_frozen: int = 0
-    """All others; then the LM head is one of them."""
+    """Float32 numbers that are not trained, but rounded for products as well."""
+    trains_head: bool = True
     num_layers: int
     width: int
     inner: int
@@ -60,13 +61,16 @@ def shape_of(
     """What its configuration says; what that leaves out is as in GPT-2 (4 D inside, heads of D / H),
     without attention one head."""
     text: Any = model.config.get_text_config()
+    head: Any = model.get_output_embeddings()
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
     width, num_heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", None) or 1)
     inner = int(getattr(text, "intermediate_size", None) or 4 * width)
     if experts := getattr(text, "num_experts_per_tok", None):
         inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner)
     return Shape(
         num_parameters=sum(num_weights(p) for p in model.parameters() if p.requires_grad),
-        num_frozen=sum(num_weights(p) for p in model.parameters() if not p.requires_grad),
+        num_frozen=sum(p.numel() for p in frozen),
+        trains_head=head.weight.requires_grad,
         num_layers=int(text.num_hidden_layers),
         width=width,
         inner=inner,
@@ -118,7 +122,7 @@ def fixed_bytes(shape: Shape) -> int:
     and, of tied weights, of the embeddings, before they are added; a chunk of logits.
     """
     copies = shape.compute_bytes if shape.compute_bytes < FLOAT32 else 0
-    heads = 0 if shape.num_frozen else 2 * FLOAT32 * shape.vocabulary * shape.width
+    heads = 2 * FLOAT32 * shape.vocabulary * shape.width if shape.trains_head else 0
     rounded = copies * (shape.num_parameters + shape.num_frozen)
     return 3 * FLOAT32 * shape.num_parameters + rounded + heads + DEVICE_CHUNK_BYTES
 

@@ -22,10 +22,10 @@ LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
         {"types", "files", "methods", "metric_names", "doctor", "progress", "versions"},
         {"step_log"},
-        {"metrics", "interrupts", "cpu", "bounds", "backbone", "usage", "memory", "own"},
+        {"metrics", "interrupts", "cpu", "bounds", "backbone", "usage", "own"},
         {"report"},
         {"order", "prompt_store", "adapters"},
-        {"fingerprint"},
+        {"fingerprint", "memory"},
         {"pieces"},
         {"trial", "callbacks"},
         STAGES,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from g2rpo_fast.memory import FLOAT32, LEAST, Shape, fixed_bytes, most_positions, shape_of
+from g2rpo_fast.adapters import AdapterConfig
+from g2rpo_fast.adapters.attach import add_adapters
+from g2rpo_fast.memory import LEAST, Shape, fixed_bytes, most_positions, shape_of
 from generate.as_markdown import table
 
 GIB = 1 << 30
@@ -39,9 +41,37 @@ SIZES = (
 )
 
 
+HOW = ("all weights", "LoRA", "QLoRA")
+"""What is trained: everything, or adapters of rank 16 on linear maps in bfloat16 or in 4 bits."""
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of such a weight: with the scale of 64, in 8 bits, and that of 256 scales."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a model takes, however it is trained."""
+
+    shape: Shape
+    weight_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """What is there whatever the batch: weights, gradients, moments, the copy for products, the loss."""
+        return self.weight_bytes + fixed_bytes(self.shape)
+
+    def recomputing(self) -> Fit:
+        """With `model.gradient_checkpointing`."""
+        return replace(self, shape=replace(self.shape, checkpointing=True))
+
+    def positions(self, card: int) -> int:
+        """Most positions of a micro-batch; 0 where there is no use for so few."""
+        fits = most_positions(self.shape, card - CONTEXT - self.weight_bytes)
+        return fits if fits >= LEAST else 0
+
+
 @cache
-def shape(size: Size, *, checkpointing: bool) -> Shape:
-    """Of the model as transformers makes it, without memory for its weights."""
+def fit(size: Size, how: str = "all weights") -> Fit:
+    """Without checkpointing, of the model as transformers and PEFT make it, without memory for its weights."""
     config = Qwen3Config(
         hidden_size=size.width,
         intermediate_size=size.inner,
@@ -54,22 +84,14 @@ def shape(size: Size, *, checkpointing: bool) -> Shape:
     )
     with torch.device("meta"):
         model = Qwen3ForCausalLM(config)
-    return shape_of(model, compute_dtype=torch.bfloat16, checkpointing=checkpointing)
-
-
-def weight_bytes(of: Shape) -> int:
-    return FLOAT32 * of.num_parameters
-
-
-def held_bytes(of: Shape) -> int:
-    """What is there whatever the batch: weights, gradients, moments, the copy for products, the loss."""
-    return weight_bytes(of) + fixed_bytes(of)
-
-
-def positions(of: Shape, card: int) -> int:
-    """Most positions of a micro-batch; 0 where there is no use for so few."""
-    fits = most_positions(of, card - CONTEXT - weight_bytes(of))
-    return fits if fits >= LEAST else 0
+    if how != "all weights":
+        asked = AdapterConfig(kind="lora")
+        add_adapters(model, asked, base=size.name, seed=0, compute_dtype=torch.bfloat16)
+    sizes = {torch.bfloat16: FOUR_BITS if how == "QLoRA" else 2.0, torch.float32: 4.0}
+    return Fit(
+        shape=shape_of(model, compute_dtype=torch.bfloat16, checkpointing=False),
+        weight_bytes=round(sum(p.numel() * sizes[p.dtype] for p in model.parameters())),
+    )
 
 
 def _cell(plain: int, more: int) -> str:
@@ -79,8 +101,10 @@ def _cell(plain: int, more: int) -> str:
 def sizes_page() -> str:
     rows = []
     for size in SIZES:
-        kept, again = (shape(size, checkpointing=on) for on in (False, True))
-        fits = [(positions(kept, card), positions(again, card)) for card in CARDS.values()]
-        cells = [_cell(plain, more) for plain, more in fits]
-        rows.append([size.name, f"{held_bytes(kept) / GIB:.1f}", *cells])
-    return table(["model", "GiB, whatever the batch", *CARDS], rows)
+        for how in HOW:
+            kept = fit(size, how)
+            again = kept.recomputing()
+            fits = [(kept.positions(card), again.positions(card)) for card in CARDS.values()]
+            cells = [_cell(plain, more) for plain, more in fits]
+            rows.append([size.name, how, f"{kept.held_bytes / GIB:.1f}", *cells])
+    return table(["model", "trained", "GiB, whatever the batch", *CARDS], rows)

@@ -62,6 +62,8 @@ def add_adapters(
             f"adapter.targets: wanted {wanted} in a {model.config.model_type}, got: {reason}"
         ) from error
     asked.base_model_name_or_path = base  # which transformers has set to the model's own name
+    for layer in adapter_layers(model).values():  # autocast does, once for the map and its adapter
+        layer.cast_input_dtype_enabled = False
     if kept == "bfloat16":  # now that the adapters, which take the dtype of what they adapt, are float32
         halve(maps)
 

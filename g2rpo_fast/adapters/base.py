@@ -19,8 +19,6 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of
 
-NF4 = "nf4"
-
 
 def linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The backbone's plain ones by name, before adapters are on them."""
@@ -29,23 +27,12 @@ def linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 def quantise(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     """Puts bitsandbytes' 4-bit maps in the place of the backbone's linear maps."""
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    from g2rpo_fast.adapters.four_bits import FourBitLinear
 
     backbone = backbone_of(model)
     for name, linear in linear_maps(model).items():
         parent, _, leaf = name.rpartition(".")
-        four: Any = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=compute_dtype,
-            quant_type=NF4,
-            device="meta",
-        )
-        packed: Any = Params4bit
-        four.weight = packed(linear.weight.detach(), requires_grad=False, quant_type=NF4, module=four)
-        four.bias = linear.bias
-        setattr(backbone.get_submodule(parent), leaf, four.to(linear.weight.device))
+        setattr(backbone.get_submodule(parent), leaf, FourBitLinear(linear, compute_dtype))
 
 
 def halve(maps: dict[str, nn.Linear]) -> None:
@@ -59,9 +46,9 @@ def dense_weight(linear: Any) -> Tensor:
     weight_OI: Tensor = linear.weight.detach()
     state = getattr(linear.weight, "quant_state", None)
     if state is not None:
-        from bitsandbytes.functional import dequantize_4bit
+        from g2rpo_fast.adapters.four_bits import dequantised
 
-        weight_OI = dequantize_4bit(weight_OI, state)
+        weight_OI = dequantised(linear.weight)
     return weight_OI.to(torch.promote_types(weight_OI.dtype, torch.float32))
 
 

@@ -15,6 +15,7 @@ import torch
 from g2rpo_kernels.linear_logprob.chunks import CHUNK_BYTES as CPU_CHUNK_BYTES
 from g2rpo_kernels.linear_logprob.chunks import DEVICE_CHUNK_BYTES
 
+from g2rpo_fast.adapters.base import num_weights
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.forecast.rollout import num_positions
 from g2rpo_fast.learner import Policy
@@ -111,6 +112,7 @@ def memory_of(
     dtype = compute_dtype(model, compute)
     shape = shape_of(model, compute_dtype=dtype, checkpointing=compute.gradient_checkpointing)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    numbers = sum(num_weights(p) for p in model.parameters())
     trained = FLOAT32 * shape.num_parameters
     every = [plan for of_step in plans for plan in of_step]
     positions = max((len(plan.token_S) for plan in every), default=0)
@@ -126,7 +128,7 @@ def memory_of(
         gradients=trained,
         kept=int(positions * kept_bytes(parts.learner.policy, shape.vocabulary)),
         loss=_loss_bytes(shape, model.device, positions, edges),
-        cache=_sampling_bytes(shape, requests, parts.config.rollout),
+        cache=_sampling_bytes(numbers, shape, requests, parts.config.rollout),
     )
 
 
@@ -134,11 +136,11 @@ def _loss_bytes(shape: Shape, device: torch.device, positions: int, edges: int) 
     """A chunk of logits; d head in float32, where it is trained; hidden states, their rows and gradients."""
     bound = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
     logits = min(edges * shape.vocabulary * FLOAT32, bound)
-    head = 0 if shape.num_frozen else shape.vocabulary
+    head = shape.vocabulary if shape.trains_head else 0
     return logits + FLOAT32 * shape.width * (head + 2 * positions + edges)
 
 
-def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutConfig) -> int:
+def _sampling_bytes(numbers: int, shape: Shape, requests: Sequence[Request], config: RolloutConfig) -> int:
     """Of the local engine: its decoder's copy of the weights; keys and values of prefixes, twice, and of
     rows; logits, thrice. vLLM has its own process."""
     if config.engine != "local" or not requests:
@@ -149,7 +151,7 @@ def _sampling_bytes(shape: Shape, requests: Sequence[Request], config: RolloutCo
     slots = -(-(1 + max(request.max_tokens for request in requests)) // GROWTH) * GROWTH
     prefixes = num_positions([request.prompt_ids for request in requests])
     logits = 3 * FLOAT32 * rows * shape.vocabulary
-    copies = shape.compute_bytes * (shape.num_parameters + shape.num_frozen)
+    copies = shape.compute_bytes * numbers
     return copies + position * (2 * prefixes + rows * slots) + logits
 
 

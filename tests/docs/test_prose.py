@@ -13,7 +13,7 @@ from g2rpo_fast.commands import COMMANDS
 from g2rpo_fast.config import PIECES, section_types
 from g2rpo_fast.config.choice import settings_of
 from g2rpo_fast.config.renamed import KEYS
-from generate.sizes_page import CARDS, SIZES, held_bytes, positions, shape
+from generate.sizes_page import CARDS, HOW, SIZES, fit
 
 NO_KEYS = {"rollout.prompt", "samples.jsonl", "vllm.log"}
 """Written as keys are: what a rollout has, files of a run directory."""
@@ -93,14 +93,17 @@ def test_tables_of_the_readme_say_what_the_pages_say() -> None:
 
 
 def test_the_sizes_that_are_claimed_are_those_that_fit_a_gpu() -> None:
-    fitting = [
-        size.name
-        for size in SIZES
-        if any(positions(shape(size, checkpointing=True), card) for card in CARDS.values())
-    ]
-    assert fitting == ["Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B"]
+    fitting = {
+        how: [size.name for size in SIZES if any(map(fit(size, how).recomputing().positions, CARDS.values()))]
+        for how in HOW
+    }
+    every = ["Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B"]
+    assert fitting == {"all weights": every[:3], "LoRA": every, "QLoRA": every}
+    largest = fit(SIZES[3], "LoRA"), fit(SIZES[3], "QLoRA").recomputing()
+    assert largest[0].positions(CARDS["48 GB"]) > 2000
+    assert largest[1].positions(CARDS["24 GB"]) > 7000
     for page in ("README.md", "docs/index.md"):
-        assert "GPU for 0.5B to 4B](" in (ROOT / page).read_text()
+        assert "GPU for 0.5B to 4B, and to 8B with adapters](" in (ROOT / page).read_text()
     num_parameters, vocabulary, width = 596_049_920, 151_936, 1024
     loss = 2 * 4 * vocabulary * width + DEVICE_CHUNK_BYTES  # d head, d embeddings; a chunk of logits
-    assert held_bytes(shape(SIZES[0], checkpointing=False)) == (4 + 4 + 8 + 2) * num_parameters + loss
+    assert fit(SIZES[0]).held_bytes == (4 + 4 + 8 + 2) * num_parameters + loss
