@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 from generate.configuration_page import options_page, pieces_page, sections_page
 from generate.methods_page import methods_page
 from generate.metrics_page import columns_page, metrics_page
+from generate.models_page import models_page
 from generate.sizes_page import sizes_page
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics_page,
     "columns": columns_page,
     "sizes": sizes_page,
+    "models": models_page,
 }
 PLACE = re.compile(r"^\*Filled in by `make docs`: (\w+)\.\*$", re.MULTILINE)
 OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)\)")

@@ -31,6 +31,8 @@ GIB = 1 << 30
 EXTRAS = {
     "liger": "fused norms, RoPE and SwiGLU on CUDA",
     "vllm": "rollouts by vLLM (rollout.engine = vllm)",
+    "adapters": "LoRA and DoRA (adapter.kind)",
+    "qlora": "adapters on a base of 4 bits (adapter.base = nf4)",
     "gguf": "models in GGUF files, such as that of the preset smollm2",
     "report": "the charts of g2rpo-fast report",
     "lm-eval": "a test that make test-deep runs",

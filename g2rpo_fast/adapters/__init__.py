@@ -49,7 +49,7 @@ def check_adapters(config: AdapterConfig) -> None:
     if config.on:
         require("peft", f"adapter.kind: wanted {config.kind}", extra="adapters")
     if config.on and config.base == "nf4":
-        require("bitsandbytes", "adapter.base: wanted nf4", extra="qlora")
+        require("bitsandbytes", "adapter.base: wanted nf4", extra="adapters,qlora")
 
 
 def require(package: str, what: str, *, extra: str) -> None:

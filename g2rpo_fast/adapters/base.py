@@ -19,6 +19,10 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of
 
+NF4 = "nf4"
+BASE = ".base_layer"
+"""Where a layer of PEFT's holds the map that it adapts."""
+
 
 def linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The backbone's plain ones by name, before adapters are on them."""
@@ -39,6 +43,30 @@ def halve(maps: dict[str, nn.Linear]) -> None:
     """Rounds these maps' weights to bfloat16."""
     for linear in maps.values():
         linear.weight.data = linear.weight.detach().to(torch.bfloat16)
+
+
+def kept_in(model: nn.Module) -> str:
+    """What the frozen linear maps of a model with adapters are kept in."""
+    bases = [m for name, m in model.named_modules() if name.endswith(BASE)]
+    if any(getattr(m.weight, "quant_state", None) is not None for m in bases):
+        return NF4
+    return "bfloat16" if any(m.weight.dtype == torch.bfloat16 for m in bases) else "float32"
+
+
+def coarsen(model: PreTrainedModel, kept: str) -> None:
+    """Gives a plain model the weights that adapters had under them which were trained on a base kept so."""
+    if kept == NF4:
+        quantise(model, torch.float32)
+    for name, linear in list(backbone_of(model).named_modules()):
+        if not isinstance(linear, nn.Linear) or kept == "float32":
+            continue
+        if type(linear) is nn.Linear:
+            linear.weight.data = linear.weight.detach().to(torch.bfloat16).to(linear.weight.dtype)
+            continue
+        dense = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+        dense.weight, dense.bias = nn.Parameter(dense_weight(linear)), linear.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(backbone_of(model).get_submodule(parent), leaf, dense)
 
 
 def dense_weight(linear: Any) -> Tensor:

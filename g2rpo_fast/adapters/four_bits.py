@@ -16,7 +16,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 
-NF4 = "nf4"
+from g2rpo_fast.adapters.base import NF4
 
 
 class FourBitLinear(Linear4bit):

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from g2rpo_fast.adapters.base import dense_weight
+from g2rpo_fast.adapters.base import BASE, dense_weight
 
 NAME = "default"
 """That PEFT knows the adapters by."""
-BASE = ".base_layer"
-"""Where a layer of PEFT's holds the map that it adapts."""
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+BASE_KEPT = "adapter_base.json"
+"""Ours: what the base was kept in when these adapters were trained."""
 
 
 def is_adapter(path: str) -> bool:

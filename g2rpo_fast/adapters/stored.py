@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from g2rpo_fast.adapters import require
+from g2rpo_fast.adapters.base import coarsen, kept_in
 from g2rpo_fast.adapters.merged import NAME, adapter_config
-from g2rpo_fast.adapters.place import WEIGHTS, base_of, is_adapter
+from g2rpo_fast.adapters.place import BASE_KEPT, WEIGHTS, base_of, is_adapter
 
 PREFIX = "base_model.model."
 """Before the names of tensors in files."""
@@ -27,6 +30,7 @@ def save_adapters(directory: Path, model: nn.Module) -> None:
     config = copy.copy(adapter_config(model))
     config.inference_mode = True
     config.save_pretrained(str(directory))
+    (directory / BASE_KEPT).write_text(json.dumps({"kept_in": kept_in(model)}))
 
 
 def load_adapters(directory: Path, model: nn.Module) -> None:
@@ -42,21 +46,25 @@ def load_adapters(directory: Path, model: nn.Module) -> None:
         raise ValueError(f"{directory / WEIGHTS}: wanted the model's adapters, got others: {other[0]}")
 
 
-def merged_model(path: str, dtype: object) -> PreTrainedModel:
-    """The whole model that the adapters in `path` and their base are.
+def merged_model(path: str) -> PreTrainedModel:
+    """The whole model that the adapters in `path` and their base are, in float32: of adapters of ours, with
+    the base as they were trained on it.
 
     Raises ValueError where PEFT is not installed; what `from_pretrained` raises otherwise.
     """
     require("peft", f"model.path: wanted the adapters in {path}", extra="adapters")
     from peft import PeftModel
 
-    base = AutoModelForCausalLM.from_pretrained(base_of(path), dtype=dtype)
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_of(path), dtype=torch.float32)
+    file = Path(path) / BASE_KEPT
+    if file.is_file():
+        coarsen(base, json.loads(file.read_bytes())["kept_in"])
     merged: PreTrainedModel = PeftModel.from_pretrained(base, path).merge_and_unload()
     return merged
 
 
 def read_causal_lm(path: str, dtype: object) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, of adapters the whole model."""
+    """`AutoModelForCausalLM.from_pretrained`; of adapters the whole model, in float32."""
     if is_adapter(path):
-        return merged_model(path, dtype)
+        return merged_model(path)
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

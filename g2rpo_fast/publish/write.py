@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from g2rpo_fast.adapters.place import CONFIG, WEIGHTS, is_adapter
+from g2rpo_fast.adapters.place import BASE_KEPT, CONFIG, WEIGHTS, is_adapter
 from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.checkpoint import checkpoint_name
 from g2rpo_fast.files import new_directory
@@ -62,7 +62,7 @@ def write_adapters(source: ModelSource, run: StoredRun, directory: Path) -> None
     tokenizer = load_tokenizer(source.path)
     card = model_card(run, source.step, directory.name, None)
     with new_directory(directory, directory.with_name(f".{directory.name}.writing")) as temporary:
-        for name in (CONFIG, WEIGHTS):
+        for name in (CONFIG, WEIGHTS, BASE_KEPT):
             shutil.copy(Path(source.path) / name, temporary / name)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import printed
+from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config
 from g2rpo_fast.embedded import prepare
@@ -97,6 +98,13 @@ def test_a_base_of_four_bits_goes_on_bit_for_bit_and_leaves_a_dense_model(
     for name, tensor in load_file(whole.model_dir / "model.safetensors").items():
         assert tensor.dtype == base[name].dtype
         assert tensor.shape == base[name].shape
+    merged = load_file(whole.model_dir / "model.safetensors")
+    stored = shutil.copytree(checkpoint(whole.directory, 2), tmp_path / "stored")
+    for exact in (True, False):
+        again = read_causal_lm(str(stored), torch.float32).state_dict()
+        off = max(float((again[name] - tensor).abs().max()) for name, tensor in merged.items())
+        assert off < 1e-6 if exact else off > 1e-3, off
+        (stored / "adapter_base.json").unlink(missing_ok=True)  # then their base is the one that was rounded
 
 
 def test_the_final_model_is_the_base_with_the_adapters_merged(

@@ -2,19 +2,23 @@
 
 Each is exact (log-probabilities of a packed tree, or of unshared rows, and of the local engine equal those of
 the plain model, path by path), or refused by a ValueError in one line that begins with its type. All of them,
-a line each: `python tests/helpers/causal_types.py [TYPE ...]`.
+a line each: `python tests/helpers/causal_types.py [TYPE ...]`. With `--write` they go to the file that
+docs/models.md is made of, too.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -40,6 +44,7 @@ NOT_BUILT = {
 }
 """Types that no size alone makes a model of, and why."""
 CAUSAL_TYPES = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in NOT_BUILT)
+FOUND = Path(__file__).parents[2] / "docs" / "generate" / "model_types.json"
 UNSHARED = "exact on unshared rows"
 VOCAB = 61
 LAYERS = 4
@@ -250,13 +255,17 @@ def in_one_line(line: str, model: PreTrainedModel) -> str:
 
 def main() -> None:
     """Prints the outcome of every type, or of those named; fails at the first that is neither."""
+    words = [word for word in sys.argv[1:] if word != "--write"]
     outcomes = {}
-    for model_type in sys.argv[1:] or CAUSAL_TYPES:
+    for model_type in words or CAUSAL_TYPES:
         outcomes[model_type] = outcome(model_type)
         print(f"{model_type:24} {outcomes[model_type]}", flush=True)
     exact = sum(outcome == "exact" for outcome in outcomes.values())
     unshared = sum(outcome.startswith(UNSHARED) for outcome in outcomes.values())
     print(f"{exact} exact, {unshared} {UNSHARED}, {len(outcomes) - exact - unshared} refused by name")
+    if "--write" in sys.argv:
+        values = {"transformers": transformers.__version__, "outcomes": outcomes, "not_tried": NOT_BUILT}
+        FOUND.write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":
