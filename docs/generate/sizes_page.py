@@ -71,7 +71,7 @@ class Fit:
 
 @cache
 def fit(size: Size, how: str = "all weights") -> Fit:
-    """Without checkpointing, of the model as transformers and PEFT make it, without memory for its weights."""
+    """Without checkpointing; of the model as transformers and PEFT make it, with no memory for weights."""
     config = Qwen3Config(
         hidden_size=size.width,
         intermediate_size=size.inner,
