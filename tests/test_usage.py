@@ -65,7 +65,7 @@ def test_wrong_words_are_one_line(words: str, message: str, capsys: pytest.Captu
     [
         ("[optim]\nlrr = 1", "unknown key optim.lrr; the nearest name is optim.lr"),
         ("[optm]\nlr = 1", "unknown key optm; the nearest name is optim"),
-        ('"run.steps" = 3', "unknown key run.steps; known: checkpoint, data"),
+        ('"run.steps" = 3', "unknown key run.steps; known: adapter, checkpoint"),
         ("optim = 3", "optim: wanted a section [optim], got 3"),
         ("[[run]]\nsteps = 3", "run: wanted a section [run], got [{'steps': 3}]"),
         ("[optim]\nlr = 'fast'", "optim.lr: wanted a number, got 'fast'"),
