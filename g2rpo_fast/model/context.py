@@ -115,8 +115,8 @@ class TreeContext:
         """RuntimeError unless each layer of `attending`, and each of `states`, called exactly once so far."""
         if sorted(self._layers) != list(attending):
             raise RuntimeError(
-                f"tree attention: wanted one call from each of {len(attending)} layers, got calls from layers "
-                f"{self._layers}: the others mixed completions. Is the model's attention 'g2rpo_tree'?"
+                f"tree attention: wanted one call from each of {len(attending)} layers, got calls from "
+                f"layers {self._layers}: the others mixed completions. Is the model's attention 'g2rpo_tree'?"
             )
         if sorted(self._state_calls) != sorted(self._states):
             raise RuntimeError(

@@ -1,6 +1,6 @@
 """The gated delta rule along the paths of a tree: what `torch_chunk_gated_delta_rule` is along a sequence.
 
-    state_i = exp(g_i) state_p (I - beta_i k_i k_i^T) + beta_i k_i v_i^T,    p the position before i on its path
+    state_i = exp(g_i) (I - beta_i k_i k_i^T) state_p + beta_i k_i v_i^T,    p before i on its path
 
 Dimension key: S stream positions, N nodes of a batch, L their padded length, H query and key heads, V value
 heads, E their widths.
@@ -35,8 +35,9 @@ def gated_delta(
     use_qk_l2norm_in_kernel: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """out [1, S, V, E] by transformers' own function (names as there), in the query's dtype; no final state."""
-    assert initial_state is None and not output_final_state, "a forward over a tree keeps no cache"
+    """out [1, S, V, E] in the query's dtype, by transformers' own function (names as there); no state."""
+    assert initial_state is None, "a forward over a tree has no cache"
+    assert not output_final_state, "a forward over a tree has no cache"
     scan = partial(_scan, original, use_qk_l2norm_in_kernel)
     return along_paths(scan, [query_1SHE, key_1SHE, value_1SVE, g, beta], segments), None
 

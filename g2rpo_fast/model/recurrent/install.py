@@ -97,12 +97,22 @@ def forks_states(model: PreTrainedModel) -> bool:
 
 
 def calls_of(model: PreTrainedModel) -> tuple[list[int], list[tuple[str, int]]]:
-    """What a forward over a tree goes through, once each: layers with attention; (seam, layer) of states."""
+    """What a forward over a tree goes through, once each: layers with attention; (seam, layer) of states.
+
+    Raises:
+        RuntimeError: a layer that keeps a state has lost the forward that `fork_states` gave it.
+    """
     layers = _layer_types(model.config)
     if not set(layers) & {*KEEPS_STATE, *KEEPS_NOTHING}:
         return list(range(int(model.config.get_text_config().num_hidden_layers))), []
     attending = [layer_id for layer_id, kind in enumerate(layers) if kind in ATTENDS]
-    return attending, [call for mixer in _mixers(model) for call in mixer.calls]
+    states = [call for mixer in _mixers(model) for call in mixer.calls]
+    keeping = {layer_id for layer_id, kind in enumerate(layers) if kind in KEEPS_STATE}
+    if lost := keeping - {layer_id for _, layer_id in states}:
+        raise RuntimeError(
+            f"recurrent layers: wanted all to follow the tree, got layers {sorted(lost)} that do not"
+        )
+    return attending, states
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str]:
