@@ -1,4 +1,4 @@
-"""Attention along plain sequences for a model that has selected tree attention, as it decodes with its own cache.
+"""Attention along plain sequences, for a model that selected tree attention and decodes with its own cache.
 
 Dimension key: B rows, S queries, T keys, H query heads, K key/value heads, E head width.
 """

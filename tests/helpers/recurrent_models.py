@@ -1,4 +1,4 @@
-"""Rows whose tree branches where recurrent layers are easily wrong, and what each of its paths gives alone."""
+"""A tree that branches where recurrent layers are easily wrong, and what each of its paths gives alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_chunk_size": 8},
     "mamba2": {"chunk_size": 8},
 }
-"""Types of models with layers whose state forks. Gated delta-net has chunks of 64 whatever its configuration."""
+"""Types of models with layers whose state forks. Gated delta-net has chunks of 64 in any configuration."""
 FAMILIES = {name: extra for name, extra in FAMILIES.items() if name in CAUSAL_TYPES}
 
 
@@ -44,8 +44,8 @@ def recurrent_model(family: str) -> Any:
 
 
 def forking_plan() -> TreePlan:
-    """Two trees. One branches after 1 to 3 tokens, within the reach of a convolution and again one token later;
-    after a node of 64, a chunk, and one of 65; and within chunks; seven nodes deep."""
+    """Two trees, seven nodes deep. They branch one token after another and three tokens later, which
+    convolutions reach across; after a node of 64, a chunk, and one of 65; and within chunks."""
     rng = np.random.default_rng(1)
 
     def some(count: int) -> list[int]:
@@ -83,7 +83,7 @@ def path_of(plan: TreePlan, last: int) -> Longs:
 
 
 def alone(model: Any, plan: TreePlan) -> Tensor:
-    """[S, D] hidden states by the model's own forward, each path by itself: a leaf's first, then what it lacks."""
+    """[S, D] hidden states of each position's path, by itself, by the model's own forward."""
     rows: dict[int, Tensor] = {}
     for last in sorted(plan.last_B.tolist(), reverse=True):
         path = path_of(plan, last)

@@ -115,8 +115,10 @@ def test_function_that_does_not_follow_the_tree_shows_when_a_model_is_loaded(
     monkeypatch.setitem(install.SEAMS, seam, along_the_stream)
     model = recurrent_model(family)
     reason = select_attention(model)
-    assert reason is not None and "wanted the same logits from a packed tree" in reason
-    assert not follows_trees(model) and not forks_states(model)
+    assert reason is not None
+    assert "wanted the same logits from a packed tree" in reason
+    assert not follows_trees(model)
+    assert not forks_states(model)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -124,7 +126,7 @@ def test_layer_that_lost_its_forward_is_an_error() -> None:
     model = recurrent_model("lfm2")
     select_tree_attention(model)
     del model.model.layers[2].conv.forward
-    with pytest.raises(RuntimeError, match=r"wanted all to follow the tree, got layers \[2\]"):
+    with pytest.raises(RuntimeError, match=r"wanted all to follow the tree, got layers \[2\] not to"):
         tree_hidden(model, forking_plan())
 
 
@@ -161,7 +163,8 @@ def test_saved_model_is_plain(tmp_path: Path) -> None:
 def test_model_without_recurrent_layers_is_left_alone() -> None:
     model = tiny_model("llama")
     select_tree_attention(model)
-    assert follows_trees(model) and not forks_states(model)
+    assert follows_trees(model)
+    assert not forks_states(model)
     assert not any("forward" in vars(module) for module in model.modules())
     assert calls_of(model) == ([0, 1, 2, 3], [])
 

@@ -1,9 +1,9 @@
 """Which layers keep a state that can fork, and how their mixers get at the tree of a forward.
 
-transformers' mixers look along the sequence through a few functions of their modules: a mixer gets a copy of its
-class's forward in which these names mean the functions of this folder. They take the tree from what the forward
-of the model passes down as `attend=`, recomputed layers of a checkpoint too; with any other `attend`, or none,
-they are transformers' own. Instances only, as in `instances.py`; `module.forward` deleted undoes it.
+transformers' mixers look along the sequence through a few functions of their modules: a mixer gets a copy of
+its class's forward in which these names mean the functions of this folder. They take the tree from what the
+model's forward passes down as `attend=`, where a checkpoint computes again too; with any other `attend`, or
+none, they are transformers' own. Instances only, as in `instances.py`; `module.forward` deleted undoes it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def calls_of(model: PreTrainedModel) -> tuple[list[int], list[tuple[str, int]]]:
     keeping = {layer_id for layer_id, kind in enumerate(layers) if kind in KEEPS_STATE}
     if lost := keeping - {layer_id for _, layer_id in states}:
         raise RuntimeError(
-            f"recurrent layers: wanted all to follow the tree, got layers {sorted(lost)} that do not"
+            f"recurrent layers: wanted all to follow the tree, got layers {sorted(lost)} not to"
         )
     return attending, states
 

@@ -2,8 +2,8 @@
 
     state_i = exp(dt_i A) state_p + dt_i x_i B_i^T,    y_i = state_i C_i + D x_i,    p before i on its path
 
-Dimension key: S stream positions, N nodes of a batch, L their padded length, H heads, G groups of them, E head
-width, T state width.
+Dimension key: S stream positions, N nodes of a batch, L their padded length, H heads, G groups of them, E
+head width, T state width.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def mamba2(
 
     Steps take their bias, softplus and limits before nodes are padded: a step of 0 leaves the state as it is.
     """
-    assert z is None and initial_states is None and not return_final_states, "a forward over a tree"
+    assert z is None, "mixers gate after the scan"
+    assert initial_states is None, "a forward over a tree has no cache"
+    assert not return_final_states, "a forward over a tree has no cache"
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = F.softplus(dt) if dt_softplus else dt
     dt = torch.clamp(dt, *dt_limit)

@@ -1,7 +1,7 @@
 """A scan along the paths of a tree, level by level: a node begins with the state that its parent ended with.
 
-All nodes of a level are scanned side by side, those of alike length in one batch. Padding comes after all that
-is read, and must leave a state as it is.
+All nodes of a level are scanned side by side, those of alike length in one batch. Padding comes after all
+that is read, and must leave a state as it is.
 
 Dimension key: S stream positions, N nodes of a batch, L their padded length, M nodes of a level, P positions.
 """
@@ -17,7 +17,7 @@ from g2rpo_fast.model.recurrent.moves import picked, put, repeated
 from g2rpo_fast.model.recurrent.segments import SHORTEST, Batch, Segments
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
-"""(inputs [N, L, ...] each, initial states [N, ...] or None) -> outputs [N, L, ...], final states [N, ...]."""
+"""(inputs [N, L, ...] each, states [N, ...] or None) -> outputs [N, L, ...], final states [N, ...]."""
 
 
 def along_paths(scan: Scan, inputs: Sequence[Tensor], segments: Segments) -> Tensor:

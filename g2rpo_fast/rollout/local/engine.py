@@ -72,7 +72,8 @@ class LocalEngine:
 
     Attributes:
         decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others whose
-            prefixes are encoded as trees); "cached" (with the model's own cache) or "recomputing" (where that is not exact).
+            prefixes are encoded as trees); "cached" (with the model's own cache) or "recomputing" (where that
+            is not exact).
     """
 
     def __init__(
