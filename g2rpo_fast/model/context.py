@@ -121,5 +121,6 @@ class TreeContext:
         if sorted(self._state_calls) != sorted(self._states):
             raise RuntimeError(
                 f"recurrent layers: wanted one call of each of {len(self._states)} functions, got "
-                f"{sorted(self._state_calls)}: the others mixed completions"
+                f"{sorted(self._state_calls)}: the others mixed completions, or their layers did not hand on "
+                "the forward's keywords"
             )

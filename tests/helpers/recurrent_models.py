@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from packaging import version
 from torch import Tensor
 
-from causal_types import CAUSAL_TYPES, VOCAB, tiny_model
+from causal_types import VOCAB, tiny_model
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Longs, Sequences, TreePlan
 
@@ -34,7 +36,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba2": {"chunk_size": 8},
 }
 """Types of models with layers whose state forks. Gated delta-net has chunks of 64 in any configuration."""
-FAMILIES = {name: extra for name, extra in FAMILIES.items() if name in CAUSAL_TYPES}
+HAND_ON = ("falcon_h1", "mamba2", "nemotron_h")
+"""From transformers 5.17 their layers hand a forward's keywords on to their mixers; before, none share."""
+SHARE = {*FAMILIES} - (
+    set() if version.parse(transformers.__version__) >= version.parse("5.17") else {*HAND_ON}
+)
+FAMILIES = {name: extra for name, extra in FAMILIES.items() if name in SHARE}
 
 
 def recurrent_model(family: str) -> Any:

@@ -22,6 +22,7 @@ from g2rpo_fast.model.load import load_model, noise_of, select_tree_attention
 from g2rpo_fast.model.masks import check_masks
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
+from recurrent_models import HAND_ON, SHARE
 
 EXACT = [
     "afmoe",
@@ -33,7 +34,6 @@ EXACT = [
     "deepseek_v3",
     "dots1",
     "exaone4",
-    "falcon_h1",
     "flex_olmo",
     "gemma",
     "gemma2",
@@ -55,13 +55,11 @@ EXACT = [
     "lfm2",
     "lfm2_moe",
     "llama",
-    "mamba2",
     "minicpm3",
     "ministral",
     "mistral",
     "mixtral",
     "nanochat",
-    "nemotron_h",
     "olmo2",
     "olmo3",
     "olmo_hybrid",
@@ -137,6 +135,12 @@ def test_type_is_exact_where_its_attention_is_chosen_through_the_interface(model
     reason = "not chosen through transformers' attention interface"
     got = outcome(model_type)
     assert got == "exact" if hasattr(code, "ALL_ATTENTION_FUNCTIONS") else reason in got
+
+
+@pytest.mark.parametrize("model_type", HAND_ON)
+def test_type_is_exact_on_trees_where_its_layers_hand_keywords_on(model_type: str) -> None:
+    got = outcome(model_type)
+    assert got == "exact" if model_type in SHARE else "hand" in got
 
 
 SCALED: dict[str, dict[str, Any]] = {

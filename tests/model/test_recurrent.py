@@ -31,7 +31,7 @@ def largest(value: Any) -> float:
 
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
-    [(name, False) for name in FAMILIES] + [("lfm2", True), ("qwen3_5_text", True), ("falcon_h1", True)],
+    [(name, False) for name in FAMILIES] + [("lfm2", True), ("qwen3_5_text", True), ("bamba", True)],
 )
 def test_tree_equals_each_path_alone_in_hidden_states_and_every_gradient(
     family: str, checkpointing: bool

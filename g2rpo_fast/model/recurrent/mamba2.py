@@ -20,6 +20,8 @@ from g2rpo_fast.model.recurrent.scan import along_paths, chunk_of
 from g2rpo_fast.model.recurrent.segments import Segments
 
 UNBOUNDED = 0.0, float("inf")
+CPU_CHUNK = 64
+"""Most positions of a chunk there: longer ones, which kernels of GPUs are made for, take time and memory."""
 
 
 def mamba2(
@@ -51,7 +53,8 @@ def mamba2(
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = F.softplus(dt) if dt_softplus else dt
     dt = torch.clamp(dt, *dt_limit)
-    scan = partial(_scan, original, A, D, chunk_size)
+    most = min(chunk_size, CPU_CHUNK) if x_1SHE.device.type == "cpu" else chunk_size
+    scan = partial(_scan, original, A, D, most)
     return along_paths(scan, [x_1SHE, dt, B, C], segments)
 
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from g2rpo_fast.types import Longs
 
-CACHES = ("past_key_values", "cache_params")
-"""Names by which backbones take and return what they keep of a sequence."""
+CACHES = ("past_key_values", "cache_params", "cache")
+"""Names by which backbones take and return what they keep of a sequence; the last from transformers 5.24."""
 TOLERANCE = 1e-3
 """Of the largest hidden state: above rounding, below what a wrong state makes of it."""
 FAILURES = (
