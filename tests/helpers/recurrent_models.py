@@ -10,7 +10,7 @@ import transformers
 from packaging import version
 from torch import Tensor
 
-from causal_types import VOCAB, tiny_model
+from causal_types import CAUSAL_TYPES, VOCAB, tiny_model
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Longs, Sequences, TreePlan
 
@@ -29,6 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": DELTA,
     "olmo_hybrid": DELTA,
+    "kimi_linear": {},
     "nemotron_h": NEMOTRON | {"chunk_size": 8},
     "bamba": {"mamba_chunk_size": 8},
     "granitemoehybrid": {"mamba_chunk_size": 8},
@@ -38,9 +39,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Types of models with layers whose state forks. Gated delta-net has chunks of 64 in any configuration."""
 HAND_ON = ("falcon_h1", "mamba2", "nemotron_h")
 """From transformers 5.17 their layers hand a forward's keywords on to their mixers; before, none share."""
-SHARE = {*FAMILIES} - (
-    set() if version.parse(transformers.__version__) >= version.parse("5.17") else {*HAND_ON}
-)
+OLD = HAND_ON if version.parse(transformers.__version__) < version.parse("5.17") else ()
+SHARE = {*FAMILIES} & {*CAUSAL_TYPES} - {*OLD}
 FAMILIES = {name: extra for name, extra in FAMILIES.items() if name in SHARE}
 
 

@@ -51,6 +51,7 @@ EXACT = [
     "helium",
     "hunyuan_v1_dense",
     "jetmoe",
+    "kimi_linear",
     "laguna",
     "lfm2",
     "lfm2_moe",
@@ -96,7 +97,7 @@ NOT_SHARED = {
     "stablelm": "do not hand a forward's keywords on",
 }
 """Those in which a step of the engine takes long are in the deep test."""
-SLOW = ["jamba", "kimi_linear", "minimax"]
+SLOW = ["jamba", "minimax"]
 REFUSED = {
     "bert": "one linear map of the backbone's hidden states",
     "dbrx": "does not run on them",

@@ -77,7 +77,7 @@ def test_segments_are_the_paths() -> None:
     for taps in (2, 4, 6):
         laid = segments.laid(taps)
         stream_L = torch.full((laid.length,), -1).index_copy(0, laid.own_S, position_S)
-        stream_L = stream_L.index_copy(0, laid.place_H, laid.history_H)
+        stream_L = stream_L.index_copy(0, laid.place_H, laid.before_U[laid.history_H])
         for place in range(segments.size):
             at = int(laid.own_S[place])
             path = path_of(plan, place).tolist()

@@ -1,6 +1,8 @@
 """The gated delta rule along the paths of a tree: what `torch_chunk_gated_delta_rule` is along a sequence.
 
-    state_i = exp(g_i) (I - beta_i k_i k_i^T) state_p + beta_i k_i v_i^T,    p before i on its path
+    state_i = (I - beta_i k_i k_i^T) exp(g_i) state_p + beta_i k_i v_i^T,    p before i on its path
+
+Kimi's, `chunk_kimi_delta_attention`, is the same with a decay g of its own for each width of a key.
 
 Dimension key: S stream positions, N nodes of a batch, L their padded length, H query and key heads, V value
 heads, E their widths.

@@ -27,6 +27,7 @@ from g2rpo_fast.model.recurrent.short_conv import short_conv
 SEAMS: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": short_conv,
     "torch_chunk_gated_delta_rule": gated_delta,
+    "chunk_kimi_delta_attention": gated_delta,
     "mamba2_chunk_scan": mamba2,
 }
 """By the name of the function that a mixer calls: what takes its place."""

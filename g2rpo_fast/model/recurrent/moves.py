@@ -1,4 +1,5 @@
-"""Rows of a tensor moved to other places, some to several: gradients of these are added up in one order.
+"""Rows of a tensor moved to other places, some to several. Gradients of these are added up in one order, and in
+float32 at least.
 
 Dimension key: I rows given, J rows made, M moves.
 """
@@ -65,7 +66,10 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_J: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (source_J,) = ctx.saved_tensors
-        dx_I = dy_J.new_zeros(ctx.size, *dy_J.shape[1:])
+        sums = torch.promote_types(dy_J.dtype, torch.float32)
+        dx_I = dy_J.new_zeros(ctx.size, *dy_J.shape[1:], dtype=sums)
         if dy_J.device.type == "cpu":
-            return dx_I.index_add_(0, source_J, dy_J), None
-        return dx_I.index_put_((source_J,), dy_J, accumulate=True), None  # it sorts; index_add_ has no order
+            dx_I.index_add_(0, source_J, dy_J.to(sums))
+        else:  # it sorts; index_add_ has no order there
+            dx_I.index_put_((source_J,), dy_J.to(sums), accumulate=True)
+        return dx_I.to(dy_J.dtype), None

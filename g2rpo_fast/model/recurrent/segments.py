@@ -5,7 +5,7 @@
     for a scan              level 0: 0    level 1: 1 2    level 2: 3, each from the state that its parent left
 
 Dimension key: S stream positions, Q nodes, L positions of the stream laid out for a convolution, H of them
-that repeat one of another node, N nodes of one batch, P positions of theirs, M nodes of one level.
+that repeat one of U of another node, N nodes of one batch, P positions of theirs, M nodes of one level.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class Laid:
     length: int
     own_S: Tensor
     """Where each position of the stream is."""
+    before_U: Tensor
+    """Stream positions that are read again."""
     history_H: Tensor
-    """Stream positions that are read again; where a path has just begun there are zeros instead."""
+    """Which of these, before each node; where a path has just begun there are zeros instead."""
     place_H: Tensor
     """Where these are."""
 
@@ -81,10 +83,11 @@ class Segments:
         own_S = np.arange(self.size) + np.repeat(reach * np.arange(1, len(last_Q) + 1), self._length_Q)
         there_QH = history_QH >= 0
         place_QH = first_Q[:, None] + np.arange(reach)
-        arrays = own_S, history_QH[there_QH], place_QH[there_QH]
-        own_S, history_H, place_H = to_device([torch.from_numpy(x) for x in arrays], self._device)
+        before_U, history_H = np.unique(history_QH[there_QH], return_inverse=True)
+        arrays = own_S, before_U, history_H, place_QH[there_QH]
+        own_S, before_U, history_H, place_H = to_device([torch.from_numpy(x) for x in arrays], self._device)
         length = self.size + reach * len(last_Q)
-        return Laid(length=length, own_S=own_S, history_H=history_H, place_H=place_H)
+        return Laid(length=length, own_S=own_S, before_U=before_U, history_H=history_H, place_H=place_H)
 
     def _levels(self) -> tuple[list[list[Batch]], Tensor]:
         """Each level's batches; and of each stream position, its place among the positions of all batches."""

@@ -31,6 +31,6 @@ def short_conv(
     laid = segments.laid(weight.shape[-1])
     x_SC = x_1CS[0].T
     laid_LC = put(x_SC, laid.own_S, laid.length)
-    laid_LC.index_copy_(0, laid.place_H, repeated(x_SC, laid.history_H))
+    laid_LC.index_copy_(0, laid.place_H, repeated(picked(x_SC, laid.before_U), laid.history_H))
     y_1CL = original(laid_LC.T[None], weight, bias, activation=activation)
     return picked(y_1CL[0].T, laid.own_S).T[None]
