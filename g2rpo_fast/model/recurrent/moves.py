@@ -1,4 +1,4 @@
-"""Rows of a tensor moved to other places, some to several. Gradients of these are added up in one order, and in
+"""Rows of a tensor moved to other places, some to several: their gradients are added up in one order, and in
 float32 at least.
 
 Dimension key: I rows given, J rows made, M moves.

@@ -1,7 +1,8 @@
 """A scan along the paths of a tree, level by level: a node begins with the state that its parent ended with.
 
 All nodes of a level are scanned side by side, those of alike length in one batch. Padding comes after all
-that is read, and must leave a state as it is.
+that is read, and must leave a state as it is. For the backward pass inputs and states are kept and batches
+scanned again: what a scan keeps is two to six times the rest of a layer, and a tree is one stream.
 
 Dimension key: S stream positions, N nodes of a batch, L their padded length, M nodes of a level, P positions.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from g2rpo_fast.model.recurrent.moves import picked, put, repeated
 from g2rpo_fast.model.recurrent.segments import SHORTEST, Batch, Segments
@@ -29,7 +31,12 @@ def along_paths(scan: Scan, inputs: Sequence[Tensor], segments: Segments) -> Ten
     state_M: Tensor | None = None
     with torch.autocast(inputs[0].device.type, enabled=False):
         for level in segments.levels:
-            done = [_scanned(scan, inputs, batch, state_M) for batch in level]
+            done = [
+                checkpoint(
+                    _scanned, scan, inputs, batch, state_M, use_reentrant=False, preserve_rng_state=False
+                )
+                for batch in level
+            ]
             outputs += [output_P for output_P, _ in done]
             state_M = torch.cat([state_N for _, state_N in done])
         return picked(torch.cat(outputs), segments.order_S)[None]
