@@ -44,8 +44,8 @@ SHARE = {*FAMILIES} & {*CAUSAL_TYPES} - {*OLD}
 FAMILIES = {name: extra for name, extra in FAMILIES.items() if name in SHARE}
 
 
-def recurrent_model(family: str) -> Any:
-    model = tiny_model(family, **FAMILIES[family])
+def recurrent_model(family: str, **extra: Any) -> Any:
+    model = tiny_model(family, **FAMILIES[family] | extra)
     model.set_experts_implementation("eager")  # the others have no float64
     return model
 
@@ -71,13 +71,31 @@ def forking_plan() -> TreePlan:
         some(5),
     ]
     second = some(64)
-    rows = [*first, [*second, *some(3)], [*second, *some(20)]]
+    return _plan([*first, [*second, *some(3)], [*second, *some(20)]], [0] * len(first) + [1] * 2)
+
+
+def random_plan(seed: int) -> TreePlan:
+    """Rows that each leave an earlier one of their group at random, mostly late."""
+    rng = np.random.default_rng(seed)
+    rows, groups = [], []
+    for group in range(3):
+        of_group: list[list[int]] = []
+        for _ in range(int(rng.integers(2, 9))):
+            stem = of_group[int(rng.integers(len(of_group)))] if of_group else []
+            cut = len(stem) - int(rng.integers(min(len(stem), 12))) if stem else 0
+            of_group.append(stem[:cut] + rng.integers(3, VOCAB, int(rng.integers(1, 24))).tolist())
+        rows += of_group
+        groups += [group] * len(of_group)
+    return _plan(rows, groups)
+
+
+def _plan(rows: list[list[int]], groups: list[int]) -> TreePlan:
     ids_N = np.array([token for row in rows for token in row], np.int32)
     sequences = Sequences(
         ids_N=ids_N,
         ptr_R1=np.cumsum([0, *map(len, rows)]).astype(np.int64),
         trained_N=np.zeros(len(ids_N), np.bool_),
-        group_R=np.array([0] * len(first) + [1] * 2, np.int32),
+        group_R=np.array(groups, np.int32),
     )
     (plan,) = plan_trees(sequences, whole=True)
     return plan
