@@ -81,7 +81,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"linear_key_head_dim": 32, "linear_num_key_heads": 4},
     "bamba": {},
 }
-"""Narrower keys have norms near zero now and then, by which they are divided: rounding is all that is left."""
+"""Narrower keys have norms near zero now and then, by which they are divided: little but rounding is left."""
 
 
 @pytest.mark.parametrize("family", WIDE)
