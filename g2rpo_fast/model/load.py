@@ -60,8 +60,8 @@ def load_model(
 
     Raises ValueError, naming the model type and the reason: a loss of experts, an LM head that is not
     one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
-    attention (linear attention, state space, chunked, hybrids), attention sinks, and whatever else makes a
-    small tree's logits differ from the plain model's.
+    attention and states that fork (`recurrent`), attention sinks, and whatever else makes a small tree's
+    logits differ from the plain model's.
     """
     check_json_files(path)
     base = base_of(path)
