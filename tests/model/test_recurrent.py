@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from causal_types import CAUSAL_TYPES, tiny_model
+from g2rpo_fast.adapters import AdapterConfig
+from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.engine import forwards_of
 from g2rpo_fast.model import ModelConfig, compute_context
 from g2rpo_fast.model.forward import tree_hidden
@@ -39,12 +41,16 @@ def largest(value: Any) -> float:
     return float(value.detach().abs().max())
 
 
-def compare(family: str, plan: TreePlan, *, checkpointing: bool = False) -> None:
-    plain = recurrent_model(family).double()
+def compare(family: str, plan: TreePlan, *, checkpointing: bool = False, adapters: bool = False) -> None:
+    plain = recurrent_model(family)
     model = copy.deepcopy(plain)
     select_tree_attention(model)
     if checkpointing:
         checkpoint_layers(model)
+    for of in (plain, model):
+        if adapters:
+            adapt(of)
+        of.double()
     with TrueDouble():
         wanted_SD, got_SD = alone(plain, plan), tree_hidden(model, plan).hidden_SD
         mixed(wanted_SD).backward()
@@ -82,6 +88,20 @@ WIDE: dict[str, dict[str, Any]] = {
     "bamba": {},
 }
 """Narrower keys have norms near zero now and then, by which they are divided: little but rounding is left."""
+
+
+def adapt(model: Any) -> None:
+    add_adapters(model, AdapterConfig(kind="lora", rank=2), base="base", seed=0)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text", "bamba"])
+def test_adapters_on_trees_equal_each_path_alone(family: str) -> None:
+    compare(family, random_plan(1), checkpointing=True, adapters=True)
 
 
 @pytest.mark.parametrize("family", WIDE)
