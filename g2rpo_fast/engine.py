@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from g2rpo_fast.learner import Policy, Stream
 from g2rpo_fast.model import ModelConfig, compute_dtype
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import follows_trees
+from g2rpo_fast.model.recurrent.install import forks_states
+from g2rpo_fast.model.sequence import SequenceAttend
 from g2rpo_fast.rollout.local import CudaRecorder, LocalEngine, Prefill
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
 from g2rpo_fast.rollout.text_decoder import text_decoder
@@ -68,13 +71,25 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     graphs = config.rollout.cuda_graph and model.device.type == "cuda"
     return LocalEngine(
         model,
-        prefill=partial(prefill_tree, model, config.model) if follows_trees(model) else None,
+        **forwards_of(model, config.model),
         head=head_of(model),
         decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
         compute_dtype=compute_dtype(model, config.model),
         recorder=CudaRecorder(model.device) if graphs else None,
     )
+
+
+def forwards_of(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
+    """How the local engine runs a model: `prefill` and `keywords`.
+
+    A tree's prefill gives keys and values; a model that keeps more decodes by its own forward and cache.
+    """
+    if not follows_trees(model):
+        return {"prefill": None}
+    if forks_states(model):
+        return {"prefill": None, "keywords": {"attend": SequenceAttend()}}
+    return {"prefill": partial(prefill_tree, model, config)}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ Instances only: no class is changed, nothing is saved with the model, `module.fo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -44,27 +44,37 @@ def use_rope(model: PreTrainedModel, rotate: Rotate) -> int:
     """
     names = {f"{family}Attention" for family in FAMILIES}
     attentions = [module for module in model.modules() if type(module).__name__ in names]
-    copies = {kind: _rebound(kind.forward, rotate) for kind in {type(module) for module in attentions}}
+    kinds = {type(module) for module in attentions}
+    copies = {kind: rebound(kind.forward, {ROPE: rotate}) for kind in kinds}
     taken = [(module, copy) for module in attentions if (copy := copies[type(module)]) is not None]
     for module, copy in taken:
         module.forward = MethodType(copy, module)
     return len(taken)
 
 
-def _rebound(forward: Any, rotate: Rotate) -> FunctionType | None:
-    """A copy of `forward` in which `ROPE` means `rotate`; None where it cannot be told that it would."""
+def rebound(forward: Any, replaced: Mapping[str, Callable[..., Any]]) -> FunctionType | None:
+    """A copy of `forward` in which other functions stand for global names of its module.
+
+    Args:
+        replaced: for each name the function that takes its place; it is called with what the name meant, and
+            then the arguments. Names that `forward` does not look up are left alone.
+
+    Returns:
+        None where it looks up none of them, or it cannot be told that the copy would.
+    """
     if not inspect.isfunction(forward):
         return None
     names, cells = forward.__globals__, forward.__closure__
     wrapped = getattr(forward, "__wrapped__", None)
+    used = set(replaced) & set(forward.__code__.co_names) & set(names)
     if wrapped is not None:
         held = [cell.cell_contents is wrapped for cell in cells or ()]
-        inner = _rebound(wrapped, rotate) if any(held) else None
+        inner = rebound(wrapped, replaced) if any(held) else None
         if inner is None:
             return None
         cells = tuple(CellType(inner) if mine else cell for cell, mine in zip(cells or (), held))
-    elif ROPE in forward.__code__.co_names and ROPE in names:
-        names = names | {ROPE: partial(rotate, names[ROPE])}
+    elif used:
+        names = names | {name: partial(replaced[name], names[name]) for name in used}
     else:
         return None
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, cells)

@@ -22,10 +22,17 @@ from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.liger_ops import use_liger_ops
 from g2rpo_fast.model.probe import check_rows, check_tree
 from g2rpo_fast.model.read import check_json_files, reading
+from g2rpo_fast.model.recurrent.install import (
+    ATTENDS,
+    KEEPS_NOTHING,
+    KEEPS_STATE,
+    fork_states,
+    unfork_states,
+)
 from g2rpo_fast.model.row_ops import use_row_ops
 
-LAYER_TYPES = ("full_attention", "sliding_attention")
-"""Layers whose state a tree can share: attention, with or without a sliding window."""
+LAYER_TYPES = tuple(dict.fromkeys((*ATTENDS, *KEEPS_STATE, *KEEPS_NOTHING)))
+"""Layers that a tree can share: attention, with or without a sliding window, and states that fork."""
 NOISE = ("dropout", "pdrop", "layerdrop", "drop_path", "jitter", "noise")
 """Parts of the names by which configurations ask for noise in training mode."""
 OTHER_HEADS = ("classifier", "summary", "cls_", "token_classification")
@@ -53,8 +60,8 @@ def load_model(
 
     Raises ValueError, naming the model type and the reason: a loss of experts, an LM head that is not
     one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
-    attention (linear attention, state space, chunked, hybrids), attention sinks, and whatever else makes a
-    small tree's logits differ from the plain model's.
+    attention and states that fork (`recurrent`), attention sinks, and whatever else makes a small tree's
+    logits differ from the plain model's.
     """
     check_json_files(path)
     base = base_of(path)
@@ -111,7 +118,12 @@ def select_tree_attention(model: PreTrainedModel) -> None:
         raise ValueError(f"{model.config.model_type}: wanted attention without sinks, got {sinks[0]}")
     register_attention()
     before = str(model.config._attn_implementation)
-    check_tree(model, plain=before, tree=ATTENTION)
+    fork_states(model)
+    try:
+        check_tree(model, plain=before, tree=ATTENTION)
+    except ValueError:
+        unfork_states(model)
+        raise
     model.set_attn_implementation(ATTENTION)
 
 
@@ -160,13 +172,13 @@ def noise_of(config: PreTrainedConfig) -> dict[str, float]:
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """ValueError if a model of this configuration says that its layers keep what a tree does not share."""
+    """ValueError if a model of this configuration says that its layers are none that a tree can share."""
     text: Any = config.get_text_config()
     other = sorted(set(getattr(text, "layer_types", None) or LAYER_TYPES) - set(LAYER_TYPES))
     if other:
         raise ValueError(
             f"{config.model_type}: wanted layers of {', '.join(LAYER_TYPES)} only, got {', '.join(other)}: "
-            "a state other than keys and values does not follow the branches of a tree"
+            "what they keep does not follow the branches of a tree"
         )
 
 

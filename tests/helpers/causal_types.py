@@ -12,7 +12,6 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from g2rpo_fast.engine import prefill_tree, sampled_logp
+from g2rpo_fast.engine import forwards_of, sampled_logp
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.load import check_config, select_attention
@@ -147,6 +146,7 @@ OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 32}},
     "falcon_h1": {"mamba_d_ssm": 64},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
@@ -237,8 +237,7 @@ def outcome(model_type: str, **extra: Any) -> str:
     for (prompt, tokens), got in zip(rows(), sampled_logp(model, ModelConfig(), rows())):
         error = float(np.abs(got - plain_logp(plain, prompt, tokens)).max())
         assert error < 1e-4, f"{model_type}: update off by {error:.1e} nats"
-    prefill = partial(prefill_tree, model, ModelConfig()) if reason is None else None
-    engine = LocalEngine(model, prefill=prefill, head=head_of(model), decode=str)
+    engine = LocalEngine(model, **forwards_of(model, ModelConfig()), head=head_of(model), decode=str)
     requests = [Request(prompt_ids=p, max_tokens=14, seed=i) for i, (p, _) in enumerate(rows())]
     for request, got in zip(requests, engine.generate(requests, Sampling(temperature=1.0))):
         wanted = plain_logp(plain, request.prompt_ids, got.token_ids)

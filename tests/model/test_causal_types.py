@@ -22,10 +22,12 @@ from g2rpo_fast.model.load import load_model, noise_of, select_tree_attention
 from g2rpo_fast.model.masks import check_masks
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences
+from recurrent_models import HAND_ON, SHARE
 
 EXACT = [
     "afmoe",
     "apertus",
+    "bamba",
     "cohere",
     "cwm",
     "deepseek_v2",
@@ -45,10 +47,14 @@ EXACT = [
     "gpt_bigcode",
     "gpt_neox",
     "granite",
+    "granitemoehybrid",
     "helium",
     "hunyuan_v1_dense",
     "jetmoe",
+    "kimi_linear",
     "laguna",
+    "lfm2",
+    "lfm2_moe",
     "llama",
     "minicpm3",
     "ministral",
@@ -57,6 +63,7 @@ EXACT = [
     "nanochat",
     "olmo2",
     "olmo3",
+    "olmo_hybrid",
     "olmoe",
     "opt",
     "phi",
@@ -65,34 +72,32 @@ EXACT = [
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_text",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
     "vaultgemma",
     "whisper",
 ]
 NOT_SHARED = {
-    "bamba": "wanted layers of full_attention",
     "blenderbot": "does something besides attention",
     "bloom": "not chosen through transformers' attention interface",
     "deepseek_v32": "wanted layers of full_attention",
     "diffllama": "one call from each of 4 layers",
     "doge": "PathMask",
     "falcon": "not chosen through transformers' attention interface",
-    "falcon_h1": "got hybrid",
     "gpt_neo": "not chosen through transformers' attention interface",
     "gpt_oss": "wanted attention without sinks",
-    "granitemoehybrid": "wanted layers of full_attention",
-    "lfm2": "got conv",
     "llama4_text": "got chunked_attention",
-    "mamba": "got linear_attention",
+    "mamba": "recurrent layers: wanted one call of each of 4 functions",
     "mpt": "not chosen through transformers' attention interface",
     "nemotron": "do not hand a forward's keywords on",
     "recurrent_gemma": "wanted ",  # one call from each layer; from transformers 5.24: no linear_attention
     "stablelm": "do not hand a forward's keywords on",
 }
 """Those in which a step of the engine takes long are in the deep test."""
-SLOW = ["jamba", "lfm2_moe", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next"]
+SLOW = ["jamba", "minimax"]
 REFUSED = {
     "bert": "one linear map of the backbone's hidden states",
     "dbrx": "does not run on them",
@@ -131,6 +136,12 @@ def test_type_is_exact_where_its_attention_is_chosen_through_the_interface(model
     reason = "not chosen through transformers' attention interface"
     got = outcome(model_type)
     assert got == "exact" if hasattr(code, "ALL_ATTENTION_FUNCTIONS") else reason in got
+
+
+@pytest.mark.parametrize("model_type", HAND_ON)
+def test_type_is_exact_on_trees_where_its_layers_hand_keywords_on(model_type: str) -> None:
+    got = outcome(model_type)
+    assert got == "exact" if model_type in SHARE else "hand" in got
 
 
 SCALED: dict[str, dict[str, Any]] = {

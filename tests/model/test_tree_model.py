@@ -21,10 +21,10 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     GptOssConfig,
+    Llama4TextConfig,
     MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen3NextConfig,
 )
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -309,11 +309,11 @@ def test_models_that_trees_do_not_fit_run_unshared_or_are_refused_where_sharing_
     assert reasons[0].startswith("gpt_oss: wanted attention without sinks")
     with pytest.raises(ValueError, match=r"tree\.sharing: required, but .* gpt_oss: wanted attention"):
         load_model(path, ModelConfig(), "cpu", must_share=True)
-    hybrid = Qwen3NextConfig(**SHAPE, linear_num_value_heads=2, linear_num_key_heads=2)
+    chunked = Llama4TextConfig(**SHAPE, **experts)
     with pytest.raises(
-        ValueError, match=r"required.*qwen3_next: wanted layers of full_attention.*got linear_attention"
+        ValueError, match=r"required.*llama4_text: wanted layers of full_attention.*got chunked_attention"
     ):
-        load_model(saved(tmp_path / "hybrid", hybrid), ModelConfig(), "cpu", must_share=True)
+        load_model(saved(tmp_path / "chunked", chunked), ModelConfig(), "cpu", must_share=True)
 
 
 def test_models_that_cannot_be_trained_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Runs of a model whose layers follow no tree: what they say, how they go on, what is refused."""
+"""Runs of a model whose layers follow no tree: what they say, how they go on, what is refused; and of a
+hybrid, whose layers do."""
 
 from __future__ import annotations
 
@@ -17,29 +18,38 @@ from g2rpo_fast.config import Config
 from g2rpo_fast.embedded import prepare
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
+from g2rpo_fast.types import TrainResult
 from runs import TINY, quiet, tiny_config, without_times
-
-pytestmark = pytest.mark.skipif("lfm2" not in CAUSAL_TYPES, reason="this transformers has no lfm2")
 
 Paths = dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """An untrained hybrid of convolutions and attention with the embedded task's tokenizer, and its data."""
-    directory = tmp_path_factory.mktemp("hybrid")
+def made_of(model_type: str, directory: Path) -> Paths:
+    """An untrained model of a type with the embedded task's tokenizer, and its data."""
     embedded = tiny_config(directory, embedded={"warm_start_steps": 1}).embedded
     made = prepare(directory, embedded, seed=0, report=quiet)
     tokenizer = AutoTokenizer.from_pretrained(made.model_dir)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "eos_token_id": 1}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_model_config("lfm2", **sizes))
-    model.save_pretrained(directory / "lfm2")
-    tokenizer.save_pretrained(directory / "lfm2")
+    model = AutoModelForCausalLM.from_config(tiny_model_config(model_type, **sizes))
+    model.save_pretrained(directory / model_type)
+    tokenizer.save_pretrained(directory / model_type)
     return {
-        "model": {"path": str(directory / "lfm2")},
+        "model": {"path": str(directory / model_type)},
         "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
     }
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """Attention in chunks."""
+    return made_of("llama4_text", tmp_path_factory.mktemp("chunked"))
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """Convolutions and attention."""
+    return made_of("lfm2", tmp_path_factory.mktemp("hybrid"))
 
 
 def config_of(directory: Path, hybrid: Paths, steps: int, **sections: dict[str, Any]) -> Config:
@@ -54,12 +64,22 @@ def config_of(directory: Path, hybrid: Paths, steps: int, **sections: dict[str, 
     return tiny_config(directory, **values | sections)
 
 
-def test_hybrid_trains_says_why_and_goes_on_bit_for_bit(hybrid: Paths, tmp_path: Path) -> None:
+def check_that_it_goes_on(directory: Path, paths: Paths, whole: TrainResult) -> None:
+    """After a run was ended at its first step: bit for bit as without an end."""
+    train(config_of(directory, paths, 1), show=quiet)
+    broken = train(config_of(directory, paths, 2), show=quiet)
+    records = [without_times(read_metrics(result.metrics_path)) for result in (whole, broken)]
+    assert records[0] == records[1]
+    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
+    before = (Path(paths["model"]["path"]) / "model.safetensors").read_bytes()
+    assert weights[0] == weights[1] != before
+
+
+def test_chunked_model_trains_says_why_and_goes_on_bit_for_bit(chunked: Paths, tmp_path: Path) -> None:
     lines: list[str] = []
-    whole = train(config_of(tmp_path / "whole", hybrid, 2), show=lines.append)
+    whole = train(config_of(tmp_path / "whole", chunked, 2), show=lines.append)
     shown = "\n".join(lines)
-    reason = "lfm2: wanted layers of full_attention, sliding_attention only, got conv"
-    line = f"model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit {reason}"
+    line = "model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit llama4_text: "
     assert line in shown
     assert "positions, each row by itself\n" in shown
     assert shown.count("note: with prefix trees the update would have encoded ") == 1
@@ -68,31 +88,43 @@ def test_hybrid_trains_says_why_and_goes_on_bit_for_bit(hybrid: Paths, tmp_path:
     assert all(got < 1.2 < shared for got, shared in ratios)
     assert any(record["rollout/guidance_tokens"] for record in records[1:])
     assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
-
-    train(config_of(tmp_path / "broken", hybrid, 1), show=quiet)
-    broken = train(config_of(tmp_path / "broken", hybrid, 2), show=quiet)
-    assert without_times(read_metrics(broken.metrics_path)) == without_times(records)
-    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
-    before = (Path(hybrid["model"]["path"]) / "model.safetensors").read_bytes()
-    assert weights[0] == weights[1] != before
+    check_that_it_goes_on(tmp_path / "broken", chunked, whole)
 
 
-def test_required_refuses_before_anything_is_spent(hybrid: Paths, tmp_path: Path) -> None:
-    config = config_of(tmp_path / "run", hybrid, 2, tree={"sharing": "required"})
-    with pytest.raises(ValueError, match=r"tree\.sharing: required, but a prefix tree does not fit lfm2: "):
+@pytest.mark.skipif("lfm2" not in CAUSAL_TYPES, reason="this transformers has no lfm2")
+def test_hybrid_shares_and_goes_on_bit_for_bit(hybrid: Paths, tmp_path: Path) -> None:
+    lines: list[str] = []
+    whole = train(config_of(tmp_path / "whole", hybrid, 2, tree={"sharing": "required"}), show=lines.append)
+    assert "unshared" not in "\n".join(lines)
+    assert "each row by itself" not in "\n".join(lines)
+    records = read_metrics(whole.metrics_path)
+    assert all(record["update/token_ratio"] > 1.2 for record in records[1:])
+    assert any(record["rollout/guidance_tokens"] for record in records[1:])
+    assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
+    check_that_it_goes_on(tmp_path / "broken", hybrid, whole)
+
+
+def test_required_refuses_before_anything_is_spent(chunked: Paths, tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", chunked, 2, tree={"sharing": "required"})
+    with pytest.raises(
+        ValueError, match=r"tree\.sharing: required, but a prefix tree does not fit llama4_text: "
+    ):
         train(config, show=quiet)
     assert not (tmp_path / "run").exists()
 
 
-def test_plan_says_the_same(hybrid: Paths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_the_same(chunked: Paths, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
-        f"--model.path={hybrid['model']['path']}", f"--data.path={hybrid['data']['path']}",
+        f"--model.path={chunked['model']['path']}", f"--data.path={chunked['data']['path']}",
         "--run.threads=1", "--run.prompts-per-step=2", "--rollout.group-size=4", "--rollout.max-tokens=40",
         "--reward.functions=runs:wobble", "--seconds=0.2",
     ]  # fmt: skip
     status, out, err = called(["plan", *words], capsys)
     assert status == 0, err
-    assert "model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit lfm2: " in err
+    assert (
+        "model: trains on unshared rows (tree.sharing = auto), as prefix trees do not fit llama4_text: "
+        in err
+    )
     assert "encoded row by row; as prefix trees, which this run does not share, " in out
     work = json.loads(printed(["plan", "--json", *words], capsys))["work"]
     assert work["shared_positions"] < work["positions"] <= work["unshared_tokens"]

@@ -3,7 +3,8 @@
 Each distinct prefix is encoded once, together with all others of its batch as one prefix tree; rows then
 decode side by side, attending to their family's one copy of its keys and to their own tokens behind it.
 Rows that have ended leave the batch once they are a quarter of it; where steps are recorded, half of it.
-Models that do not follow trees decode by their own forward, rows with prefixes of one length side by side.
+Models that keep more than keys and values decode by their own forward, rows with prefixes of one length side
+by side; so do those that do not follow trees.
 
 Dimension key: B rows being decoded, D width, V vocabulary, T steps; S stream positions, K KV heads, E head
 width.
@@ -11,7 +12,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, product_with, re
 from g2rpo_fast.rollout.local.families import Batch, plan_batches
 from g2rpo_fast.rollout.local.graph_decoder import GraphDecoder, Recorder
 from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
-from g2rpo_fast.rollout.local.own_rows import CachedRows, OwnRows, kind_of_rows
+from g2rpo_fast.rollout.local.own_rows import NONE, CachedRows, OwnRows, kind_of_rows
 from g2rpo_fast.rollout.local.prefill import Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.local.progress import Progress, Reporter
 from g2rpo_fast.rollout.local.sampling import Draws, draw
@@ -60,17 +61,19 @@ class LocalEngine:
 
     Args:
         model: its parameters are read at every `generate`; nothing is copied in between.
-        prefill: encodes distinct prefixes with the same model; None = it does not follow trees.
+        prefill: encodes distinct prefixes with the same model; None = rows decode by the model's own forward.
         head: the LM head.
         decode: token ids to the text that stop strings are looked for in; `text_decoder` makes one.
         max_rows: most rows decoded at once.
         compute_dtype: of products and KV cache; default the parameters'. Logits are at least float32.
         backbone: the module whose forward gives hidden states; default the model's own.
         recorder: records the functional decoder's steps (`graph_decoder`); None = every step is plain.
+        keywords: what the model's own forward is given besides, where rows decode by it.
 
     Attributes:
-        decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others that
-            follow trees); "cached" (with the model's own cache) or "recomputing" (where that is not exact).
+        decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others whose
+            prefixes are encoded as trees); "cached" (with the model's own cache) or "recomputing" (where that
+            is not exact).
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class LocalEngine:
         compute_dtype: torch.dtype | None = None,
         backbone: nn.Module | None = None,
         recorder: Recorder | None = None,
+        keywords: Mapping[str, Any] = NONE,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: wanted at least 1, got {max_rows}")
@@ -93,11 +97,11 @@ class LocalEngine:
         self._dtype = compute_dtype or model.dtype
         self._backbone: nn.Module = backbone or backbone_of(model)
         self._config = model.config.get_text_config()
-        self._version = 0
+        self._version, self._keywords = 0, keywords
         self._own_rows: type[OwnRows] | None = None
         self.decoder_name: DecoderName
         if prefill is None:
-            self._own_rows = kind_of_rows(self._backbone, self._vocabulary)
+            self._own_rows = kind_of_rows(self._backbone, self._vocabulary, keywords)
             self.decoder_name = "cached" if self._own_rows is CachedRows else "recomputing"
         else:
             self.decoder_name = "functional" if recognised(model) else "hooked"
@@ -193,9 +197,8 @@ class LocalEngine:
                 prefixes = list(dict.fromkeys(requests[i].prompt_ids for i in rows))
                 place = {prefix: i for i, prefix in enumerate(prefixes)}
                 index_B = torch.tensor([place[requests[i].prompt_ids] for i in rows], device=device)
-                own = self._own_rows(
-                    self._backbone, torch.tensor(prefixes, device=device), index_B, self._dtype
-                )
+                token_FL = torch.tensor(prefixes, device=device)
+                own = self._own_rows(self._backbone, token_FL, index_B, self._dtype, self._keywords)
                 yield Wave(rows, own, own, own.hidden_BD)
 
     def _decode_wave(

@@ -10,6 +10,8 @@ Dimension key: F distinct prefixes, L their length, B rows being decoded, D widt
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from torch import nn
 
 from g2rpo_fast.types import Longs
 
-CACHES = ("past_key_values", "cache_params")
-"""Names by which backbones take and return what they keep of a sequence."""
+CACHES = ("past_key_values", "cache_params", "cache")
+"""Names by which backbones take and return what they keep of a sequence; the last from transformers 5.24."""
 TOLERANCE = 1e-3
 """Of the largest hidden state: above rounding, below what a wrong state makes of it."""
 FAILURES = (
@@ -32,10 +34,14 @@ FAILURES = (
 )
 """What architectures raise that have no such cache."""
 PROBE_PREFIX, PROBE_STEPS = 6, 4
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class CachedRows:
     """With the model's own cache. Both the wave's cache and what takes its steps.
+
+    Args:
+        keywords: what the model's forward is given besides.
 
     Attributes:
         hidden_BD: of each row's last prefix token, after the final norm.
@@ -44,9 +50,14 @@ class CachedRows:
     keep_share = 0.75
 
     def __init__(
-        self, backbone: nn.Module, token_FL: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype
+        self,
+        backbone: nn.Module,
+        token_FL: torch.Tensor,
+        index_B: torch.Tensor,
+        dtype: torch.dtype,
+        keywords: Mapping[str, Any] = NONE,
     ) -> None:
-        self._backbone, self._dtype = backbone, dtype
+        self._backbone, self._dtype, self._keywords = backbone, dtype, keywords
         names = inspect.signature(backbone.forward).parameters
         self._name = next((name for name in CACHES if name in names), "")
         self._placed = "position_ids" in names
@@ -80,7 +91,7 @@ class CachedRows:
             given = {} if self._cache is None else {self._name: self._cache}
             if given and self._placed:  # Bamba begins at 0 otherwise
                 given["position_ids"] = torch.full_like(token_BL, self._length)
-            out = self._backbone(input_ids=token_BL, use_cache=True, **given)
+            out = self._backbone(input_ids=token_BL, use_cache=True, **given, **self._keywords)
         self._cache = out[self._name]
         self._length += token_BL.shape[1]
         return out.last_hidden_state[:, -1]
@@ -92,9 +103,14 @@ class RecomputedRows:
     keep_share = 1.0
 
     def __init__(
-        self, backbone: nn.Module, token_FL: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype
+        self,
+        backbone: nn.Module,
+        token_FL: torch.Tensor,
+        index_B: torch.Tensor,
+        dtype: torch.dtype,
+        keywords: Mapping[str, Any] = NONE,
     ) -> None:
-        self._backbone, self._dtype = backbone, dtype
+        self._backbone, self._dtype, self._keywords = backbone, dtype, keywords
         self._token_BL = token_FL
         self.hidden_BD = self._encoded().index_select(0, index_B)
         self._token_BL = token_FL.index_select(0, index_B)
@@ -119,7 +135,7 @@ class RecomputedRows:
     def _encoded(self) -> torch.Tensor:
         mixed = self._dtype != next(self._backbone.parameters()).dtype
         with torch.autocast(self._token_BL.device.type, self._dtype, enabled=mixed):
-            out = self._backbone(input_ids=self._token_BL, use_cache=False)
+            out = self._backbone(input_ids=self._token_BL, use_cache=False, **self._keywords)
         return out.last_hidden_state[:, -1]
 
 
@@ -127,7 +143,7 @@ OwnRows = CachedRows | RecomputedRows
 
 
 @torch.inference_mode()
-def kind_of_rows(backbone: nn.Module, vocabulary: int) -> type[OwnRows]:
+def kind_of_rows(backbone: nn.Module, vocabulary: int, keywords: Mapping[str, Any] = NONE) -> type[OwnRows]:
     """`CachedRows` where a few steps with the model's own cache, rows copied and dropped on the way, give
     what its plain forward gives; else `RecomputedRows`."""
     first = next(backbone.parameters())
@@ -137,7 +153,8 @@ def kind_of_rows(backbone: nn.Module, vocabulary: int) -> type[OwnRows]:
     token_BL[1, :PROBE_PREFIX] = token_BL[0, :PROBE_PREFIX]
     row_B = torch.arange(3, device=device)
     try:
-        own = CachedRows(backbone, token_BL[1:, :PROBE_PREFIX], torch.tensor([0, 0, 1], device=device), dtype)
+        index_B = torch.tensor([0, 0, 1], device=device)
+        own = CachedRows(backbone, token_BL[1:, :PROBE_PREFIX], index_B, dtype, keywords)
         hidden_BD = own.hidden_BD
         for step in range(PROBE_STEPS):
             if step == PROBE_STEPS // 2:
@@ -149,6 +166,6 @@ def kind_of_rows(backbone: nn.Module, vocabulary: int) -> type[OwnRows]:
     except FAILURES:
         return RecomputedRows
     every_B = torch.arange(len(row_B), device=device)
-    wanted_BD = RecomputedRows(backbone, token_BL[row_B], every_B, dtype).hidden_BD
+    wanted_BD = RecomputedRows(backbone, token_BL[row_B], every_B, dtype, keywords).hidden_BD
     error = float((hidden_BD - wanted_BD).abs().max() / wanted_BD.abs().max())
     return CachedRows if error <= max(TOLERANCE, 8 * torch.finfo(dtype).eps) else RecomputedRows
