@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.adapters import AdapterConfig, check_adapters
 from g2rpo_fast.adapters.base import halve, linear_maps, quantise
-from g2rpo_fast.adapters.merged import adapter_layers
+from g2rpo_fast.adapters.merged import NAME, adapter_layers
 
 
 def add_adapters(
@@ -35,7 +35,7 @@ def add_adapters(
     """
     check_adapters(config)
     kept = _kept_in(config, compute_dtype)
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     asked = LoraConfig(
         r=config.rank,
@@ -54,14 +54,13 @@ def add_adapters(
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             with _in_4_bits(model, kept == "nf4"):
-                model.add_adapter(asked)
+                inject_adapter_in_model(asked, model, adapter_name=NAME)
     except ValueError as error:
         reason = " ".join(str(error).split())
         wanted = ", ".join(config.targets) or "linear maps besides the LM head"
         raise ValueError(
             f"adapter.targets: wanted {wanted} in a {model.config.model_type}, got: {reason}"
         ) from error
-    asked.base_model_name_or_path = base  # which transformers has set to the model's own name
     for layer in adapter_layers(model).values():  # autocast does, once for the map and its adapter
         layer.cast_input_dtype_enabled = False
     if kept == "bfloat16":  # now that the adapters, which take the dtype of what they adapt, are float32

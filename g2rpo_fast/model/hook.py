@@ -86,8 +86,8 @@ def register_attention() -> None:
 
 
 def follows_trees(model: PreTrainedModel) -> bool:
-    """Whether the model has selected `ATTENTION`: all others run unshared rows."""
-    return model.config._attn_implementation == ATTENTION
+    """Whether the model's text part has selected `ATTENTION`: all others run unshared rows."""
+    return model.config.get_text_config()._attn_implementation == ATTENTION
 
 
 def _tree_mask(**arguments: Any) -> PathMask | None:

@@ -1,6 +1,7 @@
 """Architectures: each is exact, path by path, on trees or unshared rows and in the engine, or refused."""
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from causal_types import CAUSAL_TYPES, UNSHARED, VOCAB, outcome, plain_logp, rows, tiny_config, tiny_model
+from causal_types import (
+    CAUSAL_TYPES,
+    FOUND,
+    NOT_BUILT,
+    UNSHARED,
+    VOCAB,
+    outcome,
+    plain_logp,
+    rows,
+    tiny_config,
+    tiny_model,
+)
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.engine import sampled_logp
 from g2rpo_fast.model import ModelConfig
@@ -142,6 +155,31 @@ def test_type_is_exact_where_its_attention_is_chosen_through_the_interface(model
 def test_type_is_exact_on_trees_where_its_layers_hand_keywords_on(model_type: str) -> None:
     got = outcome(model_type)
     assert got == "exact" if model_type in SHARE else "hand" in got
+
+
+PAGE = json.loads(FOUND.read_text())
+"""What docs/models.md says, of one release of transformers."""
+
+
+def test_the_page_of_types_says_what_is_held_here() -> None:
+    outcomes: dict[str, str] = PAGE["outcomes"]
+    assert [name for name in EXACT if outcomes[name] != "exact"] == []
+    assert [name for name in NOT_SHARED if not outcomes[name].startswith(UNSHARED)] == []
+    assert [name for name, reason in REFUSED.items() if reason not in outcomes[name]] == []
+    exact = [name for name, found in outcomes.items() if found == "exact" or found.startswith(UNSHARED)]
+    assert len(exact) > 140
+    assert PAGE["not_tried"] == NOT_BUILT
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(PAGE["transformers"] != transformers.__version__, reason="of another transformers")
+@pytest.mark.parametrize("model_type", CAUSAL_TYPES)
+def test_every_type_is_what_the_page_says(model_type: str) -> None:
+    """But for the size of an error, which rounding changes."""
+    got, wanted = (
+        re.sub(r"\d\.\de[+-]\d+", "x", x) for x in (outcome(model_type), PAGE["outcomes"][model_type])
+    )
+    assert got == wanted
 
 
 SCALED: dict[str, dict[str, Any]] = {
