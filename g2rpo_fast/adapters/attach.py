@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.adapters import AdapterConfig, check_adapters
 from g2rpo_fast.adapters.base import halve, linear_maps, quantise
+from g2rpo_fast.adapters.forward import use_own_forwards
 from g2rpo_fast.adapters.merged import NAME, adapter_layers
 
 
@@ -65,6 +66,7 @@ def add_adapters(
         layer.cast_input_dtype_enabled = False
     if kept == "bfloat16":  # now that the adapters, which take the dtype of what they adapt, are float32
         halve(maps)
+    use_own_forwards(model)
 
 
 def _kept_in(config: AdapterConfig, compute_dtype: torch.dtype) -> str:

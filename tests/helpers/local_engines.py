@@ -115,7 +115,7 @@ def engine_of(plain: Any, **options: Any) -> LocalEngine:
     """The engine over a copy of `plain` that attends through trees."""
     model: PreTrainedModel = copy.deepcopy(plain)
     for module in model.modules():
-        if "forward" in vars(module):  # the copy's norms, not the original's
+        if isinstance(vars(module).get("forward"), partial):  # the copy's norms, not the original's
             module.forward = partial(vars(module)["forward"].func, module)
     select_tree_attention(model)
     compute = options.pop("compute", ModelConfig())
