@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
+from causal_types import tiny_model
 from g2rpo_fast.memory import (
     CPU_BUDGET,
     LEAST,
@@ -23,6 +24,8 @@ from g2rpo_fast.memory import (
 )
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model.forward import tree_hidden
+from g2rpo_fast.model.padded import PADDING
+from g2rpo_fast.models import STATES, more_than_counted
 from g2rpo_fast.run_directory import open_directory
 from g2rpo_fast.train import train
 from g2rpo_fast.tree import plan_trees
@@ -76,6 +79,15 @@ def test_adapters_leave_more_room():
     on_float32 = dataclasses.replace(adapters, num_frozen=596_049_920)
     assert fixed_bytes(on_float32) == fixed_bytes(adapters) + 2 * 596_049_920
     assert budget(on_float32, 77.6 * GB) == 24 * LEAST > budget(QWEN3_06B, 77.6 * GB)
+
+
+def test_layers_that_keep_states_and_padding_are_given_more():
+    plain, hybrid = (tiny_model(name) for name in ("qwen3", "lfm2"))
+    assert [more_than_counted(model, shares=True) for model in (plain, hybrid)] == [1.0, STATES]
+    assert [more_than_counted(model, shares=False) for model in (plain, hybrid)] == [
+        PADDING,
+        STATES * PADDING,
+    ]
 
 
 def test_budgets_of_qwen3_06b():

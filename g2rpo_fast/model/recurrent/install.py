@@ -94,7 +94,12 @@ def unfork_states(model: PreTrainedModel) -> None:
 
 def forks_states(model: PreTrainedModel) -> bool:
     """Whether `fork_states` changed anything: the model keeps more than keys and values."""
-    return any(kind in KEEPS_STATE for kind in _layer_types(model.config)) and any(_mixers(model))
+    return keeps_states(model.config) and any(_mixers(model))
+
+
+def keeps_states(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration says that some of its layers keep a state."""
+    return any(kind in KEEPS_STATE for kind in _layer_types(config))
 
 
 def calls_of(model: PreTrainedModel) -> tuple[list[int], list[tuple[str, int]]]:
