@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from bench_forecast import MIB, REAL, called, sum_of
+from bench_forecast import MIB, called, real_run
 
 WAYS: dict[str, list[str]] = {
     "all weights": [],
@@ -38,14 +35,7 @@ SMOKE = [
 
 
 def test_real_model(benchmark_mode: bool, record: Callable[[str, dict], None], tmp_path: Path) -> None:
-    model = os.environ.get("G2RPO_BENCH_MODEL")
-    if not model or not benchmark_mode:
-        pytest.skip("wanted --benchmark and a model's directory in G2RPO_BENCH_MODEL")
-    rng, files = random.Random(0), []
-    for name, rows in (("train", 64), ("held_out", 8)):
-        files.append(tmp_path / f"{name}.jsonl")
-        files[-1].write_text("".join(json.dumps(sum_of(rng)) + "\n" for _ in range(rows)))
-    given = ["--model.path", model, "--data.path", str(files[0]), "--data.eval-path", str(files[1]), *REAL]
+    given = real_run(benchmark_mode, tmp_path)
     record("adapters_real_model_cpu", {name: run_of([*given, *words]) for name, words in WAYS.items()})
 
 

@@ -51,15 +51,19 @@ def test_embedded(benchmark_mode: bool, record: Callable[[str, dict], None]) -> 
 
 
 def test_real_model(benchmark_mode: bool, record: Callable[[str, dict], None], tmp_path: Path) -> None:
+    record("forecast_real_model_cpu", compared(real_run(benchmark_mode, tmp_path), []))
+
+
+def real_run(benchmark_mode: bool, directory: Path) -> list[str]:
+    """Options of a run of the real model on sums that are written to a directory; skips without a model."""
     model = os.environ.get("G2RPO_BENCH_MODEL")
     if not model or not benchmark_mode:
         pytest.skip("wanted --benchmark and a model's directory in G2RPO_BENCH_MODEL")
     rng, files = random.Random(0), []
     for name, rows in (("train", 64), ("held_out", 8)):
-        files.append(tmp_path / f"{name}.jsonl")
+        files.append(directory / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(sum_of(rng)) + "\n" for _ in range(rows)))
-    given = ["--model.path", model, "--data.path", str(files[0]), "--data.eval-path", str(files[1]), *REAL]
-    record("forecast_real_model_cpu", compared(given, []))
+    return ["--model.path", model, "--data.path", str(files[0]), "--data.eval-path", str(files[1]), *REAL]
 
 
 def sum_of(rng: random.Random) -> dict[str, str]:
