@@ -16,6 +16,13 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def whole_base_of(path: str) -> str:
+    """`base_of`, and of that again where it is adapters on another: a whole model."""
+    while is_adapter(path):
+        path = base_of(path)
+    return path
+
+
 def base_of(path: str) -> str:
     """The model, a directory or a hub id, that `path` is, or that the adapters in it belong to.
 

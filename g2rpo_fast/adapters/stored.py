@@ -55,7 +55,7 @@ def merged_model(path: str) -> PreTrainedModel:
     require("peft", f"model.path: wanted the adapters in {path}", extra="adapters")
     from peft import PeftModel
 
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_of(path), dtype=torch.float32)
+    base = read_causal_lm(base_of(path), torch.float32)
     file = Path(path) / BASE_KEPT
     if file.is_file():
         coarsen(base, json.loads(file.read_bytes())["kept_in"])

@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from g2rpo_fast.adapters.merged import has_adapters, whole
-from g2rpo_fast.adapters.place import base_of
+from g2rpo_fast.adapters.place import whole_base_of
 from g2rpo_fast.model.config import ModelConfig
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -29,7 +29,7 @@ def export_dtype(path: str, config: ModelConfig) -> torch.dtype:
     """
     if config.save_dtype != "auto":
         return getattr(torch, config.save_dtype)
-    file = cached_file(base_of(path), CONFIG_NAME, local_files_only=True)
+    file = cached_file(whole_base_of(path), CONFIG_NAME, local_files_only=True)
     assert file is not None
     sizes: Counter[torch.dtype | None] = Counter()
     for weights in Path(file).parent.glob("*.safetensors"):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from g2rpo_fast.adapters.place import base_of
+from g2rpo_fast.adapters.place import whole_base_of
 from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.head import head_of
@@ -64,7 +64,7 @@ def load_model(
     logits differ from the plain model's.
     """
     check_json_files(path)
-    base = base_of(path)
+    base = whole_base_of(path)
     with reading(base, "a causal language model that transformers can read"):
         model_config = AutoConfig.from_pretrained(base)
     check_config(model_config)

@@ -25,7 +25,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     none."""
     wanted = "a tokenizer that transformers can read"
     directory = Path(path)
-    if is_adapter(path) and not _has_files(directory):
+    while is_adapter(path) and not _has_files(directory):
         path = base_of(path)
         directory = Path(path)
     if directory.is_dir() and not _has_files(directory):

@@ -184,6 +184,12 @@ def test_a_run_begins_from_the_adapters_of_another(
     wanted = load_file(finished.model_dir / "model.safetensors")
     got = load_file(begun.model_dir / "model.safetensors")
     assert all(torch.equal(tensor, got[name]) for name, tensor in wanted.items())
+    going = train(config_of(tmp_path / "more", paths, 1, model={"path": stored}), show=quiet)
+    final = load_file(going.model_dir / "model.safetensors")
+    assert any(not torch.equal(tensor, wanted[name]) for name, tensor in final.items())
+    again = read_causal_lm(str(checkpoint(going.directory, 1)), torch.float32).state_dict()
+    for name, tensor in final.items():  # adapters on a base that is adapters on another
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-6)
     content = json.loads((begun.directory / "content.json").read_text())["content"]["model.path"]
     assert {"adapter_model.safetensors", "model.safetensors"} <= content.keys()
 
