@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from g2rpo_fast.adapters.place import is_adapter
 from g2rpo_fast.checkpoint import checkpoint_name, damage_of
 from g2rpo_fast.config import renamed, section_types
 from g2rpo_fast.config.choice import settings_of
@@ -114,6 +115,8 @@ def read_run(directory: Path, key: str) -> StoredRun | None:
     """The run in a directory; None = it holds none, but perhaps a model."""
     file = directory / "config.json"
     ours = (directory / "checkpoints").is_dir() or (directory / "metrics.jsonl").is_file()
+    if not file.is_file() and is_adapter(str(directory)):
+        return None
     if not file.is_file():
         what = "a run that was stopped before it began" if ours else "a directory without config.json"
         raise ValueError(f"{key}: wanted a model's or a run's directory, got {directory}: {what}")

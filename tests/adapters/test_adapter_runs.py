@@ -150,6 +150,25 @@ def test_checkpoints_are_evaluated_and_exported(
     assert summaries[0]["sampled"]["samples"] == 2
 
 
+def test_a_directory_with_nothing_but_adapters_is_evaluated(
+    finished: TrainResult,
+    paths: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As PEFT writes one: the tokenizer and config.json are those of the base."""
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(checkpoint(finished.directory, 4) / name, stored)
+    words = [paths["data"]["eval_path"], "--samples", "2", "--rollout.max-tokens", "40"]
+    words += ["--reward.functions", "runs:wobble", "--json"]
+    found, wanted = (
+        json.loads(printed(["eval", name, *words], capsys)) for name in (stored, finished.model_dir)
+    )
+    assert found["sampled"] == wanted["sampled"]
+
+
 def test_adapters_alone_are_exported_for_peft(
     finished: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
