@@ -37,7 +37,7 @@ from g2rpo_fast.model.export import export_dtype
 from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.models import find_device, load_policy, load_reference, token_budget
-from g2rpo_fast.optim import make_optimizer
+from g2rpo_fast.optim import check_optimizer, make_optimizer
 from g2rpo_fast.origins import Origins, find_origins
 from g2rpo_fast.paths import check_paths
 from g2rpo_fast.progress import Progress
@@ -115,6 +115,7 @@ def assemble(config: Config, show: Callable[[str], None], progress: Progress | N
     rewards = load_rewards(config.reward)
     _check_answers(recipe_of(config), rewards)
     device = find_device(config.run.device)
+    check_optimizer(config.optim, torch.device(device).type)
     run = open_directory(config, show)
     with removed_on_error(run):
         return _assembled(run, rewards, device, show, Progress() if progress is None else progress)

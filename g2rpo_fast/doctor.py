@@ -33,6 +33,7 @@ EXTRAS = {
     "vllm": "rollouts by vLLM (rollout.engine = vllm)",
     "adapters": "LoRA and DoRA (adapter.kind)",
     "qlora": "adapters on a base of 4 bits (adapter.base = nf4)",
+    "optim": "moments in 8 bits, or paged (optim.kind = adamw_8bit)",
     "gguf": "models in GGUF files, such as that of the preset smollm2",
     "report": "the charts of g2rpo-fast report",
     "lm-eval": "a test that make test-deep runs",

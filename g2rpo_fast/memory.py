@@ -38,6 +38,12 @@ class Shape:
     """That are trained; of a model with adapters, those of the adapters."""
     num_frozen: int = 0
     """Float32 numbers that are not trained, but rounded for products as well."""
+    moment_bytes: int | None = None
+    """Of the optimiser's moments; None = two float32 numbers for each that is trained."""
+    num_half: int = 0
+    """Numbers that are trained and kept in the compute dtype, of which products need no copy."""
+    num_layer: int | None = None
+    """Numbers of the largest layer, where gradients are freed layer by layer (optim.in_backward)."""
     trains_head: bool = True
     num_layers: int
     width: int
@@ -51,24 +57,34 @@ class Shape:
     """Of a number in the dtype of matrix products."""
     checkpointing: bool
     """Layers keep their input only, and compute the rest again."""
+    num_recomputed: int | None = None
+    """How many layers do, with checkpointing; None = all."""
+    offloaded: bool = False
+    """What they keep lies in the host's memory."""
     fused: bool = False
     """Norms, RoPE and the gated MLP of every layer are Liger's."""
 
 
 def shape_of(
-    model: PreTrainedModel, *, compute_dtype: torch.dtype, checkpointing: bool, fused: bool = False
+    model: PreTrainedModel, *, compute_dtype: torch.dtype, checkpointing: bool, **settings: Any
 ) -> Shape:
     """What its configuration says; what that leaves out is as in GPT-2 (4 D inside, heads of D / H),
-    without attention one head."""
+    without attention one head.
+
+    Args:
+        settings: other fields of the shape, which the model does not know.
+    """
     text: Any = model.config.get_text_config()
     head: Any = model.get_output_embeddings()
     frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
+    trained = [p for p in model.parameters() if p.requires_grad]
     width, num_heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", None) or 1)
     inner = int(getattr(text, "intermediate_size", None) or 4 * width)
     if experts := getattr(text, "num_experts_per_tok", None):
         inner = int(experts) * int(getattr(text, "moe_intermediate_size", None) or inner)
     return Shape(
-        num_parameters=sum(num_weights(p) for p in model.parameters() if p.requires_grad),
+        num_parameters=sum(map(num_weights, trained)),
+        num_half=sum(p.numel() for p in trained if p.dtype == compute_dtype != torch.float32),
         num_frozen=sum(p.numel() for p in frozen),
         trains_head=head.weight.requires_grad,
         num_layers=int(text.num_hidden_layers),
@@ -80,7 +96,7 @@ def shape_of(
         vocabulary=int(text.vocab_size),
         compute_bytes=compute_dtype.itemsize,
         checkpointing=checkpointing,
-        fused=fused,
+        **settings,
     )
 
 
@@ -111,28 +127,54 @@ def position_bytes(shape: Shape) -> int:
     checkpointing computes again; hidden states and their gradients around the loss.
     """
     layer = layer_bytes(shape)
-    kept = FLOAT32 * shape.width if shape.checkpointing else layer
-    return shape.num_layers * kept + (2 if shape.checkpointing else 1) * layer + 6 * FLOAT32 * shape.width
+    again = 0
+    if shape.checkpointing:
+        again = shape.num_layers if shape.num_recomputed is None else shape.num_recomputed
+    kept = 0 if shape.offloaded else FLOAT32 * shape.width
+    layers = again * kept + (shape.num_layers - again) * layer
+    return layers + (2 if again else 1) * layer + 6 * FLOAT32 * shape.width
 
 
-def fixed_bytes(shape: Shape) -> int:
+def moments_of(shape: Shape) -> int:
+    """Bytes of the optimiser's moments."""
+    return 2 * FLOAT32 * shape.num_parameters if shape.moment_bytes is None else shape.moment_bytes
+
+
+def gradient_bytes(shape: Shape, *, whole: bool = True) -> int:
+    """Of float32 gradients: all weights', or (`whole` is False) what is there at once of a step that is one
+    micro-batch, where layers take their steps in its backward pass: a layer's, the embeddings', the head's.
+    """
+    if whole or shape.num_layer is None:
+        return FLOAT32 * shape.num_parameters
+    outside = shape.num_parameters - shape.num_layers * shape.num_layer
+    return FLOAT32 * (max(outside, 0) + shape.num_layer)
+
+
+def fixed_bytes(shape: Shape, *, whole: bool = True) -> int:
     """What an update needs besides its positions, weights not counted.
 
-    Gradients and both moments of AdamW in float32; a copy of the weights for the products; d head of the loss
-    and, of tied weights, of the embeddings, before they are added; a chunk of logits.
+    Gradients (see `gradient_bytes`) and moments; a copy of float32 weights for the products; d head of the
+    loss and, of tied weights, of the embeddings, before they are added; a chunk of logits.
     """
     copies = shape.compute_bytes if shape.compute_bytes < FLOAT32 else 0
     heads = 2 * FLOAT32 * shape.vocabulary * shape.width if shape.trains_head else 0
-    rounded = copies * (shape.num_parameters + shape.num_frozen)
-    return 3 * FLOAT32 * shape.num_parameters + rounded + heads + DEVICE_CHUNK_BYTES
+    rounded = copies * (shape.num_parameters - shape.num_half + shape.num_frozen)
+    return gradient_bytes(shape, whole=whole) + moments_of(shape) + rounded + heads + DEVICE_CHUNK_BYTES
 
 
-def most_positions(shape: Shape, free_bytes: int) -> int:
+def most_positions(shape: Shape, free_bytes: int, *, whole: bool = True) -> int:
     """That fit in what is free of the device, with the weights in place; 0 where not even the rest does."""
-    return max(0, int(SHARE * (free_bytes - fixed_bytes(shape))) // position_bytes(shape))
+    return max(0, int(SHARE * (free_bytes - fixed_bytes(shape, whole=whole))) // position_bytes(shape))
 
 
-def budget_of(shape: Shape, *, free_bytes: int, largest_tree: int, batch_positions: int) -> int:
+def budget_of(
+    shape: Shape,
+    *,
+    free_bytes: int,
+    largest_tree: int,
+    batch_positions: int,
+    step_positions: int | None = None,
+) -> int:
     """Most positions of a micro-batch, at least `LEAST`.
 
     What fits, in multiples of `LEAST` unless that would split the largest tree although it fits, and no more
@@ -142,8 +184,15 @@ def budget_of(shape: Shape, *, free_bytes: int, largest_tree: int, batch_positio
         free_bytes: of the device, with the weights in place.
         largest_tree: positions of the largest group that may come.
         batch_positions: of all groups of a step.
+        step_positions: of those of one optimiser step; None = of all. Where layers move in the backward pass
+            and these fit one micro-batch, or gradients of all weights do not fit at all, there is never more
+            than a layer's gradient.
     """
     fits = most_positions(shape, free_bytes)
+    if shape.num_layer is not None:
+        alone = most_positions(shape, free_bytes, whole=False)
+        if fits < LEAST or alone >= (step_positions or batch_positions):
+            fits = alone
     budget = fits // LEAST * LEAST
     if budget < largest_tree <= fits:
         budget = largest_tree

@@ -12,7 +12,7 @@ from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.config import Config
-from g2rpo_fast.memory import CPU_BUDGET, budget_of, free_bytes, shape_of
+from g2rpo_fast.memory import CPU_BUDGET, Shape, budget_of, free_bytes, shape_of
 from g2rpo_fast.model import compute_dtype
 from g2rpo_fast.model.export import make_exportable
 from g2rpo_fast.model.hook import follows_trees
@@ -21,6 +21,8 @@ from g2rpo_fast.model.load import load_model, noise_of
 from g2rpo_fast.model.padded import PADDING
 from g2rpo_fast.model.recurrent.install import keeps_states
 from g2rpo_fast.model.vocabulary import check_vocabulary
+from g2rpo_fast.optim.in_backward import largest_layer
+from g2rpo_fast.optim.make import moment_bytes
 from g2rpo_fast.recipe import Recipe
 from g2rpo_fast.types import Prompt
 
@@ -75,12 +77,7 @@ def token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Promp
     """Of a run that begins: what this device's memory holds beside what is in it."""
     if model.device.type != "cuda":
         return CPU_BUDGET
-    shape = shape_of(
-        model,
-        compute_dtype=compute_dtype(model, config.model),
-        checkpointing=config.model.gradient_checkpointing,
-        fused=is_fused(model),
-    )
+    shape = shape_in(config, model)
     longest = max(prompt.most_tokens for prompt in prompts)
     tree = longest + config.rollout.group_size * config.rollout.max_tokens
     shares = config.tree.settled(follows_trees=follows_trees(model)).shares
@@ -91,6 +88,21 @@ def token_budget(config: Config, model: PreTrainedModel, prompts: Sequence[Promp
         free_bytes=int(free_bytes(model.device) / more_than_counted(model, shares=shares)),
         largest_tree=tree,
         batch_positions=config.run.prompts_per_step * tree,
+        step_positions=-(-config.run.prompts_per_step // config.optim.minibatches) * tree,
+    )
+
+
+def shape_in(config: Config, model: PreTrainedModel) -> Shape:
+    """Of the model as this run trains it."""
+    return shape_of(
+        model,
+        compute_dtype=compute_dtype(model, config.model),
+        checkpointing=config.model.gradient_checkpointing,
+        num_recomputed=config.model.checkpointed_layers,
+        offloaded=config.model.offload_activations,
+        moment_bytes=moment_bytes(model, config.optim),
+        num_layer=largest_layer(model) if config.optim.in_backward else None,
+        fused=is_fused(model),
     )
 
 

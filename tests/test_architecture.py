@@ -22,7 +22,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "g2rpo_fast": [
         {"types", "files", "methods", "metric_names", "doctor", "progress", "versions"},
         {"step_log"},
-        {"metrics", "interrupts", "cpu", "bounds", "backbone", "usage", "own"},
+        {"metrics", "interrupts", "cpu", "bounds", "backbone", "usage", "own", "extras"},
         {"report"},
         {"order", "prompt_store", "adapters"},
         {"fingerprint", "memory"},

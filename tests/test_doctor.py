@@ -43,7 +43,7 @@ def test_what_is_absent_says_what_it_is_for_and_what_mends_it(findings: dict[str
         assert findings["vllm"].mend.startswith("pip install 'vllm")
     declared = metadata.metadata("g2rpo-fast").get_all("Provides-Extra") or []
     packages = {"liger": "liger-kernel", "report": "matplotlib", "gguf": "gguf"}
-    packages |= {"adapters": "peft", "qlora": "bitsandbytes"}
+    packages |= {"adapters": "peft", "qlora": "bitsandbytes", "optim": "bitsandbytes"}
     packages |= {name: name for name in ("vllm", "lm-eval")}
     assert packages.keys() == EXTRAS.keys()
     assert {packages[extra] for extra in EXTRAS.keys() & declared} <= findings.keys()

@@ -9,10 +9,10 @@ Here is what a configuration needs; the modules, which import PyTorch, are impor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from g2rpo_fast.bounds import Ge, Gt, check_fields
+from g2rpo_fast.extras import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,3 @@ def check_adapters(config: AdapterConfig) -> None:
         require("peft", f"adapter.kind: wanted {config.kind}", extra="adapters")
     if config.on and config.base == "nf4":
         require("bitsandbytes", "adapter.base: wanted nf4", extra="adapters,qlora")
-
-
-def require(package: str, what: str, *, extra: str) -> None:
-    """ValueError, beginning with `what`, where a package of an extra of ours is not installed."""
-    if find_spec(package) is None:
-        raise ValueError(
-            f"{what}, which takes the package {package}, got none installed: "
-            f"pip install 'g2rpo-fast[{extra}]'"
-        )

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from g2rpo_fast.adapters import require
 from g2rpo_fast.adapters.base import coarsen, kept_in
 from g2rpo_fast.adapters.merged import NAME, adapter_config
 from g2rpo_fast.adapters.place import BASE_KEPT, WEIGHTS, base_of, is_adapter
+from g2rpo_fast.extras import require
 
 PREFIX = "base_model.model."
 """Before the names of tensors in files."""

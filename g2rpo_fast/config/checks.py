@@ -103,6 +103,21 @@ def _steps(config: Config) -> None:
         )
 
 
+def _optimizer(config: Config) -> None:
+    if not config.adapter.on:
+        return
+    if config.optim.kind == "muon":
+        raise ValueError(
+            f"optim.kind: wanted adamw or adamw_8bit with adapter.kind = {config.adapter.kind} (Muon is for "
+            "whole matrices, not for their low-rank factors), got muon"
+        )
+    if config.model.weights != "float32":
+        raise ValueError(
+            f"model.weights: wanted float32 with adapter.kind = {config.adapter.kind} (adapter.base says "
+            f"what frozen weights are kept in), got {config.model.weights}"
+        )
+
+
 def _terms(config: Config) -> None:
     if not config.terms:
         raise ValueError("terms: wanted at least one, got none")
@@ -203,6 +218,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _terms, _products, _more, _order, _hints,
-    _units, _channels, _columns, _steered,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _optimizer, _terms, _products, _more,
+    _order, _hints, _units, _channels, _columns, _steered,
 )  # fmt: skip

@@ -27,7 +27,12 @@ def starting_sections(source: ModelSource) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"the run sampled by {found['rollout'].engine}; here the local engine does")
     changes: dict[str, dict[str, Any]] = {
         "run": {"dir": None},
-        "model": {"path": None, "gradient_checkpointing": False},
+        "model": {
+            "path": None,
+            "gradient_checkpointing": False,
+            "checkpointed_layers": None,
+            "offload_activations": False,
+        },
         "data": {**dict.fromkeys(PLACES), "weights": (), "eval_rows": 0, "hint_columns": ()},
         "rollout": {"engine": "local"},
     }

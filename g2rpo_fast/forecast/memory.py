@@ -19,8 +19,8 @@ from g2rpo_fast.adapters.base import num_weights
 from g2rpo_fast.assemble import Parts
 from g2rpo_fast.forecast.rollout import num_positions
 from g2rpo_fast.learner import Policy
-from g2rpo_fast.memory import FLOAT32, Shape, shape_of
-from g2rpo_fast.model import compute_dtype
+from g2rpo_fast.memory import FLOAT32, Shape, gradient_bytes, moments_of
+from g2rpo_fast.models import shape_in
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.local.cache import GROWTH
 from g2rpo_fast.tree import plan_trees
@@ -60,7 +60,8 @@ def kept_bytes(policy: Policy, vocabulary: int) -> float:
     """What the backbone keeps of one position for its backward pass: the tensors that autograd saves in a
     forward of 2 n positions, less those in one of n.
 
-    With gradient checkpointing each layer's input, and all of one layer.
+    With gradient checkpointing each layer's input, and all of one layer; of layers that are not checkpointed,
+    all.
     """
     less, more = (saved_bytes(policy, PROBE * times, vocabulary) for times in (1, 2))
     each = (more - less) / PROBE
@@ -68,7 +69,9 @@ def kept_bytes(policy: Policy, vocabulary: int) -> float:
         return each
     text = policy.model.config.get_text_config()
     layers, width = int(text.num_hidden_layers), int(text.hidden_size)
-    return layers * FLOAT32 * width + 2 * each / layers
+    again = policy.compute.checkpointed_layers or layers
+    kept = 0 if policy.compute.offload_activations else FLOAT32 * width
+    return again * kept + (layers - again) * each / layers + 2 * each / layers
 
 
 def saved_bytes(policy: Policy, length: int, vocabulary: int) -> int:
@@ -108,12 +111,9 @@ def memory_of(
     Args:
         process: as it was with the model and without moments or anything of a step.
     """
-    model, compute = parts.learner.model, parts.config.model
-    dtype = compute_dtype(model, compute)
-    shape = shape_of(model, compute_dtype=dtype, checkpointing=compute.gradient_checkpointing)
+    model, shape = parts.learner.model, shape_in(parts.config, parts.learner.model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     numbers = sum(num_weights(p) for p in model.parameters())
-    trained = FLOAT32 * shape.num_parameters
     every = [plan for of_step in plans for plan in of_step]
     positions = max((len(plan.token_S) for plan in every), default=0)
     edges = max((len(plan.target_T) for plan in every), default=0)
@@ -124,8 +124,8 @@ def memory_of(
         so_far=process.most if on_cpu else 0,
         weights=weights,
         reference=reference,
-        moments=2 * trained,
-        gradients=trained,
+        moments=moments_of(shape),
+        gradients=gradient_bytes(shape, whole=any(len(of_step) > 1 for of_step in plans)),
         kept=int(positions * kept_bytes(parts.learner.policy, shape.vocabulary)),
         loss=_loss_bytes(shape, model.device, positions, edges),
         cache=_sampling_bytes(numbers, shape, requests, parts.config.rollout),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -34,6 +34,7 @@ from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients
+from g2rpo_fast.optim.in_backward import InBackward
 from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import SOURCES, Bools, Report
@@ -167,8 +168,11 @@ class Learner:
         for _ in range(self.optim.updates_per_batch):
             skipped_before = skipped
             for place, step in enumerate(steps):
-                steps[place] = self._gradients(step, tally, moved=moved)
-                norm = apply_gradients(self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm)
+                begun = InBackward(self.model, self.optimizer, lr) if self.optim.in_backward else None
+                steps[place] = self._gradients(step, tally, moved=moved, begun=begun)
+                norm = apply_gradients(
+                    self.optimizer, lr=lr, max_grad_norm=self.optim.max_grad_norm, begun=begun
+                )
                 skipped += not math.isfinite(norm)
                 moved = True
             all_bad = bool(steps) and skipped - skipped_before == len(steps)
@@ -302,30 +306,34 @@ class Learner:
             tally.compared.append(comparison)
         return micro
 
-    def _gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+    def _gradients(self, step: Step, tally: Tally, *, moved: bool, begun: InBackward | None) -> Step:
         """Adds an optimiser step's gradient; the step with what was seen on the way.
 
-        `moved`: the weights are no longer those that the update started from.
+        Args:
+            moved: the weights are no longer those that the update started from.
+            begun: moves layers in the last micro-batch's backward pass.
         """
+        gradients = self._tied_gradients if step.tied else self._micro_gradients
         with self.policy.rounded():
-            return (self._tied_gradients if step.tied else self._micro_gradients)(step, tally, moved=moved)
+            return gradients(step, tally, moved=moved, begun=begun)
 
-    def _micro_gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+    def _micro_gradients(self, step: Step, tally: Tally, *, moved: bool, begun: InBackward | None) -> Step:
         """Of each micro-batch by itself."""
         micros = []
         for micro in step.micros:
-            if step.fused:
-                assert self.fused is not None
-                found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
-            else:
-                found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
-            found.loss.backward()
+            with _last_pass(begun, micro is step.micros[-1]):
+                if step.fused:
+                    assert self.fused is not None
+                    found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
+                else:
+                    found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
+                found.loss.backward()
             tally.add(found, 1.0 / len(step.micros))
             tally.tick()
             micros.append(self._known(micro, found.logp_T, tally) if micro.logp_T is None else micro)
         return replace(step, micros=micros)
 
-    def _tied_gradients(self, step: Step, tally: Tally, *, moved: bool) -> Step:
+    def _tied_gradients(self, step: Step, tally: Tally, *, moved: bool, begun: InBackward | None) -> Step:
         """Of terms that tie several micro-batches together: a look at the present weights gives each its
         coefficients."""
         micros, seen = [], []
@@ -338,10 +346,15 @@ class Learner:
             micros.append(self._known(micro, present[0], tally) if micro.logp_T is None else micro)
         tied = tied_loss(micros, self.terms, seen)
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
-            linear_loss(self.policy, micro, *coefficients).loss.backward()
+            with _last_pass(begun, micro is micros[-1]):
+                linear_loss(self.policy, micro, *coefficients).loss.backward()
             tally.tick()
         tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
         return replace(step, micros=micros)
+
+
+def _last_pass(begun: InBackward | None, is_last: bool) -> AbstractContextManager[None]:
+    return begun.last_pass() if begun is not None and is_last else nullcontext()
 
 
 def _right(batch: TrainBatch, scored: Scored | None) -> Bools:

@@ -4,12 +4,13 @@ is spent."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from g2rpo_fast.adapters.place import whole_base_of
 from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.model.config import FusedOps, ModelConfig
+from g2rpo_fast.model.half import keep_half
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, register_attention
 from g2rpo_fast.model.liger_ops import use_liger_ops
@@ -47,8 +49,8 @@ def load_model(
     must_share: bool = False,
     unshared: Callable[[str], None] = lambda reason: None,
 ) -> PreTrainedModel:
-    """The causal language model at `path`: float32 weights on `device`, tree attention selected where it is
-    exact (`follows_trees`), else its own. Adapters (PEFT) at `path` are merged into their base.
+    """The causal language model at `path`: weights in `config.weights` on `device`, tree attention selected
+    where it is exact (`follows_trees`), else its own. Adapters (PEFT) at `path` are merged into their base.
 
     It is in evaluation mode and stays there, with checkpointing too: all noise that its configuration asks
     for in training (`noise_of`) is off, so that one token has one log-probability in every pass. What is
@@ -83,7 +85,9 @@ def load_model(
         unshared(reason)
     fuse_ops(model, config.fused_ops)
     if config.gradient_checkpointing:
-        checkpoint_layers(model)
+        checkpoint_layers(model, num_layers=config.checkpointed_layers, offload=config.offload_activations)
+    if config.weights == "bfloat16":
+        keep_half(model)
     return model
 
 
@@ -137,10 +141,18 @@ def fuse_ops(model: PreTrainedModel, choice: FusedOps) -> int:
     return use_liger_ops(model) if liger else 0
 
 
-def checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(
+    model: PreTrainedModel, *, num_layers: int | None = None, offload: bool = False
+) -> None:
     """Let the layers that transformers would checkpoint in training mode do so in any mode.
 
     Training mode would switch their noise on. Instances only, as in `instances.py`.
+
+    Args:
+        num_layers: of how many, from the first on: what these keep is kept longest. None = of all.
+        offload: what is kept of a layer waits in the host's pinned memory.
+
+    Raises ValueError where the model has no such layers, or fewer.
     """
     if not model.supports_gradient_checkpointing:
         raise ValueError(
@@ -148,15 +160,24 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
             f"got {type(model).__name__}"
         )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(_checkpointed, layer.forward)
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if num_layers is not None and num_layers > len(layers):
+        raise ValueError(
+            f"model.checkpointed_layers: wanted at most {len(layers)}, the model's layers, got {num_layers}"
+        )
+    if offload and model.device.type != "cuda":
+        raise ValueError(
+            "model.offload_activations: wanted false on a CPU, where they are in the host's memory, got true"
+        )
+    for layer in layers[:num_layers]:
+        layer.forward = partial(_checkpointed, layer.forward, offload)
 
 
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any], offload: bool, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    with save_on_cpu(pin_memory=True) if offload else nullcontext():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def noise_of(config: PreTrainedConfig) -> dict[str, float]:

@@ -7,8 +7,8 @@ micro-batch, and x once for all maps that read it (queries, keys, values; gate, 
 gradient, and the dx of maps with one input to each other, in float32: on a GPU inside the products, which are
 not rounded then; elsewhere, where these give the compute dtype only, in one pass over it.
 
-Whatever is no plain `nn.Linear` with float32 weights (experts' stacks, GPT-2's transposed maps) autocast
-rounds each time that it is used.
+Weights that are kept in the compute dtype (`model/half.py`) are their own rounding. Whatever is no plain
+`nn.Linear` (experts' stacks, GPT-2's transposed maps) autocast rounds each time that it is used.
 
 Dimension key: N positions, I inputs, O outputs.
 """
@@ -34,14 +34,14 @@ from g2rpo_fast.backbone import backbone_of
 @contextmanager
 def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     """Within it the backbone's linear maps multiply by weights that were rounded to `dtype` at its beginning,
-    and a backward pass adds to the weights' `.grad`. Nothing else than autocast does where `dtype` is the
-    model's.
+    and a backward pass adds to the weights' `.grad`, in float32. Nothing is different where `dtype` is wider
+    than 2 bytes.
 
     The weights must not change within it, and a backward pass of a forward within it must be within it too.
     Tensor hooks of weights, and `torch.autograd.grad` with respect to them, see no gradient. Takes `dtype`'s
     bytes for each weight until it ends.
     """
-    taken = [] if dtype == model.dtype else _maps(backbone_of(model), dtype)
+    taken = _maps(backbone_of(model), dtype) if dtype.itemsize < 4 else []
     inputs = _Inputs(dtype)
     for module in taken:
         module.forward = MethodType(_Map(_Rounded.of(module, dtype), inputs), module)
@@ -53,12 +53,15 @@ def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None
 
 
 def _maps(backbone: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
-    """Those with float32 weights, or with frozen ones of `dtype`, which are their own rounding."""
+    """Those with weights in float32, or in `dtype` with gradients in float32 or none."""
     plain = [m for m in backbone.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
-    kept = {False: (torch.float32, dtype), True: (torch.float32,)}
-    return [
-        m for m in plain if type(m.weight) is nn.Parameter and m.weight.dtype in kept[m.weight.requires_grad]
-    ]
+    return [m for m in plain if type(m.weight) is nn.Parameter and _fits(m.weight, dtype)]
+
+
+def _fits(weight: nn.Parameter, dtype: torch.dtype) -> bool:
+    if weight.requires_grad and weight.grad_dtype != torch.float32:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+    return weight.dtype in (torch.float32, dtype)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class _Rounded:
     """A map's weights."""
 
     weight_OI: Tensor
-    """The parameter, float32 unless it is frozen. In the compute dtype:"""
+    """The parameter. In the compute dtype:"""
     half_OI: Tensor
     half_O: Tensor | None
 
@@ -163,7 +166,7 @@ class _Product(torch.autograd.Function):
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         if need_weight:
             weight_OI = ctx.rounded.weight_OI
-            weight_OI.grad = _added(weight_OI.grad, dy_NO.T, _kept_input(ctx), weight_OI.dtype)
+            weight_OI.grad = _added(weight_OI.grad, dy_NO.T, _kept_input(ctx), torch.float32)
         if need_x:
             ctx.shared.dx_NI = _added(ctx.shared.dx_NI, dy_NO, ctx.rounded.half_OI, ctx.shared.dtype)
         if need_bias:

@@ -127,14 +127,14 @@ class FunctionalDecoder:
         self._root = self._embedding.shape[1] ** 0.5
         self._norm_D = backbone.norm.weight * self._root
         eps = backbone.norm.variance_epsilon**0.5
-        self._floor = self._embedding.new_full((), self._root * eps)
-        self._head_floor = self._embedding.new_full((), width**0.5 * eps)
+        self._exact = torch.promote_types(dtype, torch.float32)
+        floors = torch.tensor([self._root * eps, width**0.5 * eps], dtype=self._exact, device=device)
+        self._floor, self._head_floor = floors
         self.key_order_E: torch.Tensor = torch.arange(width, device=device).view(2, -1).t().reshape(-1)
         """Where this decoder's key components lie in those of the model."""
         shape = SHAPES[model.config.model_type]
         self._layers = [self._fused(layer, shape) for layer in backbone.layers]
         position_N = torch.arange(num_positions, device=device).unsqueeze(0)
-        self._exact = torch.promote_types(dtype, torch.float32)
         like = torch.empty(1, dtype=self._exact, device=device)
         cos_NE, sin_NE = (x[0, :, : width // 2] for x in backbone.rotary_emb(like, position_N))
         self._rotation_N11C = torch.complex(cos_NE, sin_NE)[:, None, None]

@@ -30,7 +30,7 @@ class HookedDecoder:
     def step(self, token_B: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Encodes one token per row; hidden states [B, D] after the final norm."""
         hook = _Hook(cache)
-        mixed = self._dtype != next(self._backbone.parameters()).dtype
+        mixed = self._dtype.itemsize < 4
         with torch.autocast(token_B.device.type, self._dtype, enabled=mixed):
             out = self._backbone(
                 input_ids=token_B.unsqueeze(1),

@@ -86,7 +86,7 @@ class CachedRows:
         self._cache.reorder_cache(torch.from_numpy(rows).to(self.hidden_BD.device))
 
     def _encoded(self, token_BL: torch.Tensor) -> torch.Tensor:
-        mixed = self._dtype != next(self._backbone.parameters()).dtype
+        mixed = self._dtype.itemsize < 4
         with torch.autocast(token_BL.device.type, self._dtype, enabled=mixed):
             given = {} if self._cache is None else {self._name: self._cache}
             if given and self._placed:  # Bamba begins at 0 otherwise
@@ -133,7 +133,7 @@ class RecomputedRows:
         self._token_BL = self._token_BL[torch.from_numpy(rows).to(self._token_BL.device)]
 
     def _encoded(self) -> torch.Tensor:
-        mixed = self._dtype != next(self._backbone.parameters()).dtype
+        mixed = self._dtype.itemsize < 4
         with torch.autocast(self._token_BL.device.type, self._dtype, enabled=mixed):
             out = self._backbone(input_ids=self._token_BL, use_cache=False, **self._keywords)
         return out.last_hidden_state[:, -1]
