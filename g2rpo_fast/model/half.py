@@ -2,8 +2,9 @@
 
 Those of linear maps, embeddings and experts are; norms, biases and what recurrent layers decay by stay
 float32, and so does the stream of hidden states between the layers: products and sums are those of float32
-weights that happen to be bfloat16 numbers. Gradients are float32, summed over micro-batches without rounding;
-that of the LM head is rounded once in each.
+weights that happen to be bfloat16 numbers (of experts, which transformers multiplies without autocast, they
+are in bfloat16 here). Gradients are float32, summed over micro-batches without rounding; that of the LM head
+is rounded once in each.
 
 Dimension key: N tokens, V vocabulary, D width.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.half import keep_half
 from g2rpo_fast.model.load import checkpoint_layers
 from g2rpo_fast.objective.terms import Disco
-from g2rpo_fast.optim import OptimConfig, make_optimizer
+from g2rpo_fast.optim import OptimConfig, apply_gradients, make_optimizer
 from g2rpo_fast.optim.in_backward import InBackward, largest_layer
 from g2rpo_fast.pieces import Scored, Term
 from scored import CLOCK, rewards_of
@@ -130,26 +131,70 @@ def test_after_a_gradient_that_is_not_finite_nothing_more_moves() -> None:
         assert weight.grad is None
 
 
-class Late(GradientCheckpointingLayer):
-    """A layer with a weight whose product does not pass through the layer's input."""
+class Early(GradientCheckpointingLayer):
+    """A layer with a weight that was used before the layer's input was there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
 
-    def forward(self, hidden_states: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        late = self.second(other * 2)  # made first, so passed backwards last
-        return self.first(hidden_states).tanh() + late
+    def forward(self, hidden_states: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
+        return self.first(hidden_states).tanh() + early
 
 
-def test_a_layer_that_is_not_done_with_its_input_is_an_error() -> None:
-    layer = Late()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    begun = InBackward(layer, optimizer, 1.0)
-    x, other = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+def test_a_weight_whose_gradient_comes_late_moves_at_the_end() -> None:
+    torch.manual_seed(0)
+    whole, x = Early(), torch.randn(3, 4, requires_grad=True)
+    within = copy.deepcopy(whole)
+    sgd = [torch.optim.SGD(layer.parameters(), lr=0.5) for layer in (whole, within)]
+    begun = InBackward(within, sgd[1], 0.5)
+    for layer, last_pass in ((whole, nullcontext()), (within, begun.last_pass())):
+        with last_pass:
+            early = layer.second(torch.ones(4))
+            layer(x * 1, early).sum().backward()
+    assert within.first.weight.grad is None
+    assert within.second.weight.grad is not None
+    norms = [
+        apply_gradients(of, lr=0.5, max_grad_norm=math.inf, begun=by)
+        for of, by in zip(sgd, (None, begun), strict=True)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6)
+    for ours, theirs in zip(within.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Added(torch.autograd.Function):
+    """Adds to a weight's gradient by itself, at each use, as rounded linear maps do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.weight.grad = torch.ones_like(ctx.weight) + (0 if ctx.weight.grad is None else ctx.weight.grad)
+        return dy, None
+
+
+class Direct(GradientCheckpointingLayer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, hidden_states: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
+        inside: Any = Added.apply(hidden_states, self.weight)
+        return inside.tanh() + early
+
+
+def test_a_second_gradient_after_the_step_is_an_error() -> None:
+    layer = Direct()
+    begun = InBackward(layer, torch.optim.SGD(layer.parameters(), lr=1.0), 1.0)
+    x = torch.randn(3, 4, requires_grad=True)
     wrong = pytest.raises(RuntimeError, match=r"optim\.in_backward: wanted layers .* set it to false")
     with wrong, begun.last_pass():
-        layer(x * 1, other).sum().backward()
+        early: Any = Added.apply(x, layer.weight)
+        layer(x * 1, early).sum().backward()
 
 
 def test_a_layer_that_runs_twice_moves_once_after_both() -> None:
