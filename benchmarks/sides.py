@@ -46,7 +46,7 @@ def compare(ours: str, theirs: str, arguments: dict[str, Any], rounds: int) -> F
     runs: dict[str, list[Figures]] = {ours: [], theirs: []}
     for _ in range(rounds):
         for name in (ours, theirs):
-            runs[name].append(_run(name, arguments))
+            runs[name].append(run(name, arguments))
     sides = {name: _summary(results) for name, results in runs.items()}
     return {
         **arguments,
@@ -57,7 +57,8 @@ def compare(ours: str, theirs: str, arguments: dict[str, Any], rounds: int) -> F
     }
 
 
-def _run(name: str, arguments: dict[str, Any]) -> Figures:
+def run(name: str, arguments: dict[str, Any]) -> Figures:
+    """A side in a process of its own."""
     command = [sys.executable, __file__, name, json.dumps(arguments)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -297,14 +298,15 @@ class Update:
         )
 
 
-def tree_update(steps: int, **shape: int) -> Figures:
+def tree_update(steps: int, token_budget: int = 8192, **shape: int) -> Figures:
     """Our update on given rollouts: plan, forward, backward, optimiser."""
     import numpy as np
 
     from g2rpo_fast.objective.batch import TrainBatch
 
     model_dir, train_path, _ = embedded_files(0)
-    parts = _parts({"model": {"path": str(model_dir)}, "data": {"path": str(train_path)}})
+    values: dict[str, Any] = {"model": {"path": str(model_dir)}, "data": {"path": str(train_path)}}
+    parts = _parts({**values, "tree": {"token_budget": token_budget}})
     update = Update(**shape)
     sequences, advantage = update.sequences(), update.drawn()[2]
     rows, trained = advantage.size, sequences.trained_N

@@ -188,14 +188,17 @@ def budget_of(
             and these fit one micro-batch, or gradients of all weights do not fit at all, there is never more
             than a layer's gradient.
     """
-    fits = most_positions(shape, free_bytes)
+    fits, together = most_positions(shape, free_bytes), largest_tree
     if shape.num_layer is not None:
+        step = step_positions or batch_positions
         alone = most_positions(shape, free_bytes, whole=False)
-        if fits < LEAST or alone >= (step_positions or batch_positions):
+        if alone >= step:
+            fits, together = alone, step
+        elif fits < LEAST:
             fits = alone
     budget = fits // LEAST * LEAST
-    if budget < largest_tree <= fits:
-        budget = largest_tree
+    if budget < together <= fits:
+        budget = together
     return max(LEAST, min(budget, batch_positions))
 
 

@@ -81,6 +81,39 @@ def test_adapters_leave_more_room():
     assert budget(on_float32, 77.6 * GB) == 24 * LEAST > budget(QWEN3_06B, 77.6 * GB)
 
 
+def test_fewer_bits_and_steps_in_the_backward_pass_leave_more_room():
+    """Of the same weights: moments in 8 bits, weights that are their own rounding, gradients of one layer."""
+    numbers = 596_049_920
+    plain = fixed_bytes(QWEN3_06B)
+    eight = dataclasses.replace(QWEN3_06B, moment_bytes=2 * numbers)
+    assert fixed_bytes(eight) == plain - 6 * numbers
+    half = dataclasses.replace(eight, num_half=numbers)
+    assert fixed_bytes(half) == plain - 8 * numbers
+    layer = 15_700_000
+    within = dataclasses.replace(half, num_layer=layer)
+    assert fixed_bytes(within) == fixed_bytes(half)  # of several micro-batches, all gradients are there
+    alone = 4 * (numbers - 27 * layer)
+    assert fixed_bytes(within, whole=False) == plain - 12 * numbers + alone
+    assert budget(within, 30 * GB) == budget(half, 30 * GB)  # the step is larger than one micro-batch
+    for step in (8000, 8300):
+        sizes = {"largest_tree": 2000, "batch_positions": 9 * step, "step_positions": step}
+        assert budget_of(half, free_bytes=30 * GB, **sizes) < 8000
+        assert budget_of(within, free_bytes=30 * GB, **sizes) >= step
+    tight = {"free_bytes": plain - 11 * numbers + 4 * GB, "largest_tree": 1200, "batch_positions": 99_999}
+    assert budget_of(half, **tight) == LEAST  # gradients of all weights leave no room
+    assert budget_of(within, **tight) == 1200
+
+
+def test_some_layers_computed_again_and_what_waits_in_the_host_s_memory():
+    layer = layer_bytes(QWEN3_06B)
+    recomputing = dataclasses.replace(QWEN3_06B, checkpointing=True)
+    some = dataclasses.replace(recomputing, num_recomputed=10)
+    assert position_bytes(some) == 10 * 4096 + 20 * layer + 24 * 1024
+    assert position_bytes(dataclasses.replace(some, num_recomputed=28)) == position_bytes(recomputing)
+    away = dataclasses.replace(recomputing, offloaded=True)
+    assert position_bytes(away) == position_bytes(recomputing) - 28 * 4096
+
+
 def test_layers_that_keep_states_and_padding_are_given_more():
     plain, hybrid = (tiny_model(name) for name in ("qwen3", "lfm2"))
     assert [more_than_counted(model, shares=True) for model in (plain, hybrid)] == [1.0, STATES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -11,6 +12,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from g2rpo_fast.adapters import AdapterConfig
 from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.memory import LEAST, Shape, fixed_bytes, most_positions, shape_of
+from g2rpo_fast.model.half import keep_half
+from g2rpo_fast.optim import OptimConfig
+from g2rpo_fast.optim.in_backward import largest_layer
+from g2rpo_fast.optim.make import moment_bytes
 from generate.as_markdown import table
 
 GIB = 1 << 30
@@ -41,7 +46,14 @@ SIZES = (
 )
 
 
-HOW = ("all weights", "LoRA", "QLoRA")
+HOW: dict[str, dict[str, Any]] = {
+    "all weights": {},
+    "all, 8-bit moments": {"kind": "adamw_8bit"},
+    "all, bfloat16, 8-bit moments": {"kind": "adamw_8bit", "half": True},
+    "the same, steps in backward": {"kind": "adamw_8bit", "half": True, "within": True},
+    "LoRA": {"adapters": True},
+    "QLoRA": {"adapters": True},
+}
 """What is trained: everything, or adapters of rank 16 on linear maps in bfloat16 or in 4 bits."""
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of such a weight: with the scale of 64, in 8 bits, and that of 256 scales."""
@@ -57,7 +69,7 @@ class Fit:
     @property
     def held_bytes(self) -> int:
         """What is there whatever the batch: weights, gradients, moments, the copy for products, the loss."""
-        return self.weight_bytes + fixed_bytes(self.shape)
+        return self.weight_bytes + fixed_bytes(self.shape, whole=False)
 
     def recomputing(self) -> Fit:
         """With `model.gradient_checkpointing`."""
@@ -65,7 +77,7 @@ class Fit:
 
     def positions(self, card: int) -> int:
         """Most positions of a micro-batch; 0 where there is no use for so few."""
-        fits = most_positions(self.shape, card - CONTEXT - self.weight_bytes)
+        fits = most_positions(self.shape, card - CONTEXT - self.weight_bytes, whole=False)
         return fits if fits >= LEAST else 0
 
 
@@ -84,12 +96,22 @@ def fit(size: Size, how: str = "all weights") -> Fit:
     )
     with torch.device("meta"):
         model = Qwen3ForCausalLM(config)
-    if how != "all weights":
+    way = HOW[how]
+    if way.get("adapters"):
         asked = AdapterConfig(kind="lora")
         add_adapters(model, asked, base=size.name, seed=0, compute_dtype=torch.bfloat16)
+    if way.get("half"):
+        keep_half(model)
     sizes = {torch.bfloat16: FOUR_BITS if how == "QLoRA" else 2.0, torch.float32: 4.0}
+    shape = shape_of(
+        model,
+        compute_dtype=torch.bfloat16,
+        checkpointing=False,
+        moment_bytes=moment_bytes(model, OptimConfig(kind=way.get("kind", "adamw"))),
+        num_layer=largest_layer(model) if way.get("within") else None,
+    )
     return Fit(
-        shape=shape_of(model, compute_dtype=torch.bfloat16, checkpointing=False),
+        shape=shape,
         weight_bytes=round(sum(p.numel() * sizes[p.dtype] for p in model.parameters())),
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 AT_ONCE = 1 << 24
-"""Numbers that are float32 at once; more only where one weight alone has more."""
+"""Numbers that are float32 at once; more only where one weight alone has more. Also of random numbers."""
 LOW_BITS = 16
 """Of a float32 number, those that a bfloat16 one lacks."""
 
@@ -97,7 +97,9 @@ class Rounded(Optimizer):
         if parameter.dtype == torch.bfloat16:
             draw = torch.Generator(parameter.device)
             draw.manual_seed((self._steps[place] << 20) + place)
-            parameter.copy_(rounded_at_random(stand_in.data, draw))
+            portions = zip(stand_in.data.view(-1).split(AT_ONCE), parameter.view(-1).split(AT_ONCE))
+            for portion, rounded in portions:
+                rounded.copy_(rounded_at_random(portion, draw))
         else:
             parameter.copy_(stand_in)
         stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None

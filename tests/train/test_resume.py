@@ -61,6 +61,14 @@ def _records(directory: Path) -> int:
 
 AHEAD = ("--run.ahead=1", "--objective.importance=sequence_truncate")
 ADAPTERS = ("--adapter.kind=dora", "--optim.lr=0.01")
+SMALL = (
+    "--model.weights=bfloat16",
+    "--optim.kind=adamw_8bit",
+    "--optim.in-backward",
+    "--optim.max-grad-norm=inf",
+    "--optim.lr=0.001",
+)
+"""Less memory: weights that are rounded at random, moments of 8 bits, steps in the backward pass."""
 STATE = ("--selection.use=knapsack", "--rounds.use=resample")
 """A prompt store, and rounds after the first; guidance has a memory anyway."""
 
@@ -72,6 +80,7 @@ STATE = ("--selection.use=knapsack", "--rounds.use=resample")
         pytest.param((), marks=pytest.mark.deep, id="plain"),
         pytest.param(AHEAD + STATE, id="ahead, store, rounds"),
         pytest.param(ADAPTERS, marks=pytest.mark.deep, id="adapters"),
+        pytest.param(SMALL, marks=pytest.mark.deep, id="less memory"),
     ],
 )
 def test_run_killed_at_random_moments_equals_the_uninterrupted(more: tuple[str, ...], tmp_path: Path) -> None:
