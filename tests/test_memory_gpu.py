@@ -34,7 +34,7 @@ def model_on_gpu(config: ModelConfig) -> PreTrainedModel:
     model = model.cuda()
     fuse_ops(model, config.fused_ops)
     if config.gradient_checkpointing:
-        checkpoint_layers(model)
+        checkpoint_layers(model, num_layers=config.checkpointed_layers, offload=config.offload_activations)
     return model
 
 
@@ -64,6 +64,28 @@ def forward_and_backward(model: PreTrainedModel, config: ModelConfig) -> None:
         product_dtype=torch.bfloat16,
     )
     out.loss.backward()
+
+
+def test_what_waits_in_the_host_s_memory_is_not_on_the_gpu() -> None:
+    """The same gradients, and a layer's input less for each layer: of all but the one under way."""
+    peaks, gradients = [], []
+    for offload in (False, True):
+        config = ModelConfig(gradient_checkpointing=True, offload_activations=offload)
+        model = model_on_gpu(config)
+        forward_and_backward(model, config)
+        model.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward_and_backward(model, config)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        gradients.append([p.grad.cpu() for p in model.parameters() if p.grad is not None])
+        del model
+    for plain, away in zip(*gradients, strict=True):
+        assert torch.equal(plain, away)
+    inputs = (CONFIG.num_hidden_layers - 2) * 4 * CONFIG.hidden_size * POSITIONS
+    print(f"{peaks[0] / 1e9:.2f} GB, offloaded {peaks[1] / 1e9:.2f}")
+    assert peaks[1] < peaks[0] - inputs / 2
 
 
 @pytest.mark.parametrize("fused_ops", ["auto", "off"])

@@ -30,7 +30,7 @@ class InBackward:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, lr: float) -> None:
         self._optimizer, self._lr = optimizer, lr
-        self._layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._layers = layers_of(model)
         self._of_layer = weights_of(self._layers)
         self._entered = dict.fromkeys(self._layers, 0)
         self._moved: set[nn.Parameter] = set()
@@ -91,8 +91,13 @@ class InBackward:
 
 def largest_layer(model: nn.Module) -> int:
     """Trained numbers of the layer that has most."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    return max((sum(p.numel() for p in of_layer) for of_layer in weights_of(layers).values()), default=0)
+    sizes = [sum(p.numel() for p in weights) for weights in weights_of(layers_of(model)).values()]
+    return max(sizes, default=0)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The decoder's layers, as transformers marks them."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def weights_of(layers: list[nn.Module]) -> dict[nn.Module, list[nn.Parameter]]:

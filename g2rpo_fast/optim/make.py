@@ -50,13 +50,14 @@ def adamw(config: OptimConfig) -> Make:
     given: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
     if config.kind in ("adamw", "muon"):
         return lambda groups: AdamW(groups, **given, fused=True)
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 
     kinds: dict[str, Any] = {
-        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
-        "paged_adamw": bitsandbytes.optim.PagedAdamW32bit,
-        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+        "adamw_8bit": AdamW8bit,
+        "paged_adamw": PagedAdamW32bit,
+        "paged_adamw_8bit": PagedAdamW8bit,
     }
+    given["weight_decay"] = 0.0  # a group says otherwise
     return lambda groups: kinds[config.kind](groups, **given, min_8bit_size=LEAST_8BIT)
 
 
