@@ -33,6 +33,7 @@ from g2rpo_fast.fingerprint import Fingerprint, fingerprint
 from g2rpo_fast.interrupts import Interrupts
 from g2rpo_fast.learner import Learner
 from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
+from g2rpo_fast.model.config import check_device
 from g2rpo_fast.model.export import export_dtype
 from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.vocabulary import load_tokenizer
@@ -116,6 +117,7 @@ def assemble(config: Config, show: Callable[[str], None], progress: Progress | N
     _check_answers(recipe_of(config), rewards)
     device = find_device(config.run.device)
     check_optimizer(config.optim, torch.device(device).type)
+    check_device(config.model, torch.device(device).type)
     run = open_directory(config, show)
     with removed_on_error(run):
         return _assembled(run, rewards, device, show, Progress() if progress is None else progress)

@@ -28,7 +28,7 @@ from g2rpo_fast.forecast.update import (
 from g2rpo_fast.gather import clock_of, first_asks
 from g2rpo_fast.guidance import PROFILE_FRACTIONS
 from g2rpo_fast.learner import Passes
-from g2rpo_fast.memory import FLOAT32
+from g2rpo_fast.optim.make import moment_bytes
 from g2rpo_fast.rollout.groups import plain_asks
 from g2rpo_fast.run_state import TrainState
 from g2rpo_fast.steps import Ready, ready
@@ -236,12 +236,15 @@ def _profile_s(parts: Parts, sampling_s: Callable[[Sequence[Ask]], float], token
 
 def _disk(parts: Parts) -> Disk:
     model = parts.learner.model
-    trained = sum(num_weights(p) for p in model.parameters() if p.requires_grad)
-    numbers = sum(num_weights(p) for p in model.parameters()) - (trained if has_adapters(model) else 0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    numbers = sum(map(num_weights, model.parameters()))
+    if has_adapters(model):
+        numbers -= sum(map(num_weights, trained))
+    moments = moment_bytes(model, parts.config.optim)
     best = parts.config.evaluate.every > 0 and parts.eval_prompts is not None
     return Disk(
-        checkpoint=3 * FLOAT32 * trained,
-        moments=2 * FLOAT32 * trained,
+        checkpoint=sum(p.nbytes for p in trained) + moments,
+        moments=moments,
         checkpoints=parts.config.checkpoint.keep + best,
         model=numbers * parts.export_dtype.itemsize,
     )

@@ -20,6 +20,7 @@ from g2rpo_fast.assemble import Parts
 from g2rpo_fast.forecast.rollout import num_positions
 from g2rpo_fast.learner import Policy
 from g2rpo_fast.memory import FLOAT32, Shape, gradient_bytes, moments_of
+from g2rpo_fast.model.checkpointing import keeping_all
 from g2rpo_fast.models import shape_in
 from g2rpo_fast.rollout import RolloutConfig
 from g2rpo_fast.rollout.local.cache import GROWTH
@@ -75,7 +76,7 @@ def kept_bytes(policy: Policy, vocabulary: int) -> float:
 
 
 def saved_bytes(policy: Policy, length: int, vocabulary: int) -> int:
-    """Bytes saved for backward, each storage once, parameters left out."""
+    """Bytes saved for backward without checkpointing, each storage once, parameters left out."""
     ids_N = (np.arange(length + 1) % vocabulary).astype(np.int32)
     row = Sequences(
         ids_N=ids_N,
@@ -93,13 +94,9 @@ def saved_bytes(policy: Policy, length: int, vocabulary: int) -> int:
             kept[storage.data_ptr()] = storage
         return x
 
-    was_training = policy.model.training
-    policy.model.eval()  # without checkpointing
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            policy.hidden(plan)
-    finally:
-        policy.model.train(was_training)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with keeping_all(policy.model), torch.enable_grad(), hooks:
+        policy.hidden(plan)
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -57,6 +57,14 @@ class ModelConfig:
                 raise ValueError(f"model.gradient_checkpointing: wanted true with model.{name}, got false")
 
 
+def check_device(config: ModelConfig, device: str) -> None:
+    """ValueError where a key is none for the device."""
+    if config.offload_activations and device == "cpu":
+        raise ValueError(
+            "model.offload_activations: wanted false on a CPU, where they are in the host's memory, got true"
+        )
+
+
 def compute_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:
     """What `config.precision` means on the model's device: the dtype of its matrix products."""
     import torch

@@ -4,19 +4,16 @@ is spent."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from g2rpo_fast.adapters.place import whole_base_of
 from g2rpo_fast.adapters.stored import read_causal_lm
+from g2rpo_fast.model.checkpointing import checkpoint_layers
 from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.half import keep_half
 from g2rpo_fast.model.head import head_of
@@ -139,45 +136,6 @@ def fuse_ops(model: PreTrainedModel, choice: FusedOps) -> int:
         return use_row_ops(model)
     liger = model.device.type == "cuda" and find_spec("liger_kernel") is not None
     return use_liger_ops(model) if liger else 0
-
-
-def checkpoint_layers(
-    model: PreTrainedModel, *, num_layers: int | None = None, offload: bool = False
-) -> None:
-    """Let the layers that transformers would checkpoint in training mode do so in any mode.
-
-    Training mode would switch their noise on. Instances only, as in `instances.py`.
-
-    Args:
-        num_layers: of how many, from the first on: what these keep is kept longest. None = of all.
-        offload: what is kept of a layer waits in the host's pinned memory.
-
-    Raises ValueError where the model has no such layers, or fewer.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise ValueError(
-            f"{model.config.model_type}: wanted a model that supports model.gradient_checkpointing, "
-            f"got {type(model).__name__}"
-        )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if num_layers is not None and num_layers > len(layers):
-        raise ValueError(
-            f"model.checkpointed_layers: wanted at most {len(layers)}, the model's layers, got {num_layers}"
-        )
-    if offload and model.device.type != "cuda":
-        raise ValueError(
-            "model.offload_activations: wanted false on a CPU, where they are in the host's memory, got true"
-        )
-    for layer in layers[:num_layers]:
-        layer.forward = partial(_checkpointed, layer.forward, offload)
-
-
-def _checkpointed(forward: Callable[..., Any], offload: bool, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    with save_on_cpu(pin_memory=True) if offload else nullcontext():
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def noise_of(config: PreTrainedConfig) -> dict[str, float]:

@@ -19,6 +19,7 @@ from g2rpo_fast.forecast.show import as_text, brief
 from g2rpo_fast.learner import Policy
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.checkpointing import checkpoint_layers
 from g2rpo_fast.train import train
 from runs import quiet, tiny_config, without_times
 from wide_models import wide
@@ -27,11 +28,15 @@ from wide_models import wide
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
 def test_what_a_position_keeps_is_the_same_for_all(kind: type):
     """Counted at 48 and 96 positions, true at 120; recomputing keeps each layer's input, and one layer."""
-    policy = Policy(wide(kind), ModelConfig())
+    policy = Policy(wide(kind).eval(), ModelConfig())
     each = kept_bytes(policy, vocabulary=60)
     assert saved_bytes(policy, 120, 60) - saved_bytes(policy, PROBE, 60) == (120 - PROBE) * each > 0
     recomputing = replace(policy, compute=ModelConfig(gradient_checkpointing=True))
+    checkpoint_layers(policy.model)
     assert kept_bytes(recomputing, vocabulary=60) == 4 * 4 * 128 + 2 * each / 4
+    some = ModelConfig(gradient_checkpointing=True, checkpointed_layers=3)
+    kept = 3 * 4 * 128 + each / 4 + 2 * each / 4
+    assert kept_bytes(replace(policy, compute=some), vocabulary=60) == kept
 
 
 def test_a_forecast_counts_what_the_first_step_does(tmp_path: Path):
