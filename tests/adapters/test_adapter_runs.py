@@ -18,13 +18,12 @@ from commands import printed
 from g2rpo_fast.adapters.stored import read_causal_lm
 from g2rpo_fast.assemble import assemble
 from g2rpo_fast.config import Config
-from g2rpo_fast.embedded import prepare
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.model import ModelConfig
 from g2rpo_fast.model.load import load_model
 from g2rpo_fast.train import train
 from g2rpo_fast.types import TrainResult
-from runs import quiet, tiny_config, without_times
+from runs import embedded_paths, quiet, tiny_config, without_times
 
 LORA = {"kind": "lora", "rank": 4, "targets": ("q_proj", "down_proj")}
 KL = ({"use": "clip"}, {"use": "kl", "coef": 0.05})
@@ -33,12 +32,7 @@ KL = ({"use": "clip"}, {"use": "kl", "coef": 0.05})
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The embedded task's model and data, made once."""
-    directory = tmp_path_factory.mktemp("embedded")
-    made = prepare(directory, tiny_config(directory).embedded, seed=0, report=quiet)
-    return {
-        "model": {"path": str(made.model_dir)},
-        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
-    }
+    return embedded_paths(tmp_path_factory.mktemp("embedded"))
 
 
 def config_of(directory: Path, paths: dict[str, dict[str, Any]], steps: int, **sections: Any) -> Config:

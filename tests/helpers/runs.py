@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo_fast.config import Config, config_from_dict, load_config
+from g2rpo_fast.embedded import prepare
 from g2rpo_fast.types import Rollout
 
 HELPERS = Path(__file__).parent
@@ -102,3 +103,12 @@ def busy_loops(number: int) -> Iterator[None]:
         for loop in loops:
             loop.kill()
             loop.wait()
+
+
+def embedded_paths(directory: Path) -> dict[str, dict[str, Any]]:
+    """The embedded task's model and data, made there: sections of a configuration."""
+    made = prepare(directory, tiny_config(directory).embedded, seed=0, report=quiet)
+    return {
+        "model": {"path": str(made.model_dir)},
+        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
+    }

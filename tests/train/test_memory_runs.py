@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_fast.config import Config
-from g2rpo_fast.embedded import prepare
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
-from runs import quiet, tiny_config, without_times
+from runs import embedded_paths, quiet, tiny_config, without_times
 
 KEPT: dict[str, dict[str, dict[str, Any]]] = {
     "half": {"model": {"weights": "bfloat16"}},
@@ -29,12 +28,7 @@ KEPT: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The embedded task's model and data, made once."""
-    directory = tmp_path_factory.mktemp("embedded")
-    made = prepare(directory, tiny_config(directory).embedded, seed=0, report=quiet)
-    return {
-        "model": {"path": str(made.model_dir)},
-        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
-    }
+    return embedded_paths(tmp_path_factory.mktemp("embedded"))
 
 
 def config_of(directory: Path, paths: Any, steps: int, kept: dict[str, dict[str, Any]]) -> Config:
