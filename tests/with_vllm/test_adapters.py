@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from tiny_engines import (
+    VOCABULARY,
     model_directories,
     plain_logp,
     requests,
@@ -21,11 +22,13 @@ from tiny_engines import (
     trainer_of,
     vllm_engine,
 )
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from g2rpo_fast.adapters import AdapterConfig
 from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.adapters.beside import lora_tensors
 from g2rpo_fast.adapters.merged import adapter_layers, base_parameters
+from g2rpo_fast.rollout.vllm import adapter_file
 from g2rpo_fast.rollout.vllm.engine import VllmEngine
 from g2rpo_fast.types import Completion, EngineError, Request, Sampling
 
@@ -125,7 +128,7 @@ def test_rows_in_flight_go_on_with_the_new_adapters(both: Any) -> None:
 
 
 def test_a_hundred_syncs_leave_nothing(both: Any) -> None:
-    _, model, engine, _ = both
+    engine = both[2]
 
     def held() -> tuple[int, int, int]:
         process = psutil.Process(engine.pid)
@@ -169,3 +172,71 @@ def test_it_is_what_merged_weights_compute(both: Any, tmp_path: Path) -> None:
     assert [c.token_ids for c in got] == [c.token_ids for c in expected]
     for one, other in zip(got, expected):
         np.testing.assert_allclose(one.logp, other.logp, atol=LOGP_TOLERANCE, rtol=0)
+
+
+CLOSE = {"float32": LOGP_TOLERANCE, "bfloat16": 0.15}
+"""Largest |log p - log p|; bfloat16 merged: 0.06."""
+
+
+@pytest.mark.parametrize(
+    ("adapter", "config"),
+    [
+        ({"rank": 9, "targets": ("q_proj", "up_proj", "down_proj")}, {"rung": "plan", "checksum": True}),
+        ({}, {"tensor_parallel": 2}),
+        ({}, {"dtype": "bfloat16"}),
+    ],
+    ids=["plan, some maps", "two workers", "bfloat16"],
+)
+def test_other_engines_and_shapes(adapter: Any, config: Any, tmp_path: Path) -> None:
+    peft, model = reference(**adapter), adapted(trainer_of(tiny_model()), **adapter)
+    engine = vllm_engine(model, tmp_path, adapters="lora", **config)
+    asked = requests(1)
+    bound = CLOSE[config.get("dtype", "float32")]
+    try:
+        for version in range(3):
+            engine.sync(version)
+            got = engine.generate(asked, Sampling())
+            assert off(peft, asked, got) < bound
+            update(version, peft, model)
+        assert off(peft, asked, got) > 3 * bound
+        sent = engine.metrics()["engine/sync_bytes"]
+        base = sum(p.numel() for _, p in base_parameters(model))
+        assert sent == (base + 4 * nbytes(model) / 4) * (4 if bound < 0.1 else 2)
+    finally:
+        engine.close()
+
+
+def test_adapters_that_vllm_leaves_out_are_refused_at_the_first_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no layer 9, and says nothing of adapters for it."""
+
+    def renamed(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        tensors = lora_tensors(model, dtype)
+        return {name.replace("layers.1.mlp.up", "layers.9.mlp.up"): t for name, t in tensors.items()}
+
+    monkeypatch.setattr(adapter_file, "lora_tensors", renamed)
+    shown: list[str] = []
+    engine = vllm_engine(adapted(trainer_of(tiny_model())), tmp_path, adapters="lora", show=shown.append)
+    try:
+        with pytest.raises(
+            EngineError, match=r"^vllm\.adapters: wanted merged, .*layers\.9\.mlp.*, got lora$"
+        ):
+            engine.sync(0)
+        assert engine.pid is None
+        assert len(shown) == 1  # no other engine was started
+    finally:
+        engine.close()
+
+
+def test_a_model_that_vllm_serves_no_adapters_is_refused_as_the_engine_starts(tmp_path: Path) -> None:
+    config = StableLmConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    engine = vllm_engine(adapted(StableLmForCausalLM(config)), tmp_path, adapters="lora")
+    try:
+        with pytest.raises(EngineError, match=r"vllm\.adapters: wanted merged with a StableLmForCausalLM"):
+            engine.sync(0)
+    finally:
+        engine.close()

@@ -24,7 +24,7 @@ from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.rollout.requests import check_requests
 from g2rpo_fast.rollout.vllm.config import COLDEST, VllmConfig
 from g2rpo_fast.rollout.vllm.launch import dtype_name, engine_dtype, max_model_len
-from g2rpo_fast.rollout.vllm.link import Link, Sent
+from g2rpo_fast.rollout.vllm.link import AdaptersRefused, Link, Sent
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
 from g2rpo_fast.rollout.vllm.process import EngineHung
 from g2rpo_fast.rollout.vllm.versions import require_vllm
@@ -154,7 +154,7 @@ class VllmEngine:
         flight, self._flight = self._flight, None
         try:
             sent = self._push(version)
-        except EngineHung:
+        except (EngineHung, AdaptersRefused):
             raise
         except EngineError as error:
             self._restarts += 1
@@ -254,9 +254,11 @@ class VllmEngine:
         )
         try:
             check_probe(completions, wanted, self._kind)
-        except EngineError:
+        except EngineError as error:
             self._link.stop()
-            raise
+            if self._config.adapters == "merged":
+                raise
+            raise EngineError(f"{error}, or not with its adapters (vllm.adapters = lora)") from error
 
 
 def _check_adapters(model: PreTrainedModel, config: VllmConfig) -> None:
@@ -267,8 +269,8 @@ def _check_adapters(model: PreTrainedModel, config: VllmConfig) -> None:
         raise ValueError("vllm.adapters: wanted merged for a model without adapters, got lora")
     if model.device.type == "cuda" and engine_dtype(config, model.device) == torch.float32:
         raise ValueError(
-            "vllm.adapters: wanted merged with vllm.dtype = float32 on CUDA (where vLLM's kernels take 2 bytes "
-            "a number), got lora"
+            "vllm.adapters: wanted merged with vllm.dtype = float32 on CUDA (vLLM's kernels of adapters take "
+            "2 bytes a number), got lora"
         )
 
 

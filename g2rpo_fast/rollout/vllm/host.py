@@ -47,7 +47,14 @@ class Host:
         self.lora = _adapter_request("g2rpo") if launch.llm.get("enable_lora") else None
         if self.lora is not None:
             _check_served(launch.model_dir)
-        self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
+        try:
+            self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
+        except ValueError as error:
+            if self.lora is None or "LoRA" not in str(error):
+                raise
+            raise ValueError(
+                f"vllm.adapters: wanted merged, got lora, which vLLM refuses: {error}"
+            ) from error
         self.engine: Any = self.llm.llm_engine
         self.decode = text_decoder(AutoTokenizer.from_pretrained(launch.model_dir))
         self.version = -1
@@ -71,34 +78,30 @@ class Host:
 
     def update(
         self, version: int, slot: int | None, checksum: bool, adapters: Adapters | None = None
-    ) -> None:
+    ) -> str | None:
         """Takes the weights of `slot`, adapters, or both. Keys and values of the old ones are forgotten, in
-        flight too."""
+        flight too. Why vLLM does not compute with the adapters; None = it does."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
         if slot is not None:
             self.llm.collective_rpc("g2rpo_update", args=(slot, version, checksum))
-        if adapters is not None:
-            self._adapt(adapters)
+        refused = None if adapters is None else self._adapt(adapters)
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
         if not self.llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError(f"version {version}: vLLM did not reset its prefix cache")
         self.version = version
+        return refused
 
-    def _adapt(self, adapters: Adapters) -> None:
-        """Puts adapters in the place of the last ones, for rows in flight too."""
+    def _adapt(self, adapters: Adapters) -> str | None:
+        """Puts adapters in the place of the last ones, for rows in flight too; what `left_out` says."""
         with tempfile.TemporaryDirectory(prefix=MODEL_PREFIX) as directory:
             (Path(directory) / "adapter_config.json").write_text(json.dumps(adapters.config))
             (Path(directory) / "adapter_model.safetensors").symlink_to(adapters.path)
             self.engine.add_lora(_adapter_request(directory, load_inplace=True))
         answers: list[str | None] = self.llm.collective_rpc("g2rpo_adapted", args=(adapters.num_maps,))
-        for why in filter(None, answers):
-            raise ValueError(
-                f"vllm.adapters: wanted merged, since vLLM does not serve these adapters ({why}; "
-                "adapter.targets says where they are), got lora"
-            )
+        return next(filter(None, answers), None)
 
     def add(self, requests: dict[int, Request], sampling: Sampling) -> None:
         """Begins a batch; keys are the requests' places in it."""

@@ -24,6 +24,10 @@ ARENAS: dict[str, tuple[Kind, ...]] = {"cuda": ("cuda", "host"), "cpu": ("memfd"
 """Kinds of arena by the trainer's device, best first: CUDA IPC, else pinned host memory."""
 
 
+class AdaptersRefused(EngineError):
+    """vLLM leaves adapters out; another engine would do so too."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """What one or more syncs took of the trainer."""
@@ -119,7 +123,13 @@ class Link:
             self._let_arena_go()
             self._based = self._process
         adapters = self._adapters.write(self._model, self._dtype)
-        self._ask_update(None, adapters)
+        why = self._ask_update(None, adapters)
+        if why is not None:
+            self.stop()
+            raise AdaptersRefused(
+                f"vllm.adapters: wanted merged, since of these adapters vLLM does not compute all ({why}; "
+                "adapter.targets says where they are), got lora"
+            )
         return sent + Sent(self._adapters.nbytes, self._adapters.seconds)
 
     def _push_weights(self) -> Sent:
@@ -129,8 +139,8 @@ class Link:
         self._ask_update(report.slot)
         return Sent(report.nbytes, report.seconds)
 
-    def _ask_update(self, slot: int | None, adapters: Adapters | None = None) -> None:
-        self.ask(
+    def _ask_update(self, slot: int | None, adapters: Adapters | None = None) -> str | None:
+        return self.ask(
             "sync",
             self._config.sync_timeout_s,
             "update",
