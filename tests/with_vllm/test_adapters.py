@@ -240,3 +240,24 @@ def test_a_model_that_vllm_serves_no_adapters_is_refused_as_the_engine_starts(tm
             engine.sync(0)
     finally:
         engine.close()
+
+
+@pytest.mark.deep
+def test_adapters_that_vllm_takes_for_others_are_noticed_though_they_are_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every B is, at the start of a run: adapters on trial tell."""
+
+    def turned(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {
+            name: tensor.flip(0) if "q_proj.lora_B" in name else tensor
+            for name, tensor in lora_tensors(model, dtype).items()
+        }
+
+    monkeypatch.setattr(adapter_file, "lora_tensors", turned)
+    engine = vllm_engine(adapted(trainer_of(tiny_model())), tmp_path, adapters="lora")
+    try:
+        with pytest.raises(EngineError, match=r"wanted the trainer's .*, or not with its adapters"):
+            engine.sync(0)
+    finally:
+        engine.close()

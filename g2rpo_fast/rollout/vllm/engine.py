@@ -89,7 +89,7 @@ class VllmEngine:
         on = model.device.type
         if config.sleep != "off" and on != "cuda":
             raise ValueError(f"vllm.sleep: wanted off on {on} (vLLM sleeps on CUDA only), got {config.sleep}")
-        _check_adapters(model, config)
+        check_apart(model, config)
         require_vllm()
         self._max_len = max_model_len(model, config)
         self._model, self._config, self._logp, self._show = model, config, logp, show
@@ -261,7 +261,7 @@ class VllmEngine:
             raise EngineError(f"{error}, or not with its adapters (vllm.adapters = lora)") from error
 
 
-def _check_adapters(model: PreTrainedModel, config: VllmConfig) -> None:
+def check_apart(model: PreTrainedModel, config: VllmConfig) -> None:
     """ValueError where the adapters of this model cannot be sent apart from it on this device."""
     if config.adapters == "merged":
         return
