@@ -1,4 +1,4 @@
-"""Adapters to vLLM on a CPU, one thread, float32: merged into whole weights, or alone beside a base sent before.
+"""Adapters to vLLM on a CPU, one thread, float32: merged into whole weights, or alone.
 
 A random model of SmolLM2-135M's shape with LoRA of rank 16 at all linear maps. Both engines run at the same
 time and take turns; times are of the wall clock. A sync is all of `Engine.sync`: packing, sending, taking in,

@@ -82,6 +82,7 @@ def test_the_engine_has_the_base_once_and_then_the_adapters_of_every_version(bot
     peft, model, engine, shown = both
     asked = requests()
     before = [p.clone() for p in model.parameters()]
+    base = sum(4 * p.numel() for _, p in base_parameters(model))
     stale: list[Completion] = []
     for version in range(6):
         engine.sync(version)
@@ -90,7 +91,6 @@ def test_the_engine_has_the_base_once_and_then_the_adapters_of_every_version(bot
         assert {c.weight_version for c in got} == {version}
         sent = engine.metrics()["engine/sync_bytes"]
         if version == 0:
-            base = sum(4 * p.numel() for _, p in base_parameters(model))
             assert sent == base + 2 * nbytes(model)  # those of the trial too
             assert all(torch.equal(p, q) for p, q in zip(before, model.parameters()))
         else:
@@ -192,6 +192,7 @@ def test_other_engines_and_shapes(adapter: Any, config: Any, tmp_path: Path) -> 
     engine = vllm_engine(model, tmp_path, adapters="lora", **config)
     asked = requests(1)
     bound = CLOSE[config.get("dtype", "float32")]
+    got: list[Completion] = []
     try:
         for version in range(3):
             engine.sync(version)

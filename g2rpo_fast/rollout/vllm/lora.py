@@ -29,7 +29,7 @@ def without_wrappers(model: nn.Module) -> Iterator[None]:
         return
     kind: type[Any] = importlib.import_module("vllm.lora.layers").BaseLayerWithLoRA
     every = model.named_modules(remove_duplicate=False)
-    wrappers = {name: module for name, module in every if isinstance(module, kind)}
+    wrappers: dict[str, Any] = {name: module for name, module in every if isinstance(module, kind)}
     try:
         for name, wrapper in wrappers.items():
             _put(model, name, wrapper.base_layer)
