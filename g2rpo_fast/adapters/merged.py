@@ -52,9 +52,11 @@ def merged_weight(layer: Any) -> Tensor:
     return weight_OI.add_(layer.get_delta_weight(NAME))
 
 
-def whole(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters or tensors of `model` under the plain model's names, adapters merged into what they adapt,
-    and what is kept in fewer bits as float32.
+def whole(
+    model: nn.Module, named: Iterable[tuple[str, Tensor]], *, merge: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameters or tensors of `model` under the plain model's names, adapters merged into what they adapt
+    (without `merge`: left out), and what is kept in fewer bits as float32.
 
     Each such weight is new, and made when it is its turn.
     """
@@ -69,7 +71,7 @@ def whole(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> Iterator[tup
         packing = leaf.startswith("weight.")  # scales of 4-bit weights
         if packing or (plain not in layers and any(above in layers for above in _above(owner))):
             continue
-        if leaf == "weight" and plain in layers:
+        if merge and leaf == "weight" and plain in layers:
             tensor = merged_weight(layers[plain])
         elif leaf == "weight" and isinstance(modules[owner], nn.Linear):
             tensor = dense_weight(modules[owner])
@@ -80,6 +82,11 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """`named_parameters` of the plain model that computes what `model` does; those themselves without
     adapters."""
     return whole(model, model.named_parameters())
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The same of the model that the adapters were given to."""
+    return whole(model, model.named_parameters(), merge=False)
 
 
 def _split(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:

@@ -12,12 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from g2rpo_fast.adapters.base import coarsen, kept_in
+from g2rpo_fast.adapters.beside import PREFIX
 from g2rpo_fast.adapters.merged import NAME, adapter_config
 from g2rpo_fast.adapters.place import BASE_KEPT, WEIGHTS, base_of, is_adapter
 from g2rpo_fast.extras import require
-
-PREFIX = "base_model.model."
-"""Before the names of tensors in files."""
 
 
 def save_adapters(directory: Path, model: nn.Module) -> None:

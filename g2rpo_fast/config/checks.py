@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from g2rpo_fast.embedded import UNTRAINED
 from g2rpo_fast.guidance import num_guided_of
-from g2rpo_fast.rollout.vllm.config import COLDEST
+from g2rpo_fast.rollout.vllm.config import COLDEST, LORA_RANKS
 from g2rpo_fast.types import channel_place
 
 if TYPE_CHECKING:
@@ -87,6 +87,22 @@ def _ahead(config: Config) -> None:
         raise ValueError(
             "vllm.sleep: wanted off with run.ahead = 1 (vLLM samples during the update), got "
             f"{config.vllm.sleep}"
+        )
+
+
+def _apart(config: Config) -> None:
+    """Adapters that vLLM computes itself."""
+    if config.vllm.adapters != "lora":
+        return
+    if config.adapter.kind != "lora":
+        raise ValueError(
+            f"vllm.adapters: wanted merged with adapter.kind = {config.adapter.kind} (vLLM computes lora "
+            "alone), got lora"
+        )
+    if config.adapter.rank > LORA_RANKS[-1]:
+        raise ValueError(
+            f"vllm.adapters: wanted merged with adapter.rank above {LORA_RANKS[-1]} (vLLM has room for no "
+            f"more), here {config.adapter.rank}, got lora"
         )
 
 
@@ -218,6 +234,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _steps, _optimizer, _terms, _products, _more,
-    _order, _hints, _units, _channels, _columns, _steered,
+    _paths, _temperatures, _guidance, _truncation, _ahead, _apart, _steps, _optimizer, _terms, _products,
+    _more, _order, _hints, _units, _channels, _columns, _steered,
 )  # fmt: skip

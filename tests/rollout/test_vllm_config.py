@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
+from g2rpo_fast.adapters import AdapterConfig
+from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.cli import main
 from g2rpo_fast.config import config_from_dict
 from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rollout.sync import Manifest
 from g2rpo_fast.rollout.vllm import VllmConfig, require_vllm
-from g2rpo_fast.rollout.vllm.engine import VllmEngine
+from g2rpo_fast.rollout.vllm.engine import VllmEngine, check_apart
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch, max_model_len
 from g2rpo_fast.rollout.vllm.link import first_arena
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
@@ -63,12 +67,56 @@ def test_versions_are_a_range_that_ends() -> None:
         ({"stall_s": 0.0}, "vllm.stall_s: wanted above 0, got 0.0"),
         ({"rung": "plan", "quantization": "fp8"}, "vllm.rung: wanted auto or layerwise .* got plan"),
         ({"dtype": "float16"}, "vllm.dtype: .*float16"),
+        (
+            {"adapters": "lora"},
+            r"vllm\.adapters: wanted merged with adapter\.kind = off \(.*\), got lora$",
+        ),
+        ({"adapters": "lora", "sleep": "all"}, r"vllm\.sleep: wanted off or kv with .* got all$"),
         ({"sleeep": "off"}, "unknown key vllm.sleeep; the nearest name is vllm.sleep"),
     ],
 )
 def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_from_dict({"vllm": values})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"kind": "dora"}, r"vllm\.adapters: wanted merged with adapter\.kind = dora \(.*\), got lora$"),
+        ({"kind": "lora", "rank": 513}, r"vllm\.adapters: wanted merged .* here 513, got lora$"),
+    ],
+)
+def test_adapters_that_vllm_cannot_compute_are_refused(adapter: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_dict({"vllm": {"adapters": "lora"}, "adapter": adapter})
+    config_from_dict({"vllm": {"adapters": "merged"}, "adapter": adapter})
+    config_from_dict({"vllm": {"adapters": "lora"}, "adapter": {"kind": "lora", "rank": 512}})
+
+
+def test_vllm_has_room_for_one_adapter_of_the_models_shape(tmp_path: Path) -> None:
+    model, tokenizer, config = build_model(vocab_size=20, seed=0), build_tokenizer("abc"), VllmConfig()
+    apart = replace(config, adapters="lora")
+
+    def arguments(config: VllmConfig) -> dict[str, Any]:
+        launch = make_launch(model, tokenizer, config, max_rows=8)
+        shutil.rmtree(launch.model_dir)
+        return launch.llm
+
+    with pytest.raises(ValueError, match=r"^vllm\.adapters: wanted merged for a model without adapters, got"):
+        check_apart(model, apart)
+    adapter = AdapterConfig(kind="lora", rank=33, targets=("q_proj", "down_proj"))
+    add_adapters(model, adapter, base="", seed=0)
+    got, plain = arguments(apart), arguments(config)
+    assert plain.items() <= got.items()
+    assert {name: got[name] for name in got.keys() - plain} == {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "max_lora_rank": 64,
+        "lora_target_modules": ["down_proj", "q_proj"],
+    }
+    check_apart(model, apart)
 
 
 def test_sleep_needs_a_gpu_and_rows_fit_the_model(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from g2rpo_fast.bounds import Ge, Gt, Le, check_fields
 
 COLDEST = 0.01
 """vLLM raises lower temperatures to this one."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""That vLLM makes room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,12 @@ class VllmConfig:
     """How weights enter vLLM. auto = the recorded copy plan where it is exact, else vLLM's layerwise reload.
     On a CPU auto means layerwise: a plan needs weights that vLLM has not packed, and packed ones decode 1.2
     to 1.9 times as fast, which outweighs what a plan saves."""
+    adapters: Literal["merged", "lora"] = "merged"
+    """How a model with adapters (adapter.kind = lora) gets there. merged = as whole weights at every sync.
+    lora = the base once, then at every sync the adapters alone, which vLLM computes beside it: less to send,
+    slower sampling."""
     checksum: bool = False
-    """Have the engine verify a checksum of every sync."""
+    """Have the engine verify a checksum of all weights sent, adapters apart from their base excepted."""
     start_timeout_s: Annotated[float, Gt(0)] = 600.0
     """Longest time that the engine process may do nothing (use no CPU time, and not be kept from it) while
     it starts: wait for a disk, a driver. Imports, memory profile, CUDA graphs are work, however long."""
@@ -56,4 +62,8 @@ class VllmConfig:
             raise ValueError(
                 f"vllm.rung: wanted auto or layerwise with vllm.quantization = {self.quantization} (a copy "
                 "plan cannot quantise), got plan"
+            )
+        if self.adapters == "lora" and self.sleep == "all":
+            raise ValueError(
+                "vllm.sleep: wanted off or kv with vllm.adapters = lora (which sends the base once), got all"
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.adapters.beside import trial_adapters
+from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.rollout.requests import check_requests
-from g2rpo_fast.rollout.sync import PackReport
 from g2rpo_fast.rollout.vllm.config import COLDEST, VllmConfig
 from g2rpo_fast.rollout.vllm.launch import dtype_name, engine_dtype, max_model_len
-from g2rpo_fast.rollout.vllm.link import Link
+from g2rpo_fast.rollout.vllm.link import AdaptersRefused, Link, Sent
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
 from g2rpo_fast.rollout.vllm.process import EngineHung
 from g2rpo_fast.rollout.vllm.versions import require_vllm
@@ -87,9 +89,10 @@ class VllmEngine:
         on = model.device.type
         if config.sleep != "off" and on != "cuda":
             raise ValueError(f"vllm.sleep: wanted off on {on} (vLLM sleeps on CUDA only), got {config.sleep}")
+        check_apart(model, config)
         require_vllm()
         self._max_len = max_model_len(model, config)
-        self._config, self._logp, self._show = config, logp, show
+        self._model, self._config, self._logp, self._show = model, config, logp, show
         self._kind = "quantised" if config.quantization else dtype_name(engine_dtype(config, model.device))
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, torch.Tensor)
@@ -150,8 +153,8 @@ class VllmEngine:
         began = time.perf_counter()
         flight, self._flight = self._flight, None
         try:
-            report = self._push(version)
-        except EngineHung:
+            sent = self._push(version)
+        except (EngineHung, AdaptersRefused):
             raise
         except EngineError as error:
             self._restarts += 1
@@ -159,13 +162,13 @@ class VllmEngine:
             self._link.stop()
             self._link.start()
             self._link.wait_ready()
-            report = self._push(version)
+            sent = self._push(version)
             if flight is not None:
                 self._take_off(flight)
         self._flight = flight
         self._costs.sync_s += time.perf_counter() - began
-        self._costs.pack_s += report.seconds
-        self._costs.sync_bytes += report.nbytes
+        self._costs.pack_s += sent.pack_s
+        self._costs.sync_bytes += sent.nbytes
 
     def release(self) -> None:
         """Gives back what `vllm.sleep` names until the next sync; nothing while a batch is in flight."""
@@ -229,13 +232,17 @@ class VllmEngine:
             _check_finite(i, completion)
         return [flight.answers[i] for i in sorted(flight.answers)]
 
-    def _push(self, version: int) -> PackReport:
-        fresh = self._link.fresh
-        report = self._link.push(version)
-        if fresh:
+    def _push(self, version: int) -> Sent:
+        if not self._link.fresh:
+            return self._link.push(version)
+        apart = self._config.adapters == "lora"
+        with trial_adapters(self._model) if apart else nullcontext(False) as trial:
+            sent = self._link.push(version)
             self._probe()
-            self._link.fresh = False
-        return report
+        if trial:
+            sent += self._link.push(version)
+        self._link.fresh = False
+        return sent
 
     def _probe(self) -> None:
         """A new engine's first weights: does it compute what the trainer does?"""
@@ -247,9 +254,24 @@ class VllmEngine:
         )
         try:
             check_probe(completions, wanted, self._kind)
-        except EngineError:
+        except EngineError as error:
             self._link.stop()
-            raise
+            if self._config.adapters == "merged":
+                raise
+            raise EngineError(f"{error}, or not with its adapters (vllm.adapters = lora)") from error
+
+
+def check_apart(model: PreTrainedModel, config: VllmConfig) -> None:
+    """ValueError where the adapters of this model cannot be sent apart from it on this device."""
+    if config.adapters == "merged":
+        return
+    if not has_adapters(model):
+        raise ValueError("vllm.adapters: wanted merged for a model without adapters, got lora")
+    if model.device.type == "cuda" and engine_dtype(config, model.device) == torch.float32:
+        raise ValueError(
+            "vllm.adapters: wanted merged with vllm.dtype = float32 on CUDA (vLLM's kernels of adapters take "
+            "2 bytes a number), got lora"
+        )
 
 
 def _rows_done(flight: Flight, tokens: int) -> float:

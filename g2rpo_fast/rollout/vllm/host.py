@@ -9,15 +9,18 @@ the trainer is gone, so is this. A second thread only beats (`liveness.py`).
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -26,8 +29,10 @@ from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.rollout.text_decoder import text_decoder
 from g2rpo_fast.rollout.vllm.batch import Batch
 from g2rpo_fast.rollout.vllm.channel import Channel, PeerDead
+from g2rpo_fast.rollout.vllm.launch import MODEL_PREFIX
 from g2rpo_fast.rollout.vllm.liveness import start_heart
-from g2rpo_fast.rollout.vllm.messages import Launch, Progress
+from g2rpo_fast.rollout.vllm.lora import ADAPTER_ID
+from g2rpo_fast.rollout.vllm.messages import Adapters, Launch, Progress
 from g2rpo_fast.types import Request, Sampling
 
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +44,17 @@ class Host:
     def __init__(self, launch: Launch) -> None:
         from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
-        self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
+        self.lora = _adapter_request("g2rpo") if launch.llm.get("enable_lora") else None
+        if self.lora is not None:
+            _check_served(launch.model_dir)
+        try:
+            self.llm: Any = LLM(model=launch.model_dir, **launch.llm)
+        except ValueError as error:
+            if self.lora is None or "LoRA" not in str(error):
+                raise
+            raise ValueError(
+                f"vllm.adapters: wanted merged, got lora, which vLLM refuses: {error}"
+            ) from error
         self.engine: Any = self.llm.llm_engine
         self.decode = text_decoder(AutoTokenizer.from_pretrained(launch.model_dir))
         self.version = -1
@@ -57,19 +72,36 @@ class Host:
         answers: list[dict[str, Any]] = self.llm.collective_rpc("g2rpo_attach", args=(address, rung))
         return next((answer for answer in answers if answer["rung"] is None), answers[0])
 
-    def update(self, slot: int, version: int, checksum: bool) -> dict[str, Any]:
-        """Takes the weights of `slot`. Keys and values of the old ones are forgotten, in flight too."""
+    def detach(self) -> None:
+        """Closes the arena in every worker."""
+        self.llm.collective_rpc("g2rpo_detach")
+
+    def update(
+        self, version: int, slot: int | None, checksum: bool, adapters: Adapters | None = None
+    ) -> str | None:
+        """Takes the weights of `slot`, adapters, or both. Keys and values of the old ones are forgotten, in
+        flight too. Why vLLM does not compute with the adapters; None = it does."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        arguments = (slot, version, checksum)
-        answers: list[dict[str, Any]] = self.llm.collective_rpc("g2rpo_update", args=arguments)
+        if slot is not None:
+            self.llm.collective_rpc("g2rpo_update", args=(slot, version, checksum))
+        refused = None if adapters is None else self._adapt(adapters)
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
         if not self.llm.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError(f"version {version}: vLLM did not reset its prefix cache")
         self.version = version
-        return answers[0]
+        return refused
+
+    def _adapt(self, adapters: Adapters) -> str | None:
+        """Puts adapters in the place of the last ones, for rows in flight too; what `left_out` says."""
+        with tempfile.TemporaryDirectory(prefix=MODEL_PREFIX) as directory:
+            (Path(directory) / "adapter_config.json").write_text(json.dumps(adapters.config))
+            (Path(directory) / "adapter_model.safetensors").symlink_to(adapters.path)
+            self.engine.add_lora(_adapter_request(directory, load_inplace=True))
+        answers: list[str | None] = self.llm.collective_rpc("g2rpo_adapted", args=(adapters.num_maps,))
+        return next(filter(None, answers), None)
 
     def add(self, requests: dict[int, Request], sampling: Sampling) -> None:
         """Begins a batch; keys are the requests' places in it."""
@@ -82,6 +114,7 @@ class Host:
                 f"{self.batch_id}-{index}",
                 {"prompt_token_ids": list(request.prompt_ids)},
                 _params(request, sampling),
+                lora_request=self.lora,
             )
 
     def poll(self, wait_s: float) -> Progress:
@@ -124,11 +157,34 @@ class Host:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "attach": Host.attach,
+    "detach": Host.detach,
     "update": Host.update,
     "add": Host.add,
     "poll": Host.poll,
     "release": Host.release,
 }
+
+
+def _adapter_request(directory: str, *, load_inplace: bool = False) -> Any:
+    """What vLLM knows the adapters by. Requests name no directory: it was read when they were taken in."""
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    return LoRARequest("g2rpo", ADAPTER_ID, directory, load_inplace=load_inplace)
+
+
+def _check_served(model_dir: str) -> None:
+    """ValueError for a model that vLLM knows and gives no adapters."""
+    from vllm.model_executor.models import (  # pyright: ignore[reportMissingImports]
+        ModelRegistry,
+        supports_lora,
+    )
+
+    (architecture,) = json.loads((Path(model_dir) / "config.json").read_bytes())["architectures"]
+    known = ModelRegistry.models.get(architecture)
+    if known is not None and not supports_lora(known.load_model_cls()):
+        raise ValueError(
+            f"vllm.adapters: wanted merged with a {architecture} (vLLM serves it no adapters), got lora"
+        )
 
 
 def _params(request: Request, sampling: Sampling) -> Any:

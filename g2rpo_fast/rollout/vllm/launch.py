@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from g2rpo_fast.adapters.beside import adapted_names
+from g2rpo_fast.adapters.merged import adapter_config
 from g2rpo_fast.backbone import num_positions
-from g2rpo_fast.rollout.vllm.config import VllmConfig
+from g2rpo_fast.rollout.vllm.config import LORA_RANKS, VllmConfig
 from g2rpo_fast.rollout.vllm.messages import Launch
 
 WORKER = "g2rpo_fast.rollout.vllm.worker.WeightReceiver"
+MODEL_PREFIX = "g2rpo-vllm-"
+"""Of the names of temporary directories."""
 CPU_BLOCK = 32
 """Tokens of a KV block: CPU kernels want multiples of 32, and what is shorter than a block is not shared."""
 CPU_KV_BYTES = 4 << 30
@@ -68,7 +72,20 @@ def make_launch(
         # a CPU generator cannot do: the engine would die. So a row waits until all its tokens fit a step.
         llm["enable_chunked_prefill"] = False
         llm["max_num_batched_tokens"] = max(max_len, max_rows, CPU_BATCHED_TOKENS)
+    if config.adapters == "lora":
+        llm |= _lora_arguments(model)
     return Launch(model_dir=_model_directory(model, tokenizer), llm=llm)
+
+
+def _lora_arguments(model: PreTrainedModel) -> dict[str, Any]:
+    """Room for one adapter, at the adapted maps alone: each other one would cost time with every token."""
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= adapter_config(model).r),
+        "lora_target_modules": adapted_names(model),
+    }
 
 
 def max_model_len(model: PreTrainedModel, config: VllmConfig) -> int:
@@ -116,7 +133,7 @@ def _cpu_kv_bytes(model: PreTrainedModel, max_len: int, max_rows: int) -> int:
 
 def _model_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A temporary directory with all that vLLM reads of a model whose weights it is sent."""
-    directory = tempfile.mkdtemp(prefix="g2rpo-vllm-")
+    directory = tempfile.mkdtemp(prefix=MODEL_PREFIX)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(directory)

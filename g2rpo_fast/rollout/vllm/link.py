@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from g2rpo_fast.adapters.merged import whole_parameters
+from g2rpo_fast.adapters.merged import base_parameters, whole_parameters
 from g2rpo_fast.rollout.sync import Arena, Kind, Manifest, PackReport
+from g2rpo_fast.rollout.vllm.adapter_file import AdapterFile
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
+from g2rpo_fast.rollout.vllm.messages import Adapters
 from g2rpo_fast.rollout.vllm.process import EngineProcess
 from g2rpo_fast.types import EngineError
 
 ARENAS: dict[str, tuple[Kind, ...]] = {"cuda": ("cuda", "host"), "cpu": ("memfd",)}
 """Kinds of arena by the trainer's device, best first: CUDA IPC, else pinned host memory."""
+
+
+class AdaptersRefused(EngineError):
+    """vLLM leaves adapters out; another engine would do so too."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one or more syncs took of the trainer."""
+
+    nbytes: int
+    pack_s: float
+
+    def __add__(self, other: Sent) -> Sent:
+        return Sent(self.nbytes + other.nbytes, self.pack_s + other.pack_s)
 
 
 class Link:
@@ -45,8 +63,13 @@ class Link:
         self._log_path, self._show = log_path, show
         self._process: EngineProcess | None = None
         self._ending: EngineProcess | None = None
+        self._based: EngineProcess | None = None
+        """Has the base already, where adapters are sent apart."""
         self._model_dir = ""
         self._arena: Arena | None = None
+        self._adapters = AdapterFile() if config.adapters == "lora" else None
+        self._parameters = whole_parameters if self._adapters is None else base_parameters
+        self._dtype = engine_dtype(config, model.device)
         self._kinds = ARENAS[model.device.type]
         self._refused: dict[str, str] = {}
         self.version = 0
@@ -88,21 +111,51 @@ class Link:
             self.stop()
             raise
 
-    def push(self, version: int) -> PackReport:
-        """The model's parameters, with adapters merged, become the engine's weights. Raises EngineError."""
+    def push(self, version: int) -> Sent:
+        """The model's parameters, with adapters merged or beside them, become the engine's. Raises
+        EngineError."""
         self.version = version
+        if self._adapters is None:
+            return self._push_weights()
+        sent = Sent(0, 0.0)
+        if self._process is not self._based:
+            sent = self._push_weights()
+            self._let_arena_go()
+            self._based = self._process
+        adapters = self._adapters.write(self._model, self._dtype)
+        why = self._ask_update(None, adapters)
+        if why is not None:
+            self.stop()
+            raise AdaptersRefused(
+                f"vllm.adapters: wanted merged, since of these adapters vLLM does not compute all ({why}; "
+                "adapter.targets says where they are), got lora"
+            )
+        return sent + Sent(self._adapters.nbytes, self._adapters.seconds)
+
+    def _push_weights(self) -> Sent:
         report = self._pack()
         if self.fresh:
             report = self._attach(report)
-        self.ask(
+        self._ask_update(report.slot)
+        return Sent(report.nbytes, report.seconds)
+
+    def _ask_update(self, slot: int | None, adapters: Adapters | None = None) -> str | None:
+        return self.ask(
             "sync",
             self._config.sync_timeout_s,
             "update",
-            slot=report.slot,
-            version=version,
+            version=self.version,
+            slot=slot,
             checksum=self._config.checksum,
+            adapters=adapters,
         )
-        return report
+
+    def _let_arena_go(self) -> None:
+        """The base stays in the engine as it is, and its arena would be as large as two of it."""
+        assert self._arena is not None
+        self.ask("sync", self._config.sync_timeout_s, "detach")
+        self._arena.close()
+        self._arena = None
 
     def stop(self) -> None:
         """Kills the process."""
@@ -121,15 +174,15 @@ class Link:
         if self._arena is not None:
             self._arena.close()
             self._arena = None
+        if self._adapters is not None:
+            self._adapters.close()
 
     def _pack(self) -> PackReport:
         if self._arena is None:
-            manifest = Manifest.of(
-                whole_parameters(self._model), engine_dtype(self._config, self._model.device)
-            )
+            manifest = Manifest.of(self._parameters(self._model), self._dtype)
             self._arena, refused = first_arena(manifest, self._kinds, self._model.device)
             self._refused |= refused
-        return self._arena.pack(whole_parameters(self._model), self.version, checksum=self._config.checksum)
+        return self._arena.pack(self._parameters(self._model), self.version, checksum=self._config.checksum)
 
     def _attach(self, report: PackReport) -> PackReport:
         """Opens the arena in the workers; where they refuse it, one of the next kind."""
@@ -142,7 +195,8 @@ class Link:
             self.stop()
             raise EngineError(f"vLLM engine: its workers cannot read the arena of weights{why}")
         self.rung = answer["rung"]
-        said = f"weight sync: {self.rung}, {answer['bytes'] / 1e6:.1f} MB a sync{why}"
+        often = "a sync" if self._adapters is None else "once, then adapters alone"
+        said = f"weight sync: {self.rung}, {answer['bytes'] / 1e6:.1f} MB {often}{why}"
         self._show(said)
         with self._log_path.open("a") as log:
             print(said, file=log)

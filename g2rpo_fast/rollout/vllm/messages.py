@@ -19,6 +19,17 @@ class Launch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """LoRA for the engine to compute beside its weights."""
+
+    path: str
+    """Of the file with the tensors, in the safetensors format and under PEFT's names."""
+    config: dict[str, Any]
+    """Contents of adapter_config.json."""
+    num_maps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """The answer to `poll`."""
 

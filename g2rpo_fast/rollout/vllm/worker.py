@@ -2,6 +2,8 @@
 
     g2rpo_attach   opens the trainer's arena once and picks the highest rung that passes its checks
     g2rpo_update   one sync: wait for the slot, copy, wait for the copies, answer
+    g2rpo_detach   gives the arena back, where no other sync will come through it
+    g2rpo_adapted  whether vLLM computes with adapters that it was given beside the weights (`lora.py`)
 
 Rungs, highest first; `auto` takes the first that is not refused and says why the others were:
 
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from g2rpo_fast.rollout.sync import ArenaReader, CopyPlan, PlanRefused, checksum
-from g2rpo_fast.rollout.vllm import in_place, layerwise
+from g2rpo_fast.rollout.vllm import in_place, layerwise, lora
 
 Rung = Literal["auto", "plan", "layerwise"]
 RUNGS = ("auto", "plan", "layerwise")
@@ -54,6 +56,14 @@ class WeightReceiver:
     def g2rpo_update(self: Any, slot: int, version: int, checksum: bool = False) -> dict[str, Any]:
         """Makes the weights in `slot` the model's. Answers {"version", "seconds", "rung"} when they are."""
         return _attached(self).update(slot, version, checksum)
+
+    def g2rpo_detach(self: Any) -> None:
+        """Closes the arena; the weights stay. The next thing is `g2rpo_attach`, if anything."""
+        _attached(self).detach()
+
+    def g2rpo_adapted(self: Any, num_maps: int) -> str | None:
+        """Why vLLM does not compute with all the adapted maps that it was given; None = it does."""
+        return lora.left_out(self.get_model(), num_maps)
 
     def g2rpo_checksums(self: Any) -> dict[str, str]:
         """Parameter name -> checksum of what the model now holds ("packed": not readable, see `in_place`)."""
@@ -89,7 +99,8 @@ class Receiver:
         except (OSError, RuntimeError) as error:
             refused[str(address.get("kind", "arena"))] = f"{type(error).__name__}: {error}"
         else:
-            self.rung = self._choose(rung, refused)
+            with lora.without_wrappers(self.model):
+                self.rung = self._choose(rung, refused)
         return {
             "rung": self.rung,
             "refused": refused,
@@ -104,10 +115,11 @@ class Receiver:
             raise RuntimeError("weight sync: wanted an arena and a rung, got a refusal at g2rpo_attach")
         try:
             reader.wait(slot, version, checksum=verify)
-            if self.plan is not None:
-                self.plan.replay(slot)
-            else:
-                layerwise.layerwise_reload(self.model, self.worker.vllm_config, reader.named(slot))
+            with lora.without_wrappers(self.model):
+                if self.plan is not None:
+                    self.plan.replay(slot)
+                else:
+                    layerwise.layerwise_reload(self.model, self.worker.vllm_config, reader.named(slot))
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except BaseException as error:
@@ -128,6 +140,11 @@ class Receiver:
     def check_alive(self) -> None:
         if self.poison is not None:
             raise RuntimeError(f"weight sync: this engine must be started anew, {self.poison}")
+
+    def detach(self) -> None:
+        self.plan = None  # which keeps the arena mapped
+        self.close()
+        self.reader = None
 
     def close(self) -> None:
         if self.reader is not None:
