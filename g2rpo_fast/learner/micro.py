@@ -32,6 +32,8 @@ class MicroBatch:
     engine: EngineTokens
     rows: Rows | None
     """What terms see, where they and not the kernels compute the loss."""
+    share: float = 1.0
+    """Of the tokens of its optimiser step, had each row been encoded by itself."""
     logp_T: Tensor | None = None
     """This policy's before the update, or (rollout as old policy) when first seen; None = not known yet."""
     entropy_T: Tensor | None = None

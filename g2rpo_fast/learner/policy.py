@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.adapters.attach import without_adapters
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
-from g2rpo_fast.model.forward import TreeOutput, tree_hidden
+from g2rpo_fast.model.balance import balance_loss, balance_of, multiplicity
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import follows_trees
+from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.padded import padded_hidden
 from g2rpo_fast.model.products import rounded_weights
 from g2rpo_fast.types import Doubles, Longs, TreePlan
@@ -63,6 +65,12 @@ class Stream:
         return torch.from_numpy(value_N[first_T]).to(device)
 
 
+class Balanced(NamedTuple):
+    loss: Tensor
+    """0-dim, differentiable, of the plan's positions: see `balance_loss`."""
+    coefficient: float
+
+
 @dataclass(frozen=True)
 class Policy:
     """A model, how it computes, and at which temperature its distribution is read."""
@@ -77,14 +85,26 @@ class Policy:
         """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
         return rounded_weights(self.model, compute_dtype(self.model, self.compute))
 
-    def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
+    def hidden(self, plan: TreePlan, *, collect_kv: bool = False, routed: bool = False) -> TreeOutput:
         """The backbone over a plan: see `tree_hidden`, or `padded_hidden` where a model follows no trees."""
         bare = without_adapters(self.model) if self.bare else nullcontext()
         with bare, compute_context(self.model, self.compute):
             if not follows_trees(self.model):
                 assert not collect_kv, "a model that keeps more than keys and values"
-                return TreeOutput(hidden_SD=padded_hidden(self.model, plan))
-            return tree_hidden(self.model, plan, attention=self.compute.attention, collect_kv=collect_kv)
+                return padded_hidden(self.model, plan, routed=routed)
+            return tree_hidden(
+                self.model, plan, attention=self.compute.attention, collect_kv=collect_kv, routed=routed
+            )
+
+    def balanced(self, plan: TreePlan) -> tuple[Tensor, Balanced | None]:
+        """Hidden states [S, D] for a loss, and what balances the experts of a mixture trained with that."""
+        balance = balance_of(self.model, self.compute)
+        if balance is None:
+            return self.hidden(plan).hidden_SD, None
+        output = self.hidden(plan, routed=True)
+        weight_S = torch.from_numpy(multiplicity(plan)).to(self.model.device)
+        loss = balance_loss(output.router_logits, weight_S, balance.experts_per_token)
+        return output.hidden_SD, Balanced(loss, balance.coefficient)
 
     def through_head(
         self,

@@ -286,11 +286,13 @@ class Learner:
             bare = self.reference is self.model
             reference = replace(self.policy, model=self.reference, bare=bare)
         micros = []
+        tokens = sum(stream.plan.unshared_tokens for stream in streams)
         with nullcontext() if reference is None else reference.rounded():
             for stream in streams:
                 micro = micro_batch(
                     self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
                 )
+                micro = replace(micro, share=stream.plan.unshared_tokens / tokens)
                 if seen is not None:
                     micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
                 micros.append(micro)
@@ -337,10 +339,14 @@ class Learner:
             seen.append(present)
             micros.append(self._known(micro, present[0], tally) if micro.logp_T is None else micro)
         tied = tied_loss(micros, self.terms, seen)
+        value = tied.value
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
-            linear_loss(self.policy, micro, *coefficients).loss.backward()
+            found = linear_loss(self.policy, micro, *coefficients)
+            found.loss.backward()
+            value = value + found.balance
+            tally.means.add_all(found.stats, prefix="update/")
             tally.tick()
-        tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
+        tally.add(Loss(value, value, tied.stats), 1.0)
         return replace(step, micros=micros)
 
 

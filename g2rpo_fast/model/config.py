@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from g2rpo_fast.bounds import check_fields
+from g2rpo_fast.bounds import Ge, check_fields
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,10 @@ class ModelConfig:
     fused_ops: FusedOps = "auto"
     """RMSNorm and gated SiLU of the Llama, Mistral, Qwen2 and Qwen3 families in one sweep each. auto = by C++
     on a CPU; by Liger-Kernel, RoPE too, on CUDA where it is installed. off = transformers' own code."""
+
+    router_aux: Annotated[float, Ge(0)] | None = None
+    """Factor of the loss that balances the experts of a mixture. None = as the model's config.json asks: its
+    own factor where output_router_logits is true, else no such loss. 0 = none."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")

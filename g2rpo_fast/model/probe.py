@@ -118,8 +118,10 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
     rows = [(ids[:length] % vocab_size).astype(np.int32) for length in (longest, longest - longest // 3)]
     rows.append((ids[::-1][: longest // 2] % vocab_size).astype(np.int32))
     model.set_attn_implementation(attention)
-    together = _logits(model, padded_hidden(model, _unshared(rows))).split([len(row) for row in rows])
-    single = [_logits(model, padded_hidden(model, _unshared([row]))) for row in rows]
+    together = _logits(model, padded_hidden(model, _unshared(rows)).hidden_SD).split(
+        [len(row) for row in rows]
+    )
+    single = [_logits(model, padded_hidden(model, _unshared([row])).hidden_SD) for row in rows]
     model.set_attn_implementation("eager")
     wanted = [_alone(model, row) for row in rows]
     prefix = len(rows[1])
@@ -133,6 +135,11 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
         if not error <= tolerance_of(model):
             return f"{what}, got a relative error of {error:.1e}"
     return ""
+
+
+def _of_rows(model: PreTrainedModel, rows: Sequence[Ints]) -> Tensor:
+    """[S, V] logits of unshared rows, end to end."""
+    return _logits(model, padded_hidden(model, _unshared(rows)).hidden_SD)
 
 
 def _unshared(rows: Sequence[Ints]) -> TreePlan:
