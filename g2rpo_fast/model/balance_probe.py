@@ -1,7 +1,7 @@
 """Is the loss that balances a model's experts the one that transformers adds? Checked when it is loaded.
 
-Two small rows, one of which begins like the other, on the path that training takes; against the model's own
-forward of the same rows, padded and masked.
+Four small rows, three of which begin alike, on the path that training takes; against the model's own forward
+of the same rows, padded and masked.
 
 Dimension key: R rows, L padded length.
 """
@@ -19,11 +19,11 @@ from g2rpo_fast.model.balance import Balance, balance_loss, multiplicity
 from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.padded import padded_hidden
-from g2rpo_fast.tree import UNSHARED, plan_trees
-from g2rpo_fast.types import Sequences
+from g2rpo_fast.model.probe import small_tree, unshared_rows
+from g2rpo_fast.types import Ints, TreePlan
 
-LENGTH = 24
-"""Tokens of the longer row."""
+TRUNK = 20
+"""Tokens that three of four rows share."""
 TOLERANCE = 1e-3
 """Of the loss; a choice between two experts that rounding turns changes it by less."""
 COEFFICIENT_TOLERANCE = 0.05
@@ -71,29 +71,19 @@ def _refusal(model_type: str, got: str) -> str:
     )
 
 
-def _rows(model: PreTrainedModel) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
-    vocab_size = int(model.config.get_text_config().vocab_size)
-    length = max(4, min(LENGTH, num_positions(model.config)))
-    longer = (1 + np.arange(length) * max(1, vocab_size // (length + 1))) % vocab_size
-    shorter = longer[: length - length // 4].copy()
-    shorter[length // 2 :] = shorter[length // 2 :][::-1]
-    return [longer.astype(np.int32), shorter.astype(np.int32)]
+def _small_tree(model: PreTrainedModel) -> tuple[TreePlan, list[Ints]]:
+    """And the rows that it holds."""
+    trunk = max(1, min(TRUNK, num_positions(model.config) - 3))
+    plan, paths = small_tree(trunk, int(model.config.get_text_config().vocab_size))
+    return plan, [plan.token_S[path] for path in paths]
 
 
 def _ours(model: PreTrainedModel, balance: Balance) -> float:
-    rows = _rows(model)
-    ids_N = np.concatenate(rows)
-    sequences = Sequences(
-        ids_N=ids_N,
-        ptr_R1=np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        trained_N=np.zeros(len(ids_N), np.bool_),
-        group_R=np.zeros(len(rows), np.int32),
-    )
+    plan, rows = _small_tree(model)
     if follows_trees(model):
-        (plan,) = plan_trees(sequences, whole=True)
         output = tree_hidden(model, plan, attention="reference", routed=True)
     else:
-        (plan,) = plan_trees(sequences, whole=True, min_saved=UNSHARED)
+        plan = unshared_rows(rows)
         output = padded_hidden(model, plan, routed=True)
     if not output.router_logits:
         raise ValueError("no router's logits")
@@ -105,7 +95,7 @@ def _ours(model: PreTrainedModel, balance: Balance) -> float:
 
 
 def _own(model: PreTrainedModel) -> Own:
-    rows = _rows(model)
+    _, rows = _small_tree(model)
     token_RL = np.zeros((len(rows), max(map(len, rows))), np.int64)
     real_RL = np.zeros_like(token_RL)
     for place, row in enumerate(rows):
