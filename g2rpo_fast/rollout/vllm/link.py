@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.adapters.merged import whole_parameters
 from g2rpo_fast.rollout.sync import Arena, Kind, Manifest, PackReport
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
+from g2rpo_fast.rollout.vllm.names import in_checkpoint_names, renames_around_experts
 from g2rpo_fast.rollout.vllm.process import EngineProcess
 from g2rpo_fast.types import EngineError
 
@@ -47,6 +49,7 @@ class Link:
         self._ending: EngineProcess | None = None
         self._model_dir = ""
         self._arena: Arena | None = None
+        self._renames = renames_around_experts(model)
         self._kinds = ARENAS[model.device.type]
         self._refused: dict[str, str] = {}
         self.version = 0
@@ -124,12 +127,15 @@ class Link:
 
     def _pack(self) -> PackReport:
         if self._arena is None:
-            manifest = Manifest.of(
-                whole_parameters(self._model), engine_dtype(self._config, self._model.device)
-            )
+            manifest = Manifest.of(self._named(), engine_dtype(self._config, self._model.device))
             self._arena, refused = first_arena(manifest, self._kinds, self._model.device)
             self._refused |= refused
-        return self._arena.pack(whole_parameters(self._model), self.version, checksum=self._config.checksum)
+        return self._arena.pack(self._named(), self.version, checksum=self._config.checksum)
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """What the engine loads: the parameters of the plain model, by names that vLLM knows."""
+        named = whole_parameters(self._model)
+        return in_checkpoint_names(self._model, named) if self._renames else named
 
     def _attach(self, report: PackReport) -> PackReport:
         """Opens the arena in the workers; where they refuse it, one of the next kind."""
