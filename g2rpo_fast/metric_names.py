@@ -119,6 +119,7 @@ METRICS = (
     Metric("mismatch/mean_abs", "nats", "|old_logp - rollout_logp|", SAMPLED, SEEN),
     Metric("mismatch/max_abs", "nats", "the largest of these", "", SEEN),
     Metric("mismatch/k3", "nats", "estimate of KL(engine || trainer)", SAMPLED, SEEN),
+    Metric("mismatch/routing", "share", "of (token, layer) that went to other experts", SAMPLED, SEEN),
     Metric("mismatch/ess_raw", "share", "effective sample size of the weights, before bounds", "", SEEN),
     Metric("mismatch/ess", "share", "effective sample size of the weights as they are used", "", SEEN),
     Metric("mismatch/outside", "share", "weights out of their bounds", "tokens or rows", SEEN),

@@ -37,7 +37,7 @@ RUNS: list[dict[str, Any]] = [
         "objective": {"importance": "token_truncate"},
         "tree": {"sharing": "off"},
     },
-    {"model": {"router_aux": 0.01}},
+    {"model": {"router_aux": 0.01}, "rollout": {"record_routing": True}},
 ]
 
 
@@ -111,7 +111,7 @@ def test_the_command_explains_all_or_one(capsys: pytest.CaptureFixture[str]) -> 
     one = capsys.readouterr().out
     assert one.startswith("rollout/{,guided/,unguided/}nll [nats]\n    -log p of sampled tokens")
     assert main(["metrics", "mismatch/"]) == 0
-    assert capsys.readouterr().out.count("mismatch/") == 6
+    assert capsys.readouterr().out.count("mismatch/") == 7
     assert main(["metrics", "alone"]) == 0
     assert "rollout/unguided/accuracy" in capsys.readouterr().out
     assert main(["metrics", "update/cliped"]) == 2

@@ -71,6 +71,16 @@ class Balanced(NamedTuple):
     coefficient: float
 
 
+class Trained(NamedTuple):
+    """A forward of a loss."""
+
+    hidden_SD: Tensor
+    balanced: Balanced | None
+    """What keeps the experts of a mixture that is trained so evenly used."""
+    chosen: tuple[Tensor, ...]
+    """See `TreeOutput`."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """A model, how it computes, and at which temperature its distribution is read."""
@@ -85,26 +95,30 @@ class Policy:
         """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
         return rounded_weights(self.model, compute_dtype(self.model, self.compute))
 
-    def hidden(self, plan: TreePlan, *, collect_kv: bool = False, routed: bool = False) -> TreeOutput:
+    def hidden(
+        self, plan: TreePlan, *, collect_kv: bool = False, routed: bool = False, chosen: bool = False
+    ) -> TreeOutput:
         """The backbone over a plan: see `tree_hidden`, or `padded_hidden` where a model follows no trees."""
         bare = without_adapters(self.model) if self.bare else nullcontext()
         with bare, compute_context(self.model, self.compute):
             if not follows_trees(self.model):
                 assert not collect_kv, "a model that keeps more than keys and values"
-                return padded_hidden(self.model, plan, routed=routed)
+                return padded_hidden(self.model, plan, routed=routed, chosen=chosen)
+            attention = self.compute.attention
             return tree_hidden(
-                self.model, plan, attention=self.compute.attention, collect_kv=collect_kv, routed=routed
+                self.model, plan, attention=attention, collect_kv=collect_kv, routed=routed, chosen=chosen
             )
 
-    def balanced(self, plan: TreePlan) -> tuple[Tensor, Balanced | None]:
-        """Hidden states [S, D] for a loss, and what balances the experts of a mixture trained with that."""
+    def trained(self, plan: TreePlan, *, chosen: bool = False) -> Trained:
+        """The forward of a loss; with the experts of each position where these are `chosen`."""
         balance = balance_of(self.model, self.compute)
-        if balance is None:
-            return self.hidden(plan).hidden_SD, None
-        output = self.hidden(plan, routed=True)
-        weight_S = torch.from_numpy(multiplicity(plan)).to(self.model.device)
-        loss = balance_loss(output.router_logits, weight_S, balance.experts_per_token)
-        return output.hidden_SD, Balanced(loss, balance.coefficient)
+        output = self.hidden(plan, routed=balance is not None, chosen=chosen)
+        balanced = None
+        if balance is not None:
+            weight_S = torch.from_numpy(multiplicity(plan)).to(self.model.device)
+            loss = balance_loss(output.router_logits, weight_S, balance.experts_per_token)
+            balanced = Balanced(loss, balance.coefficient)
+        return Trained(output.hidden_SD, balanced, output.chosen)
 
     def through_head(
         self,

@@ -27,6 +27,7 @@ from g2rpo_fast.learner.look import Look, hot_temperature, look
 from g2rpo_fast.learner.losses import Loss, fused_loss, linear_loss, own_loss, strongest, tied_loss
 from g2rpo_fast.learner.micro import MicroBatch, micro_batch
 from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.learner.routes import ROUTING, routes_of
 from g2rpo_fast.learner.token_credit import credited, loud_rows
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig
@@ -34,7 +35,7 @@ from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients
-from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
+from g2rpo_fast.pieces import Scored, Stats, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import SOURCES, Bools, Report
 
@@ -58,7 +59,12 @@ class Tally:
     def add(self, loss: Loss, share: float) -> None:
         """Of a micro-batch that is `share` of its optimiser step."""
         self.means.add("loss", loss.loss.detach(), share)
-        self.means.add_all(loss.stats, prefix="update/")
+        self.note(loss.stats)
+
+    def note(self, stats: Stats) -> None:
+        """Of a micro-batch."""
+        for name, stat in stats.items():
+            self.means.add(("mismatch/" if name == ROUTING else "update/") + name, *stat)
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,8 @@ class Learner:
                 micro = micro_batch(
                     self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
                 )
-                micro = replace(micro, share=stream.plan.unshared_tokens / tokens)
+                routes = None if scored is None else routes_of(batch, stream, scored.rollouts)
+                micro = replace(micro, share=stream.plan.unshared_tokens / tokens, routes=routes)
                 if seen is not None:
                     micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
                 micros.append(micro)
@@ -309,6 +316,8 @@ class Learner:
 
         `moved`: the weights are no longer those that the update started from.
         """
+        if moved:  # the experts are those of other weights
+            step = replace(step, micros=[replace(micro, routes=None) for micro in step.micros])
         with self.policy.rounded():
             return (self._tied_gradients if step.tied else self._micro_gradients)(step, tally, moved=moved)
 
@@ -344,7 +353,7 @@ class Learner:
             found = linear_loss(self.policy, micro, *coefficients)
             found.loss.backward()
             value = value + found.balance
-            tally.means.add_all(found.stats, prefix="update/")
+            tally.note(found.stats)
             tally.tick()
         tally.add(Loss(value, value, tied.stats), 1.0)
         return replace(step, micros=micros)

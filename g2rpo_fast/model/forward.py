@@ -19,6 +19,7 @@ from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.model.context import TreeContext
 from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.recurrent.install import calls_of
+from g2rpo_fast.model.routing import chosen_experts
 from g2rpo_fast.types import TreePlan
 
 
@@ -29,9 +30,10 @@ def tree_hidden(
     attention: AttentionChoice = "auto",
     collect_kv: bool = False,
     routed: bool = False,
+    chosen: bool = False,
 ) -> TreeOutput:
-    """Hidden states [S, D] of `plan`'s stream under `model`, its keys and values with `collect_kv`, and the
-    logits of its routers with `routed`.
+    """Hidden states [S, D] of `plan`'s stream under `model`, its keys and values with `collect_kv`, the
+    logits of its routers with `routed`, and the experts with `chosen`.
 
     Position i's state is that of the last token of its path run by itself, up to rounding. Differentiable in
     the parameters, also under gradient checkpointing; dtypes are the model's, or autocast's where one is on.
@@ -48,11 +50,14 @@ def tree_hidden(
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv, states=states)
     backbone: Any = backbone_of(model)
     keywords = routing_keywords(model, routed=routed)
-    output = backbone(
-        input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context, **keywords
-    )
+    with chosen_experts(model, wanted=chosen) as experts:
+        output = backbone(
+            input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context, **keywords
+        )
     context.check_layers(attending)
-    router_logits = tuple(router_logits_of(output)) if routed else ()
     return TreeOutput(
-        hidden_SD=output.last_hidden_state.squeeze(0), kv=context.kv(), router_logits=router_logits
+        hidden_SD=output.last_hidden_state.squeeze(0),
+        kv=context.kv(),
+        router_logits=tuple(router_logits_of(output)) if routed else (),
+        chosen=tuple(experts),
     )

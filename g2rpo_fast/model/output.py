@@ -1,6 +1,7 @@
 """What a forward of the backbone over a plan returns.
 
-Dimension key: S packed positions, D width, K key/value heads, E head width; of routers, experts.
+Dimension key: S packed positions, D width, K key/value heads, E head width; of routers E
+experts, K those of one token.
 """
 
 from __future__ import annotations
@@ -20,3 +21,5 @@ class TreeOutput:
     """For each layer (k_SKE, v_SKE), after RoPE, heads not repeated; empty unless collected."""
     router_logits: tuple[Tensor, ...] = ()
     """[S, E] of each layer with experts, differentiable; empty unless collected."""
+    chosen: tuple[Tensor, ...] = ()
+    """[S, K] indices of the experts of each layer that has any; empty unless collected."""

@@ -51,10 +51,12 @@ def config_of(directory: Path, paths: Paths, steps: int, **sections: dict[str, A
     return tiny_config(directory, **values | sections)
 
 
-def check_that_it_goes_on(directory: Path, paths: Paths, whole: TrainResult) -> None:
+def check_that_it_goes_on(
+    directory: Path, paths: Paths, whole: TrainResult, **sections: dict[str, Any]
+) -> None:
     """After a run was ended at its first step: bit for bit as without an end."""
-    train(config_of(directory, paths, 1), show=quiet)
-    broken = train(config_of(directory, paths, 2), show=quiet)
+    train(config_of(directory, paths, 1, **sections), show=quiet)
+    broken = train(config_of(directory, paths, 2, **sections), show=quiet)
     records = [without_times(read_metrics(result.metrics_path)) for result in (whole, broken)]
     assert records[0] == records[1]
     weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
