@@ -30,6 +30,7 @@ from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.padded import padded_hidden
 from g2rpo_fast.model.products import rounded_weights
+from g2rpo_fast.model.replay import Forced, Replay
 from g2rpo_fast.types import Doubles, Longs, TreePlan
 
 Result = TypeVar("Result")
@@ -43,6 +44,8 @@ class Stream:
     source_T: Tensor
     """int64. Likewise:"""
     target_T: Tensor
+    forced: Forced | None = None
+    """Experts that the policy's forwards go through, where these are replayed."""
 
     @classmethod
     def of(cls, plan: TreePlan, device: torch.device) -> Stream:
@@ -90,6 +93,14 @@ class Policy:
     temperature: float = 1.0
     bare: bool = False
     """The model without its adapters; nothing to differentiate."""
+    replay: Replay | None = None
+    """How its experts are given; None = it chooses them itself."""
+
+    def forced(self, stream: Stream) -> AbstractContextManager[None]:
+        """Around forwards of a stream and their backward passes."""
+        if self.replay is None or stream.forced is None:
+            return nullcontext()
+        return self.replay.forced(stream.forced)
 
     def rounded(self) -> AbstractContextManager[None]:
         """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
@@ -151,4 +162,6 @@ class Policy:
     @torch.no_grad()
     def logp(self, stream: Stream) -> LogProb:
         """Log-probability and entropy of each edge's token, [T] each; nothing to differentiate."""
-        return self.through_head(linear_logprob, self.hidden(stream.plan).hidden_SD, stream)
+        with self.forced(stream):
+            hidden_SD = self.hidden(stream.plan).hidden_SD
+        return self.through_head(linear_logprob, hidden_SD, stream)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from g2rpo_fast.learner.policy import Stream
+from g2rpo_fast.model.replay import Forced
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.types import SOURCES, Rollout
 
@@ -68,3 +69,14 @@ def differing(chosen: Sequence[Tensor], routes: Routes) -> tuple[Tensor, Tensor]
     other_PL = (ours_PLK != routes.expert_PLK.sort(-1).values).any(-1)
     count = torch.tensor(float(other_PL.numel()), dtype=torch.float64, device=other_PL.device)
     return other_PL.sum().double(), count
+
+
+def forced_of(routes: Routes | None) -> Forced | None:
+    """One choice for each position with a record: that of the first of the rows which go through it."""
+    if routes is None:
+        return None
+    position_U, first_U = np.unique(routes.source_P.cpu().numpy(), return_index=True)
+    device = routes.source_P.device
+    return Forced(
+        torch.from_numpy(position_U).to(device), routes.expert_PLK[torch.from_numpy(first_U).to(device)]
+    )

@@ -27,10 +27,11 @@ from g2rpo_fast.learner.look import Look, hot_temperature, look
 from g2rpo_fast.learner.losses import Loss, fused_loss, linear_loss, own_loss, strongest, tied_loss
 from g2rpo_fast.learner.micro import MicroBatch, micro_batch
 from g2rpo_fast.learner.policy import Policy, Stream
-from g2rpo_fast.learner.routes import ROUTING, routes_of
+from g2rpo_fast.learner.routes import ROUTING, forced_of, routes_of
 from g2rpo_fast.learner.token_credit import credited, loud_rows
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.replay import Replay
 from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
@@ -113,6 +114,8 @@ class Learner:
     """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
     token_credit: tuple[TokenCredit, ...] = ()
     weights: tuple[Weight, ...] = ()
+    replay: Replay | None = None
+    """The policy's forwards go through the experts that the engine recorded."""
 
     def __post_init__(self) -> None:
         if self.reference is None and any("ref_logp" in term.needs for term in self.terms):
@@ -128,7 +131,7 @@ class Learner:
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.model, self.compute, self.temperature)
+        return Policy(self.model, self.compute, self.temperature, replay=self.replay)
 
     @cached_property
     def fused(self) -> Objective | None:
@@ -202,7 +205,7 @@ class Learner:
         looks: list[Look | None] = [None] * len(batches)
         if pieces and not reads_old:
             batches, looks = self._credited(batches, looks, scored)
-        streams = [self._streams(batch) for batch in batches]
+        streams = [self._streams(batch, scored) for batch in batches]
         if reads_old or self._asks_first(batches):
             hot, moves = hot_temperature(pieces), any("influence" in piece.needs for piece in pieces)
             looks = [
@@ -211,7 +214,7 @@ class Learner:
             ]
         if reads_old:
             batches, looks = self._credited(batches, looks, scored)
-            streams = [self._streams(batch) for batch in batches]
+            streams = [self._streams(batch, scored) for batch in batches]
         return [self._step(*given, scored, tally) for given in zip(batches, streams, looks, strict=True)]
 
     def _asks_first(self, batches: Sequence[TrainBatch]) -> bool:
@@ -239,11 +242,14 @@ class Learner:
         ]
         return [batch.keep(loud) for batch, loud in zip(made, rows, strict=True)], kept
 
-    def _streams(self, batch: TrainBatch) -> list[Stream]:
+    def _streams(self, batch: TrainBatch, scored: Scored | None = None) -> list[Stream]:
         plans = plan_trees(
             batch.sequences, token_budget=self.tree.token_budget, min_saved=self.tree.min_saved
         )
-        return [Stream.of(plan, self.model.device) for plan in plans]
+        streams = [Stream.of(plan, self.model.device) for plan in plans]
+        if self.replay is None or scored is None:
+            return streams
+        return [replace(s, forced=forced_of(routes_of(batch, s, scored.rollouts))) for s in streams]
 
     def _fuses(self, batch: TrainBatch) -> bool:
         on_policy = bool((batch.source_R == SOURCES.index("on_policy")).all())
@@ -290,7 +296,7 @@ class Learner:
             reward_R = scored.rewards.total_R
         if self.reference is not None and any("ref_logp" in term.needs for term in self.terms):
             bare = self.reference is self.model
-            reference = replace(self.policy, model=self.reference, bare=bare)
+            reference = replace(self.policy, model=self.reference, bare=bare, replay=None)
         micros = []
         tokens = sum(stream.plan.unshared_tokens for stream in streams)
         with nullcontext() if reference is None else reference.rounded():
@@ -325,12 +331,13 @@ class Learner:
         """Of each micro-batch by itself."""
         micros = []
         for micro in step.micros:
-            if step.fused:
-                assert self.fused is not None
-                found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
-            else:
-                found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
-            found.loss.backward()
+            with self.policy.forced(micro.stream):
+                if step.fused:
+                    assert self.fused is not None
+                    found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
+                else:
+                    found = own_loss(self.policy, micro, self.terms, None if moved else micro.seen)
+                found.loss.backward()
             tally.add(found, 1.0 / len(step.micros))
             tally.tick()
             micros.append(self._known(micro, found.logp_T, tally) if micro.logp_T is None else micro)
@@ -350,8 +357,9 @@ class Learner:
         tied = tied_loss(micros, self.terms, seen)
         value = tied.value
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
-            found = linear_loss(self.policy, micro, *coefficients)
-            found.loss.backward()
+            with self.policy.forced(micro.stream):
+                found = linear_loss(self.policy, micro, *coefficients)
+                found.loss.backward()
             value = value + found.balance
             tally.note(found.stats)
             tally.tick()

@@ -31,14 +31,16 @@ def stacks_of(model: PreTrainedModel) -> list[nn.Module]:
 def chosen_experts(model: PreTrainedModel, *, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Forwards within it add what each layer's experts were given: [N, K] indices, in the layers' order.
 
-    Nothing if not `wanted`.
+    Their own choice, whatever a replay makes of it afterwards. Nothing if not `wanted`.
     """
     chosen: list[Tensor] = []
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         chosen.append(arguments[1].detach())
 
-    handles = [stack.register_forward_pre_hook(note) for stack in (stacks_of(model) if wanted else ())]
+    handles = [
+        stack.register_forward_pre_hook(note, prepend=True) for stack in (stacks_of(model) if wanted else ())
+    ]
     try:
         yield chosen
     finally:

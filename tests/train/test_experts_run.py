@@ -55,11 +55,14 @@ def test_plan_runs_with_it(experts: Paths, capsys: pytest.CaptureFixture[str]) -
     assert status == 0, err
 
 
-def test_one_batch_ahead_is_compared_with_the_weights_that_drew_it(experts: Paths, tmp_path: Path) -> None:
-    """Stale weights may choose otherwise; the record waits in checkpoints."""
+@pytest.mark.parametrize("replays", [False, True])
+def test_one_batch_ahead_is_compared_with_the_weights_that_drew_it(
+    replays: bool, experts: Paths, tmp_path: Path
+) -> None:
+    """Stale weights may choose otherwise, replayed or not; the record waits in checkpoints."""
     sections: dict[str, Any] = {
         "rollout": {"record_routing": True},
-        "objective": {"importance": "token_truncate"},
+        "objective": {"importance": "token_truncate", "replay_routing": replays},
         "optim": {"lr": 0.01},
     }
     config = config_of(tmp_path, experts, 2, **sections | {"run": {"steps": 2, "ahead": 1}})
@@ -71,6 +74,11 @@ def test_one_batch_ahead_is_compared_with_the_weights_that_drew_it(experts: Path
     shutil.rmtree(whole.model_dir)
     again = read_metrics(train(config, show=quiet).metrics_path)
     assert without_times(again) == without_times(records)
+
+
+def test_replay_wants_a_record(experts: Paths, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"replay_routing: wanted false without rollout\.record_routing"):
+        config_of(tmp_path, experts, 1, objective={"replay_routing": True})
 
 
 def test_vllm_tells_of_no_experts() -> None:
