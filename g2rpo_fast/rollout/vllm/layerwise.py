@@ -6,9 +6,9 @@
     finalize_layerwise_reload(model, config)  attention scales, padded layers
 
 Two copies of every byte and Python for every tensor, but right for any layout: quantised, packed for a CPU
-library (experts on a CPU excepted: `refusal`). What vLLM leaves out is added: a reload that lacks any is an
-error (vLLM warns, and leaves uninitialised memory in fused layers), and heads that share a weight are packed
-again.
+library (quantised experts on a CPU excepted: `refusal`). What vLLM leaves out is added: a reload that lacks
+any is an error (vLLM warns, and leaves uninitialised memory in fused layers), and on a CPU heads that share a
+weight, and experts, are packed again.
 
 Not atomic: after any exception the model holds meta tensors and must not be used again.
 
