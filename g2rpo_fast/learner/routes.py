@@ -20,8 +20,8 @@ from g2rpo_fast.model.replay import Forced
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.types import SOURCES, Rollout
 
-ROUTING = "routing"
-"""Of a loss's stats: which the update tells of as `mismatch/routing`."""
+ROUTING = "mismatch/routing"
+"""Among a loss's stats, which are told of as `update/...` otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Routes:
 
 def routes_of(batch: TrainBatch, stream: Stream, rollouts: Sequence[Rollout]) -> Routes | None:
     """Of tokens that were sampled in the context that they are trained in; None where none has a record."""
+    if all(rollout.experts is None for rollout in rollouts):
+        return None
     plan, ptr_R1 = stream.plan, batch.sequences.ptr_R1
     row_M = np.searchsorted(ptr_R1, plan.member_M, side="right") - 1
     source_M, order_M = plan.source_T[stream.edge_M], np.argsort(row_M, kind="stable")

@@ -65,7 +65,7 @@ class Tally:
     def note(self, stats: Stats) -> None:
         """Of a micro-batch."""
         for name, stat in stats.items():
-            self.means.add(("mismatch/" if name == ROUTING else "update/") + name, *stat)
+            self.means.add(name if name == ROUTING else f"update/{name}", *stat)
 
 
 @dataclass(frozen=True)
