@@ -43,7 +43,7 @@ class BenchReceiver(WeightReceiver):
         named: list[tuple[str, Any]] = pickle.loads(pickled)
         opened = time.perf_counter()
         if layerwise:
-            layerwise_reload(self.get_model(), self.vllm_config, named)
+            layerwise_reload(self.get_model(), self.vllm_config, named, device=self.device)
         else:
             self.get_model().load_weights(named)
         return {"open_s": opened - started, "seconds": time.perf_counter() - started}

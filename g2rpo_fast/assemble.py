@@ -36,6 +36,7 @@ from g2rpo_fast.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from g2rpo_fast.model.config import check_device
 from g2rpo_fast.model.export import export_dtype
 from g2rpo_fast.model.hook import follows_trees
+from g2rpo_fast.model.replay import replay_of
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.models import find_device, load_policy, load_reference, token_budget
 from g2rpo_fast.optim import check_optimizer, make_optimizer
@@ -284,6 +285,7 @@ def _learner(
         terms=recipe.terms,
         token_credit=recipe.token_credit,
         weights=recipe.weights,
+        replay=replay_of(model) if config.objective.replay_routing else None,
     )
 
 

@@ -17,6 +17,8 @@ from g2rpo_fast.model import ModelConfig, compute_dtype
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.recurrent.install import forks_states
+from g2rpo_fast.model.routing import chosen_experts
+from g2rpo_fast.model.routing_probe import check_routing
 from g2rpo_fast.model.sequence import SequenceAttend
 from g2rpo_fast.rollout.local import CudaRecorder, LocalEngine, Prefill
 from g2rpo_fast.rollout.stop_ids import stop_token_ids
@@ -71,7 +73,7 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     graphs = config.rollout.cuda_graph and model.device.type == "cuda"
     return LocalEngine(
         model,
-        **forwards_of(model, config.model),
+        **forwards_of(model, config.model, recording=config.rollout.record_routing),
         head=head_of(model),
         decode=text_decoder(tokenizer),
         max_rows=config.rollout.max_rows,
@@ -80,20 +82,29 @@ def local_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     )
 
 
-def forwards_of(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
-    """How the local engine runs a model: `prefill` and `keywords`.
+def forwards_of(model: PreTrainedModel, config: ModelConfig, *, recording: bool = False) -> dict[str, Any]:
+    """How the local engine runs a model: `prefill` and `keywords`; with `recording` also `experts`.
 
     A tree's prefill gives keys and values; a model that keeps more decodes by its own forward and cache.
+
+    Raises:
+        ValueError: a model whose choice of experts cannot be recorded.
     """
+    experts = None
+    if recording:
+        check_routing(model)
+        experts = partial(chosen_experts, model)
     if not follows_trees(model):
-        return {"prefill": None}
+        return {"prefill": None, "experts": experts}
     if forks_states(model):
-        return {"prefill": None, "keywords": {"attend": SequenceAttend()}}
-    return {"prefill": partial(prefill_tree, model, config)}
+        return {"prefill": None, "keywords": {"attend": SequenceAttend()}, "experts": experts}
+    return {"prefill": partial(prefill_tree, model, config, recording=recording), "experts": experts}
 
 
 @torch.no_grad()
-def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tuple[int, ...]]) -> Prefill:
+def prefill_tree(
+    model: PreTrainedModel, config: ModelConfig, prefixes: list[tuple[int, ...]], *, recording: bool = False
+) -> Prefill:
     """Encodes distinct prefixes as one prefix tree: prompts once, guidance trunks once."""
     ids_N = np.fromiter((i for prefix in prefixes for i in prefix), np.int32)
     sequences = Sequences(
@@ -103,7 +114,7 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
         group_R=np.zeros(len(prefixes), np.int32),
     )
     (plan,) = plan_trees(sequences, whole=True)
-    output = Policy(model, config).hidden(plan, collect_kv=True)
+    output = Policy(model, config).hidden(plan, collect_kv=True, chosen=recording)
     last_B = np.empty(len(prefixes), np.int32)
     last_B[plan.row_B] = plan.last_B
     return Prefill(
@@ -112,6 +123,7 @@ def prefill_tree(model: PreTrainedModel, config: ModelConfig, prefixes: list[tup
         last_B=last_B,
         keys=output.kv,
         hidden_SD=output.hidden_SD,
+        chosen=output.chosen,
     )
 
 

@@ -37,6 +37,7 @@ class Metric(NamedTuple):
 SPLITS = "rollout/{,guided/,unguided/}"
 ROWS = "all rollouts of the step; guided/: those that begin with guidance, unguided/: the others"
 TOKENS = "trained tokens with a weight, shared ones once"
+TOKENS_OF_ROWS = "tokens of padded rows"
 ACTIVE = "trained tokens with an advantage (sequence ratios: of each row)"
 SAMPLED = "sampled tokens that carry loss"
 SEEN = "old policy of the trainer against the engine, before the update"
@@ -98,6 +99,7 @@ METRICS = (
     Metric("update/importance_raw", "", "trainer over engine, exp(logp - rollout_logp)", SAMPLED, "update"),
     Metric("update/importance", "", "the same after the bounds, as it is used", SAMPLED, "update"),
     Metric("update/importance_outside", "share", "out of the bounds", SAMPLED, "update"),
+    Metric("update/router_aux", "", "what balances experts, before its factor", TOKENS_OF_ROWS, "update"),
     Metric("update/positions", "tokens", "in the packed trees: what the backbone encodes", "", "tree"),
     Metric("update/micro_batches", "micro-batches", "of a pass over the batch", "", "tree"),
     Metric(
@@ -117,6 +119,7 @@ METRICS = (
     Metric("mismatch/mean_abs", "nats", "|old_logp - rollout_logp|", SAMPLED, SEEN),
     Metric("mismatch/max_abs", "nats", "the largest of these", "", SEEN),
     Metric("mismatch/k3", "nats", "estimate of KL(engine || trainer)", SAMPLED, SEEN),
+    Metric("mismatch/routing", "share", "of (token, layer) that went to other experts", SAMPLED, SEEN),
     Metric("mismatch/ess_raw", "share", "effective sample size of the weights, before bounds", "", SEEN),
     Metric("mismatch/ess", "share", "effective sample size of the weights as they are used", "", SEEN),
     Metric("mismatch/outside", "share", "weights out of their bounds", "tokens or rows", SEEN),

@@ -14,6 +14,7 @@ from g2rpo_fast.backbone import num_positions
 from g2rpo_fast.config import Config
 from g2rpo_fast.memory import CPU_BUDGET, Shape, budget_of, free_bytes, shape_of
 from g2rpo_fast.model import compute_dtype
+from g2rpo_fast.model.balance import balance_of
 from g2rpo_fast.model.export import make_exportable
 from g2rpo_fast.model.hook import follows_trees
 from g2rpo_fast.model.liger_ops import is_fused
@@ -54,6 +55,8 @@ def load_policy(
     if noise := noise_of(model.config):
         named = ", ".join(f"{name} = {value}" for name, value in noise.items())
         show(f"model: {named} is off in training: a token has one log-probability in every pass")
+    if balance := balance_of(model, config.model):
+        show(f"model: experts are balanced by a loss, times {balance.coefficient:g}")
     check_lengths(config, prompts, num_positions(model.config))
     check_vocabulary(model, tokenizer, prompts)
     for line in make_exportable(model, tokenizer):

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
+Experts = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -146,6 +147,9 @@ class Completion:
     """The oldest weights that drew a token of it."""
     token_versions: Ints | None = None
     """[len(token_ids)] the weights that drew each token; None = all by `weight_version`."""
+    experts: Experts | None = None
+    """[len(token_ids), layers with experts, experts of a token] those that predicted each token, where they
+    are recorded."""
 
 
 class EngineError(RuntimeError):
@@ -223,6 +227,8 @@ class Rollout:
     """The oldest weights that drew a token of it."""
     token_versions: Ints | None = None
     """[sampled_len] the weights that drew each sampled token; None = all by `weight_version`."""
+    experts: Experts | None = None
+    """See `Completion`."""
     hint_level: float = 0.0
     """Of hint ladders; 0 = none."""
     round: int = 0

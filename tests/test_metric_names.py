@@ -18,6 +18,7 @@ from g2rpo_fast.metric_names import COLUMNS, METRICS, Metric, metric_of
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.rewards.loading import COUNTS
 from g2rpo_fast.train import train
+from model_runs import made_of
 from runs import quiet, tiny_config
 
 ONE_STEP = {"run": {"steps": 1}, "evaluate": {"every": 1, "profile_prompts": 0}, "samples": {"every": 0}}
@@ -36,20 +37,23 @@ RUNS: list[dict[str, Any]] = [
         "objective": {"importance": "token_truncate"},
         "tree": {"sharing": "off"},
     },
+    {"model": {"router_aux": 0.01}, "rollout": {"record_routing": True}},
 ]
 
 
 @pytest.fixture(scope="module")
 def occurring(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in the records of two runs of a step each."""
+    """Names in the records of three runs of a step each, the last of a mixture of experts."""
     directory = tmp_path_factory.mktemp("task")
     embedded = tiny_config(directory, embedded={"warm_start_steps": 1}).embedded
     made = prepare(directory, embedded, seed=0, report=quiet)
     model = {"path": str(made.model_dir)}
     paths = {"path": str(made.train_path), "eval_path": str(made.eval_path)}
+    experts = made_of("qwen3_moe", directory / "experts")["model"]
     names: set[str] = set()
     for number, pieces in enumerate(RUNS):
-        values = plain(tiny_config(directory / str(number), model=model, data=paths, **ONE_STEP))
+        of_run = experts if "model" in pieces else model
+        values = plain(tiny_config(directory / str(number), model=of_run, data=paths, **ONE_STEP))
         for name, given in pieces.items():
             values[name] = given if isinstance(given, list) else {**values[name], **given}
         for record in read_metrics(train(config_from_dict(values), show=quiet).metrics_path):
@@ -107,7 +111,7 @@ def test_the_command_explains_all_or_one(capsys: pytest.CaptureFixture[str]) -> 
     one = capsys.readouterr().out
     assert one.startswith("rollout/{,guided/,unguided/}nll [nats]\n    -log p of sampled tokens")
     assert main(["metrics", "mismatch/"]) == 0
-    assert capsys.readouterr().out.count("mismatch/") == 6
+    assert capsys.readouterr().out.count("mismatch/") == 7
     assert main(["metrics", "alone"]) == 0
     assert "rollout/unguided/accuracy" in capsys.readouterr().out
     assert main(["metrics", "update/cliped"]) == 2

@@ -31,8 +31,9 @@ def add_adapters(
         compute_dtype: of the products that it will run with.
 
     Raises:
-        ValueError: PEFT is not installed, or finds no module of these names that it can adapt; the base is to
-            be kept in less than it is multiplied in.
+        ValueError: PEFT is not installed, or finds no module of these names that it can adapt, or adapts
+            stacks of experts, which nothing here merges; the base is to be kept in less than it is multiplied
+            in.
     """
     check_adapters(config)
     kept = _kept_in(config, compute_dtype)
@@ -41,7 +42,7 @@ def add_adapters(
     asked = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] (it is divided by the rank)
-        target_modules=list(config.targets) or "all-linear",
+        target_modules=list(config.targets) or _all_targets(model),
         use_dora=config.kind == "dora",
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
@@ -62,11 +63,24 @@ def add_adapters(
         raise ValueError(
             f"adapter.targets: wanted {wanted} in a {model.config.model_type}, got: {reason}"
         ) from error
+    stacks = [name for name, layer in adapter_layers(model).items() if type(layer).__name__ == "ParamWrapper"]
+    if stacks:
+        raise ValueError(
+            f"adapter.targets: wanted linear maps of a {model.config.model_type}, got what PEFT takes for "
+            f"experts' stacked weights ({stacks[0]}); name others, such as q_proj and v_proj"
+        )
     for layer in adapter_layers(model).values():  # autocast does, once for the map and its adapter
         layer.cast_input_dtype_enabled = False
     if kept == "bfloat16":  # now that the adapters, which take the dtype of what they adapt, are float32
         halve(maps)
     use_own_forwards(model)
+
+
+def _all_targets(model: PreTrainedModel) -> str | list[str]:
+    """Every linear map but the LM head. With experts by name: PEFT would take theirs and the routers too."""
+    if not any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters()):
+        return "all-linear"
+    return sorted({name.rpartition(".")[2] for name in linear_maps(model)})
 
 
 def _kept_in(config: AdapterConfig, compute_dtype: torch.dtype) -> str:

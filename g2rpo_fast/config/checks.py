@@ -77,6 +77,14 @@ def _truncation(config: Config) -> None:
             )
 
 
+def _replays(config: Config) -> None:
+    if config.objective.replay_routing and not config.rollout.record_routing:
+        raise ValueError(
+            "objective.replay_routing: wanted false without rollout.record_routing (there is nothing to "
+            "replay), got true"
+        )
+
+
 def _ahead(config: Config) -> None:
     if config.run.ahead and config.objective.importance == "none" and config.objective.old_logp == "trainer":
         raise ValueError(
@@ -234,6 +242,6 @@ def _columns(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    _paths, _temperatures, _guidance, _truncation, _ahead, _apart, _steps, _optimizer, _terms, _products,
-    _more, _order, _hints, _units, _channels, _columns, _steered,
+    _paths, _temperatures, _guidance, _truncation, _replays, _ahead, _apart, _steps, _optimizer, _terms,
+    _products, _more, _order, _hints, _units, _channels, _columns, _steered,
 )  # fmt: skip

@@ -62,7 +62,8 @@ def look(
     seen: list[Seen] = []
     with policy.rounded():
         for stream in streams:
-            hidden_SD = policy.hidden(stream.plan).hidden_SD
+            with policy.forced(stream):
+                hidden_SD = policy.hidden(stream.plan).hidden_SD
             found = policy.through_head(linear_logprob, hidden_SD, stream)
             values: list[Tensor] = [found.logp_T, found.entropy_T]
             if right_B is not None:

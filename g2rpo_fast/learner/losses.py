@@ -13,7 +13,8 @@ from g2rpo_kernels import Objective, linear_policy_loss, token_loss
 from torch import Tensor
 
 from g2rpo_fast.learner.micro import MicroBatch
-from g2rpo_fast.learner.policy import Policy
+from g2rpo_fast.learner.policy import Policy, Trained
+from g2rpo_fast.learner.routes import ROUTING, differing
 from g2rpo_fast.objective.terms.rows import counted, safe
 from g2rpo_fast.objective.tokens import joined
 from g2rpo_fast.own import PieceError
@@ -27,17 +28,32 @@ Seen = tuple[Tensor, Tensor]
 
 class Loss(NamedTuple):
     loss: Tensor
-    """0-dim, differentiable."""
+    """0-dim, differentiable; with `balance`."""
     logp_T: Tensor
     stats: Stats
+    balance: Tensor | float = 0.0
+    """What of it keeps the experts of a mixture evenly used; detached."""
+
+
+def with_experts(found: Loss, trained: Trained, micro: MicroBatch) -> Loss:
+    """And the balance of experts: of each micro-batch by itself, by its share of the step's tokens."""
+    stats, loss, part = found.stats, found.loss, None
+    if micro.routes is not None:
+        stats = stats | {ROUTING: differing(trained.chosen, micro.routes)}
+    if trained.balanced is not None:
+        value = trained.balanced.loss.detach()
+        part = trained.balanced.coefficient * micro.share * trained.balanced.loss.to(loss.dtype)
+        stats = stats | {"router_aux": (value * micro.share, torch.full_like(value, micro.share))}
+        loss = loss + part
+    return Loss(loss, found.logp_T, stats, 0.0 if part is None else part.detach())
 
 
 def fused_loss(policy: Policy, micro: MicroBatch, objective: Objective, old_logp_T: Tensor | None) -> Loss:
     """Of terms that the kernels know, summed over the members of each edge beforehand."""
-    hidden_SD = policy.hidden(micro.stream.plan).hidden_SD
+    trained = policy.trained(micro.stream.plan, chosen=micro.routes is not None)
     edges = micro.edges._replace(old_logp_T=old_logp_T)
-    out = policy.through_head(linear_policy_loss, hidden_SD, micro.stream, edges, objective)
-    return Loss(out.loss, out.logp_T, out.stats)
+    out = policy.through_head(linear_policy_loss, trained.hidden_SD, micro.stream, edges, objective)
+    return with_experts(Loss(out.loss, out.logp_T, out.stats), trained, micro)
 
 
 def strongest(terms: Sequence[Term]) -> Ties:
@@ -56,11 +72,11 @@ def own_loss(policy: Policy, micro: MicroBatch, terms: Sequence[Term], seen: See
 
     # Groups are cut apart like rows: each is a run of edges.
     bins: dict[str, Any] = {"row_cuts": rows.cuts(ties)} if ties in ("row", "group") else {}
-    hidden_SD = policy.hidden(micro.stream.plan).hidden_SD
+    trained = policy.trained(micro.stream.plan, chosen=micro.routes is not None)
     try:
         out = policy.through_head(
             token_loss,
-            hidden_SD,
+            trained.hidden_SD,
             micro.stream,
             loss,
             ties="row" if bins else ties,
@@ -70,7 +86,8 @@ def own_loss(policy: Policy, micro: MicroBatch, terms: Sequence[Term], seen: See
     except ValueError as error:  # what the terms return is no loss
         raise error if isinstance(error, PieceError) else PieceError(f"terms: {error}") from error
     logp_N, entropy_N = out.logp_T[rows.edge_N], out.entropy_T[rows.edge_N]
-    return Loss(out.loss, out.logp_T, stats_of(terms, logp_N, entropy_N, tokens))
+    found = Loss(out.loss, out.logp_T, stats_of(terms, logp_N, entropy_N, tokens))
+    return with_experts(found, trained, micro)
 
 
 def linear_loss(policy: Policy, micro: MicroBatch, c_T: Tensor, e_T: Tensor | None) -> Loss:
@@ -80,9 +97,9 @@ def linear_loss(policy: Policy, micro: MicroBatch, c_T: Tensor, e_T: Tensor | No
         value = (c_T * logp_T).sum()
         return value if e_T is None else value + (e_T * entropy_T).sum()
 
-    hidden_SD = policy.hidden(micro.stream.plan).hidden_SD
-    out = policy.through_head(token_loss, hidden_SD, micro.stream, loss)
-    return Loss(out.loss, out.logp_T, {})
+    trained = policy.trained(micro.stream.plan, chosen=micro.routes is not None)
+    out = policy.through_head(token_loss, trained.hidden_SD, micro.stream, loss)
+    return with_experts(Loss(out.loss, out.logp_T, {}), trained, micro)
 
 
 class Tied(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from g2rpo_fast.learner.look import Look
 from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.learner.routes import Routes
 from g2rpo_fast.objective import ObjectiveConfig
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.edges import edges_of
@@ -32,6 +33,10 @@ class MicroBatch:
     engine: EngineTokens
     rows: Rows | None
     """What terms see, where they and not the kernels compute the loss."""
+    share: float = 1.0
+    """Of the tokens of its optimiser step, had each row been encoded by itself."""
+    routes: Routes | None = None
+    """Through which experts the engine went, until a forward has been compared with it."""
     logp_T: Tensor | None = None
     """This policy's before the update, or (rollout as old policy) when first seen; None = not known yet."""
     entropy_T: Tensor | None = None

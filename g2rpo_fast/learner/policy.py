@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +23,14 @@ from transformers import PreTrainedModel
 
 from g2rpo_fast.adapters.attach import without_adapters
 from g2rpo_fast.model import ModelConfig, compute_context, compute_dtype
-from g2rpo_fast.model.forward import TreeOutput, tree_hidden
+from g2rpo_fast.model.balance import balance_loss, balance_of, multiplicity
+from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import follows_trees
+from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.padded import padded_hidden
 from g2rpo_fast.model.products import rounded_weights
+from g2rpo_fast.model.replay import Forced, Replay
 from g2rpo_fast.types import Doubles, Longs, TreePlan
 
 Result = TypeVar("Result")
@@ -41,6 +44,8 @@ class Stream:
     source_T: Tensor
     """int64. Likewise:"""
     target_T: Tensor
+    forced: Forced | None = None
+    """Experts that the policy's forwards go through, where these are replayed."""
 
     @classmethod
     def of(cls, plan: TreePlan, device: torch.device) -> Stream:
@@ -63,6 +68,22 @@ class Stream:
         return torch.from_numpy(value_N[first_T]).to(device)
 
 
+class Balanced(NamedTuple):
+    loss: Tensor
+    """0-dim, differentiable, of the plan's positions: see `balance_loss`."""
+    coefficient: float
+
+
+class Trained(NamedTuple):
+    """A forward of a loss."""
+
+    hidden_SD: Tensor
+    balanced: Balanced | None
+    """What keeps the experts of a mixture that is trained so evenly used."""
+    chosen: tuple[Tensor, ...]
+    """See `TreeOutput`."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """A model, how it computes, and at which temperature its distribution is read."""
@@ -72,19 +93,43 @@ class Policy:
     temperature: float = 1.0
     bare: bool = False
     """The model without its adapters; nothing to differentiate."""
+    replay: Replay | None = None
+    """How its experts are given; None = it chooses them itself."""
+
+    def forced(self, stream: Stream) -> AbstractContextManager[None]:
+        """Around forwards of a stream and their backward passes."""
+        if self.replay is None or stream.forced is None:
+            return nullcontext()
+        return self.replay.forced(stream.forced)
 
     def rounded(self) -> AbstractContextManager[None]:
         """Weights are rounded once for all passes within it, and must not change: see `rounded_weights`."""
         return rounded_weights(self.model, compute_dtype(self.model, self.compute))
 
-    def hidden(self, plan: TreePlan, *, collect_kv: bool = False) -> TreeOutput:
+    def hidden(
+        self, plan: TreePlan, *, collect_kv: bool = False, routed: bool = False, chosen: bool = False
+    ) -> TreeOutput:
         """The backbone over a plan: see `tree_hidden`, or `padded_hidden` where a model follows no trees."""
         bare = without_adapters(self.model) if self.bare else nullcontext()
         with bare, compute_context(self.model, self.compute):
             if not follows_trees(self.model):
                 assert not collect_kv, "a model that keeps more than keys and values"
-                return TreeOutput(hidden_SD=padded_hidden(self.model, plan))
-            return tree_hidden(self.model, plan, attention=self.compute.attention, collect_kv=collect_kv)
+                return padded_hidden(self.model, plan, routed=routed, chosen=chosen)
+            attention = self.compute.attention
+            return tree_hidden(
+                self.model, plan, attention=attention, collect_kv=collect_kv, routed=routed, chosen=chosen
+            )
+
+    def trained(self, plan: TreePlan, *, chosen: bool = False) -> Trained:
+        """The forward of a loss; with the experts of each position where these are `chosen`."""
+        balance = balance_of(self.model, self.compute)
+        output = self.hidden(plan, routed=balance is not None, chosen=chosen)
+        balanced = None
+        if balance is not None:
+            weight_S = torch.from_numpy(multiplicity(plan)).to(self.model.device)
+            loss = balance_loss(output.router_logits, weight_S, balance.experts_per_token)
+            balanced = Balanced(loss, balance.coefficient)
+        return Trained(output.hidden_SD, balanced, output.chosen)
 
     def through_head(
         self,
@@ -117,4 +162,6 @@ class Policy:
     @torch.no_grad()
     def logp(self, stream: Stream) -> LogProb:
         """Log-probability and entropy of each edge's token, [T] each; nothing to differentiate."""
-        return self.through_head(linear_logprob, self.hidden(stream.plan).hidden_SD, stream)
+        with self.forced(stream):
+            hidden_SD = self.hidden(stream.plan).hidden_SD
+        return self.through_head(linear_logprob, hidden_SD, stream)

@@ -27,15 +27,17 @@ from g2rpo_fast.learner.look import Look, hot_temperature, look
 from g2rpo_fast.learner.losses import Loss, fused_loss, linear_loss, own_loss, strongest, tied_loss
 from g2rpo_fast.learner.micro import MicroBatch, micro_batch
 from g2rpo_fast.learner.policy import Policy, Stream
+from g2rpo_fast.learner.routes import ROUTING, forced_of, routes_of
 from g2rpo_fast.learner.token_credit import credited, loud_rows
 from g2rpo_fast.metrics import Means
 from g2rpo_fast.model import ModelConfig
+from g2rpo_fast.model.replay import Replay
 from g2rpo_fast.objective import ObjectiveConfig, fused_objective
 from g2rpo_fast.objective.batch import TrainBatch
 from g2rpo_fast.objective.importance import Comparison, mismatch_metrics
 from g2rpo_fast.optim import OptimConfig, apply_gradients
 from g2rpo_fast.optim.in_backward import InBackward
-from g2rpo_fast.pieces import Scored, Term, TokenCredit, TokenPiece, Weight
+from g2rpo_fast.pieces import Scored, Stats, Term, TokenCredit, TokenPiece, Weight
 from g2rpo_fast.tree import TreeConfig, plan_trees
 from g2rpo_fast.types import SOURCES, Bools, Report
 
@@ -59,7 +61,12 @@ class Tally:
     def add(self, loss: Loss, share: float) -> None:
         """Of a micro-batch that is `share` of its optimiser step."""
         self.means.add("loss", loss.loss.detach(), share)
-        self.means.add_all(loss.stats, prefix="update/")
+        self.note(loss.stats)
+
+    def note(self, stats: Stats) -> None:
+        """Of a micro-batch."""
+        for name, stat in stats.items():
+            self.means.add(name if name == ROUTING else f"update/{name}", *stat)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ class Learner:
     """The engine's log-probabilities are of that distribution: no top-p, no top-k."""
     token_credit: tuple[TokenCredit, ...] = ()
     weights: tuple[Weight, ...] = ()
+    replay: Replay | None = None
+    """The policy's forwards go through the experts that the engine recorded."""
 
     def __post_init__(self) -> None:
         if self.reference is None and any("ref_logp" in term.needs for term in self.terms):
@@ -123,7 +132,7 @@ class Learner:
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.model, self.compute, self.temperature)
+        return Policy(self.model, self.compute, self.temperature, replay=self.replay)
 
     @cached_property
     def fused(self) -> Objective | None:
@@ -200,7 +209,7 @@ class Learner:
         looks: list[Look | None] = [None] * len(batches)
         if pieces and not reads_old:
             batches, looks = self._credited(batches, looks, scored)
-        streams = [self._streams(batch) for batch in batches]
+        streams = [self._streams(batch, scored) for batch in batches]
         if reads_old or self._asks_first(batches):
             hot, moves = hot_temperature(pieces), any("influence" in piece.needs for piece in pieces)
             looks = [
@@ -209,7 +218,7 @@ class Learner:
             ]
         if reads_old:
             batches, looks = self._credited(batches, looks, scored)
-            streams = [self._streams(batch) for batch in batches]
+            streams = [self._streams(batch, scored) for batch in batches]
         return [self._step(*given, scored, tally) for given in zip(batches, streams, looks, strict=True)]
 
     def _asks_first(self, batches: Sequence[TrainBatch]) -> bool:
@@ -237,11 +246,14 @@ class Learner:
         ]
         return [batch.keep(loud) for batch, loud in zip(made, rows, strict=True)], kept
 
-    def _streams(self, batch: TrainBatch) -> list[Stream]:
+    def _streams(self, batch: TrainBatch, scored: Scored | None = None) -> list[Stream]:
         plans = plan_trees(
             batch.sequences, token_budget=self.tree.token_budget, min_saved=self.tree.min_saved
         )
-        return [Stream.of(plan, self.model.device) for plan in plans]
+        streams = [Stream.of(plan, self.model.device) for plan in plans]
+        if self.replay is None or scored is None:
+            return streams
+        return [replace(s, forced=forced_of(routes_of(batch, s, scored.rollouts))) for s in streams]
 
     def _fuses(self, batch: TrainBatch) -> bool:
         on_policy = bool((batch.source_R == SOURCES.index("on_policy")).all())
@@ -288,13 +300,16 @@ class Learner:
             reward_R = scored.rewards.total_R
         if self.reference is not None and any("ref_logp" in term.needs for term in self.terms):
             bare = self.reference is self.model
-            reference = replace(self.policy, model=self.reference, bare=bare)
+            reference = replace(self.policy, model=self.reference, bare=bare, replay=None)
         micros = []
+        tokens = sum(stream.plan.unshared_tokens for stream in streams)
         with nullcontext() if reference is None else reference.rounded():
             for stream in streams:
                 micro = micro_batch(
                     self.policy, reference, batch, stream, self.objective, seen=seen, reward_R=reward_R
                 )
+                routes = None if scored is None else routes_of(batch, stream, scored.rollouts)
+                micro = replace(micro, share=stream.plan.unshared_tokens / tokens, routes=routes)
                 if seen is not None:
                     micro = self._known(micro, stream.gather(seen.logp_N, self.model.device), tally)
                 micros.append(micro)
@@ -314,6 +329,8 @@ class Learner:
             begun: moves layers in the last micro-batch's backward pass.
         """
         gradients = self._tied_gradients if step.tied else self._micro_gradients
+        if moved:  # the experts are those of other weights
+            step = replace(step, micros=[replace(micro, routes=None) for micro in step.micros])
         with self.policy.rounded():
             return gradients(step, tally, moved=moved, begun=begun)
 
@@ -321,7 +338,7 @@ class Learner:
         """Of each micro-batch by itself."""
         micros = []
         for micro in step.micros:
-            with _last_pass(begun, micro is step.micros[-1]):
+            with _last_pass(begun, micro is step.micros[-1]), self.policy.forced(micro.stream):
                 if step.fused:
                     assert self.fused is not None
                     found = fused_loss(self.policy, micro, self.fused, micro.old_logp(self.objective))
@@ -345,11 +362,16 @@ class Learner:
             seen.append(present)
             micros.append(self._known(micro, present[0], tally) if micro.logp_T is None else micro)
         tied = tied_loss(micros, self.terms, seen)
+        value = tied.value
         for micro, coefficients in zip(micros, tied.coefficients, strict=True):
-            with _last_pass(begun, micro is micros[-1]):
-                linear_loss(self.policy, micro, *coefficients).loss.backward()
+            last_pass = _last_pass(begun, micro is micros[-1])
+            with last_pass, self.policy.forced(micro.stream):
+                found = linear_loss(self.policy, micro, *coefficients)
+                found.loss.backward()
+            value = value + found.balance
+            tally.note(found.stats)
             tally.tick()
-        tally.add(Loss(tied.value, tied.value, tied.stats), 1.0)
+        tally.add(Loss(value, value, tied.stats), 1.0)
         return replace(step, micros=micros)
 
 

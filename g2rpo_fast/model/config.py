@@ -46,6 +46,10 @@ class ModelConfig:
     """RMSNorm and gated SiLU of the Llama, Mistral, Qwen2 and Qwen3 families in one sweep each. auto = by C++
     on a CPU; by Liger-Kernel, RoPE too, on CUDA where it is installed. off = transformers' own code."""
 
+    router_aux: Annotated[float, Ge(0)] | None = None
+    """Factor of the loss that balances the experts of a mixture. None = as the model's config.json asks: its
+    own factor where output_router_logits is true, else no such loss. 0 = none."""
+
     def __post_init__(self) -> None:
         check_fields(self, "model")
         if self.weights == "bfloat16" and self.precision == "float32":

@@ -2,40 +2,38 @@
 
 The backbone runs once on the stream of S positions, as a batch of one; the LM head is never called.
 
-Dimension key: S packed tree positions, D width, H query heads, K key/value heads, E head width.
+Dimension key: S packed tree positions, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from g2rpo_kernels.transfer import to_device
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of, check_length
+from g2rpo_fast.model.balance import router_logits_of, routing_keywords
 from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.model.context import TreeContext
+from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.recurrent.install import calls_of
+from g2rpo_fast.model.routing import chosen_experts
 from g2rpo_fast.types import TreePlan
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreeOutput:
-    """What a forward over a tree returns."""
-
-    hidden_SD: Tensor
-    """What the LM head reads (after the final norm)."""
-    kv: tuple[tuple[Tensor, Tensor], ...] = ()
-    """For each layer (k_SKE, v_SKE), after RoPE, heads not repeated; empty unless collected."""
-
-
 def tree_hidden(
-    model: PreTrainedModel, plan: TreePlan, *, attention: AttentionChoice = "auto", collect_kv: bool = False
+    model: PreTrainedModel,
+    plan: TreePlan,
+    *,
+    attention: AttentionChoice = "auto",
+    collect_kv: bool = False,
+    routed: bool = False,
+    chosen: bool = False,
 ) -> TreeOutput:
-    """Hidden states [S, D] of `plan`'s stream under `model`, and its keys and values with `collect_kv`.
+    """Hidden states [S, D] of `plan`'s stream under `model`, its keys and values with `collect_kv`, the
+    logits of its routers with `routed`, and the experts with `chosen`.
 
     Position i's state is that of the last token of its path run by itself, up to rounding. Differentiable in
     the parameters, also under gradient checkpointing; dtypes are the model's, or autocast's where one is on.
@@ -51,6 +49,15 @@ def tree_hidden(
     attending, states = calls_of(model)
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv, states=states)
     backbone: Any = backbone_of(model)
-    output = backbone(input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context)
+    keywords = routing_keywords(model, routed=routed)
+    with chosen_experts(model, wanted=chosen) as experts:
+        output = backbone(
+            input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context, **keywords
+        )
     context.check_layers(attending)
-    return TreeOutput(hidden_SD=output.last_hidden_state.squeeze(0), kv=context.kv())
+    return TreeOutput(
+        hidden_SD=output.last_hidden_state.squeeze(0),
+        kv=context.kv(),
+        router_logits=tuple(router_logits_of(output)) if routed else (),
+        chosen=tuple(experts),
+    )

@@ -13,6 +13,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from g2rpo_fast.adapters.place import whole_base_of
 from g2rpo_fast.adapters.stored import read_causal_lm
+from g2rpo_fast.model.balance import balance_of
+from g2rpo_fast.model.balance_probe import check_balance
 from g2rpo_fast.model.checkpointing import checkpoint_layers
 from g2rpo_fast.model.config import FusedOps, ModelConfig
 from g2rpo_fast.model.half import keep_half
@@ -57,16 +59,15 @@ def load_model(
         must_share: refuse a model whose layers do not follow a tree.
         unshared: is told why the model's layers do not: a line that begins with its type.
 
-    Raises ValueError, naming the model type and the reason: a loss of experts, an LM head that is not
-    one linear map, layers that see later tokens; with `must_share` also layers other than full or sliding
-    attention and states that fork (`recurrent`), attention sinks, and whatever else makes a small tree's
-    logits differ from the plain model's.
+    Raises ValueError, naming the model type and the reason: a loss of experts that is not transformers' usual
+    one, an LM head that is not one linear map, layers that see later tokens; with `must_share` also layers
+    other than full or sliding attention and states that fork (`recurrent`), attention sinks, and whatever
+    else makes a small tree's logits differ from the plain model's.
     """
     check_json_files(path)
     base = whole_base_of(path)
     with reading(base, "a causal language model that transformers can read"):
         model_config = AutoConfig.from_pretrained(base)
-    check_config(model_config)
     if must_share:
         with _required():
             check_layers(model_config)
@@ -80,6 +81,8 @@ def load_model(
             select_tree_attention(model)
     elif reason := select_attention(model):
         unshared(reason)
+    if balance := balance_of(model, config):
+        check_balance(model, balance)
     fuse_ops(model, config.fused_ops)
     if config.gradient_checkpointing:
         checkpoint_layers(model, num_layers=config.checkpointed_layers, offload=config.offload_activations)
@@ -158,14 +161,4 @@ def check_layers(config: PreTrainedConfig) -> None:
         raise ValueError(
             f"{config.model_type}: wanted layers of {', '.join(LAYER_TYPES)} only, got {', '.join(other)}: "
             "what they keep does not follow the branches of a tree"
-        )
-
-
-def check_config(config: PreTrainedConfig) -> None:
-    """ValueError if a model of this configuration cannot be trained."""
-    text: Any = config.get_text_config()
-    if getattr(text, "output_router_logits", False):
-        raise ValueError(
-            f"{config.model_type}: wanted output_router_logits = false, got true: the loss that balances "
-            "experts is not part of the objective. Set it to false in config.json to train without."
         )

@@ -3,7 +3,7 @@
 Rows of alike length go through the backbone together, padded on the right, which a causal model does not see:
 state and keys of padding come after all that is read. What comes out is packed as a tree's stream is.
 
-Dimension key: S packed positions, R rows of one call, L padded length, D width, V vocabulary.
+Dimension key: S packed positions, R rows of one call, L padded length, D width, E experts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from g2rpo_fast.backbone import backbone_of, check_length
+from g2rpo_fast.model.balance import router_logits_of, routing_keywords
+from g2rpo_fast.model.output import TreeOutput
+from g2rpo_fast.model.routing import chosen_experts
 from g2rpo_fast.types import Longs, TreePlan
 
 PADDING = 1.25
 """Rows go together up to this many padded positions for each of their own."""
 
 
-def padded_hidden(model: PreTrainedModel, plan: TreePlan) -> Tensor:
-    """Hidden states [S, D] of `plan`'s stream under `model` with the attention that it has selected.
+def padded_hidden(
+    model: PreTrainedModel, plan: TreePlan, *, routed: bool = False, chosen: bool = False
+) -> TreeOutput:
+    """Hidden states [S, D] of `plan`'s stream under `model` with the attention that it has selected, the
+    logits of its routers with `routed`, and the experts with `chosen`.
 
     Differentiable in the parameters, also under gradient checkpointing; dtypes as in `tree_hidden`.
 
@@ -38,18 +44,27 @@ def padded_hidden(model: PreTrainedModel, plan: TreePlan) -> Tensor:
     start_R = np.flatnonzero(plan.position_S == 0)
     length_R = np.diff(start_R, append=len(plan.position_S))
     backbone: Any = backbone_of(model)
-    parts, places = [], []
+    keywords = routing_keywords(model, routed=routed)
+    parts: list[list[Tensor]] = []
+    places, routers = [], 0
     for rows in alike(length_R):
         real_RL = np.arange(length_R[rows].max()) < length_R[rows, None]
         place_RL = np.minimum(start_R[rows, None] + np.arange(real_RL.shape[1]), len(plan.token_S) - 1)
         token_RL = np.where(real_RL, plan.token_S[place_RL], 0)
         inputs = [torch.from_numpy(token_RL).long(), torch.from_numpy(real_RL).long()]
         token, real = to_device(inputs, model.device)
-        output = backbone(input_ids=token, attention_mask=real, use_cache=False)
-        parts.append(output.last_hidden_state[real.bool()])
+        with chosen_experts(model, wanted=chosen) as experts:
+            output = backbone(input_ids=token, attention_mask=real, use_cache=False, **keywords)
+        logits = router_logits_of(output) if routed else []
+        routers = len(logits)
+        found = [output.last_hidden_state.flatten(0, 1), *logits, *experts]
+        parts.append([each[real.bool().flatten()] for each in found])
         places.append(place_RL[real_RL])
-    order_S = np.argsort(np.concatenate(places))
-    return torch.cat(parts)[torch.from_numpy(order_S).to(model.device)]
+    order_S = torch.from_numpy(np.argsort(np.concatenate(places))).to(model.device)
+    hidden_SD, *others = (torch.cat(part)[order_S] for part in zip(*parts, strict=True))
+    return TreeOutput(
+        hidden_SD=hidden_SD, router_logits=tuple(others[:routers]), chosen=tuple(others[routers:])
+    )
 
 
 def alike(length_R: Longs) -> list[Longs]:

@@ -102,7 +102,7 @@ def _error(model: PreTrainedModel, tree: str) -> float:
     windows = check_masks(model)
     trunk = max([TRUNK, *(window for window in windows if window <= MAX_TRUNK)])
     trunk = max(1, min(trunk, num_positions(model.config) - 3))
-    plan, paths = _plan(trunk, int(model.config.get_text_config().vocab_size))
+    plan, paths = small_tree(trunk, int(model.config.get_text_config().vocab_size))
     choose(model, tree)
     got_SV = _logits(model, tree_hidden(model, plan, attention="reference").hidden_SD)
     model.set_attn_implementation("eager")
@@ -118,8 +118,10 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
     rows = [(ids[:length] % vocab_size).astype(np.int32) for length in (longest, longest - longest // 3)]
     rows.append((ids[::-1][: longest // 2] % vocab_size).astype(np.int32))
     model.set_attn_implementation(attention)
-    together = _logits(model, padded_hidden(model, _unshared(rows))).split([len(row) for row in rows])
-    single = [_logits(model, padded_hidden(model, _unshared([row]))) for row in rows]
+    together = _logits(model, padded_hidden(model, unshared_rows(rows)).hidden_SD).split(
+        [len(row) for row in rows]
+    )
+    single = [_logits(model, padded_hidden(model, unshared_rows([row])).hidden_SD) for row in rows]
     model.set_attn_implementation("eager")
     wanted = [_alone(model, row) for row in rows]
     prefix = len(rows[1])
@@ -135,14 +137,21 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
     return ""
 
 
-def _unshared(rows: Sequence[Ints]) -> TreePlan:
+def _of_rows(model: PreTrainedModel, rows: Sequence[Ints]) -> Tensor:
+    """[S, V] logits of unshared rows, end to end."""
+    return _logits(model, padded_hidden(model, unshared_rows(rows)).hidden_SD)
+
+
+def unshared_rows(rows: Sequence[Ints]) -> TreePlan:
+    """A plan of each row by itself, without edges."""
     lengths = [len(row) for row in rows]
     end_R = np.cumsum(lengths)
     return replace(
-        _plan(1, 1)[0],
+        small_tree(1, 1)[0],
         token_S=np.concatenate(rows),
         position_S=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
         end_S=np.repeat(end_R, lengths).astype(np.int32),
+        last_B=(end_R - 1).astype(np.int32),
         node_start_Q=end_R - lengths,
         node_parent_Q=np.full(len(rows), -1),
     )
@@ -163,7 +172,7 @@ def _largest(errors: Sequence[float]) -> float:
     return float(np.max(errors))
 
 
-def _plan(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:
+def small_tree(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:
     """A trunk, a leaf, a branch with two leaves, and another root; the stream positions of each path."""
     none = np.empty(0, np.int64)
     position = [*range(trunk), trunk, trunk + 1, trunk, trunk + 1, trunk + 1, 0, 1]
@@ -178,8 +187,8 @@ def _plan(trunk: int, vocab_size: int) -> tuple[TreePlan, list[Longs]]:
         target_T=none.astype(np.int32),
         member_ptr_T1=np.zeros(1, np.int64),
         member_M=none,
-        row_B=none.astype(np.int32),
-        last_B=none.astype(np.int32),
+        row_B=np.arange(4, dtype=np.int32),
+        last_B=np.array([trunk + 1, trunk + 3, trunk + 4, size - 1], np.int32),
         unshared_tokens=3 * trunk + 8,
         node_start_Q=np.array([0, trunk, trunk + 2, trunk + 3, trunk + 4, size - 2]),
         node_parent_Q=np.array([-1, 0, 0, 2, 2, -1]),

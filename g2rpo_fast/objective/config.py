@@ -42,6 +42,10 @@ class ObjectiveConfig:
     constant_length: Annotated[int, Ge(1)] | None = None
     """Tokens per sequence that `constant` divides by; unset = the rollout's maximum."""
 
+    replay_routing: bool = False
+    """Mixtures of experts: the update goes through the experts that rollout.record_routing recorded, weighted
+    by its own routers (R3), where there is a record; where rows share a position, that of the first."""
+
     def __post_init__(self) -> None:
         check_fields(self, "objective")
         if self.old_logp == "rollout" and self.importance != "none":

@@ -79,13 +79,14 @@ def process_state_kept() -> Iterator[None]:
 
 
 def read_only(rollout: Rollout) -> Rollout:
-    """The same rollout; its arrays cannot be written."""
+    """The same rollout, without its experts; its arrays cannot be written."""
     versions = rollout.token_versions
     return replace(
         rollout,
         loss_mask=_read_only(rollout.loss_mask),
         rollout_logp=_read_only(rollout.rollout_logp),
         token_versions=None if versions is None else _read_only(versions),
+        experts=None,
     )
 
 

@@ -39,8 +39,17 @@ class RolloutConfig:
     """local engine on CUDA, models of type Llama, Mistral, Qwen2 and Qwen3 with plain modules: a decoding
     step is one CUDA graph, the same up to rounding. false = kernel by kernel, and less memory at once."""
 
+    record_routing: bool = False
+    """local engine, mixtures of experts: keep which experts each sampled token went through, and tell of how
+    many the update's own choice is another (mismatch/routing)."""
+
     def __post_init__(self) -> None:
         check_fields(self, "rollout")
+        if self.record_routing and self.engine != "local":
+            raise ValueError(
+                f"rollout.record_routing: wanted false with rollout.engine = {self.engine} (vLLM tells of "
+                "experts from its V2 model runner alone, which has no CPU and is not used here), got true"
+            )
         if "" in self.stop_strings:
             raise ValueError("rollout.stop_strings: wanted non-empty strings, got an empty one")
 

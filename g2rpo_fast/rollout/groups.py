@@ -114,6 +114,7 @@ def _rollout(ask: Ask, completion: Completion, text_of: ResponseText) -> Rollout
         finish_reason=completion.finish_reason,
         weight_version=completion.weight_version,
         token_versions=completion.token_versions,
+        experts=completion.experts,
         hint_level=ask.hint_level,
         round=ask.round,
         source=ask.source,

@@ -1,6 +1,7 @@
 """A batch that was sampled and is not trained on yet, and what a checkpoint keeps of it.
 
-Dimension key: R rollouts, N sampled tokens end to end. A trailing 1 is "plus one".
+Dimension key: R rollouts, N sampled tokens end to end, L layers with experts, K experts of one token. A
+trailing 1 is "plus one".
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class SampledBatch:
             "version_N": np.concatenate([np.zeros(0, np.int32), *map(_versions, done)]),
             "version_R": np.asarray([c.weight_version for c in done], np.int64),
             "stopped_R": np.asarray([c.finish_reason == "stop" for c in done], np.bool_),
+            **_experts(done),
         }
 
     @classmethod
@@ -108,7 +110,7 @@ def _asks(
 
 
 def _completions(arrays: Mapping[str, np.ndarray]) -> list[Completion]:
-    ptr = arrays["token_ptr_R1"]
+    ptr, expert_NLK = arrays["token_ptr_R1"], arrays.get("expert_NLK")
     return [
         Completion(
             token_ids=token_ids,
@@ -116,9 +118,16 @@ def _completions(arrays: Mapping[str, np.ndarray]) -> list[Completion]:
             finish_reason="stop" if arrays["stopped_R"][r] else "length",
             weight_version=int(arrays["version_R"][r]),
             token_versions=arrays["version_N"][ptr[r] : ptr[r + 1]],
+            experts=None if expert_NLK is None else expert_NLK[ptr[r] : ptr[r + 1]],
         )
         for r, token_ids in enumerate(_rows(arrays, "token"))
     ]
+
+
+def _experts(completions: Sequence[Completion]) -> dict[str, np.ndarray]:
+    """Of all tokens, where they are recorded."""
+    found = [c.experts for c in completions if c.experts is not None]
+    return {"expert_NLK": np.concatenate(found)} if found else {}
 
 
 def _ragged(name: str, rows: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from causal_types import tiny_model
 from g2rpo_fast.adapters import AdapterConfig
 from g2rpo_fast.adapters.attach import add_adapters, without_adapters
 from g2rpo_fast.adapters.forward import use_own_forwards
@@ -319,3 +320,20 @@ def test_a_frozen_head_costs_two_products() -> None:
             given.update(batches(rollouts(), advantages(), TOKENS), lr=0.0)
         counted.append(work.products)
     assert counted[0] * 3 == counted[1] * 2 > 0
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "phimoe", "granitemoe"])
+def test_mixtures_have_adapters_on_their_linear_maps_alone(family: str) -> None:
+    """PEFT would adapt the stacks of experts and the routers of some, which then no export has."""
+    model = tiny_model(family)
+    plain = dict(model.named_parameters())
+    adapted(model, "lora")
+    assert {name for name, _ in whole_parameters(model)} == plain.keys()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("q_proj" in name for name in trained)
+    assert not any(".experts." in name or ".gate." in name or "router" in name for name in trained)
+
+
+def test_experts_are_no_targets() -> None:
+    with pytest.raises(ValueError, match=r"adapter\.targets: wanted linear maps of a mixtral, got .*experts"):
+        adapted(tiny_model("mixtral"), "lora", targets=("w1", "w2", "w3"))

@@ -53,7 +53,7 @@ def test_off_on_a_model_that_follows_trees_is_the_same_update() -> None:
 def test_bfloat16_compute_keeps_float32_weights() -> None:
     ours = sgd_learner(tiny_model("bloom"), 8192, ModelConfig(precision="bfloat16"), shares=False)
     (plan,) = plan_trees(batches(rollouts(), advantages(), PLAIN)[0].sequences, min_saved=ours.tree.min_saved)
-    exact = padded_hidden(ours.model, plan)
+    exact = padded_hidden(ours.model, plan).hidden_SD
     rounded = ours.policy.hidden(plan).hidden_SD
     error = float(((rounded.float() - exact).abs().max() / exact.abs().max()).detach())
     assert 1e-4 < error < 0.1

@@ -22,7 +22,6 @@ from transformers import (
     CohereConfig,
     GptOssConfig,
     Llama4TextConfig,
-    MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -33,7 +32,7 @@ from g2rpo_fast.model import ModelConfig, compute_context
 from g2rpo_fast.model.forward import tree_hidden
 from g2rpo_fast.model.head import head_of
 from g2rpo_fast.model.hook import ATTENTION, follows_trees
-from g2rpo_fast.model.load import check_config, load_model, select_tree_attention
+from g2rpo_fast.model.load import load_model, select_tree_attention
 from g2rpo_fast.model.vocabulary import load_tokenizer
 from g2rpo_fast.tree import plan_trees
 from g2rpo_fast.types import Sequences, TreePlan
@@ -317,8 +316,6 @@ def test_models_that_trees_do_not_fit_run_unshared_or_are_refused_where_sharing_
 
 
 def test_models_that_cannot_be_trained_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"mixtral: wanted output_router_logits = false, got true"):
-        check_config(MixtralConfig(**SHAPE, output_router_logits=True))
     with pytest.raises(ValueError, match=r"cohere: wanted logit_scale above 0, got 0\.0"):
         load_model(saved(tmp_path / "cohere", CohereConfig(**SHAPE, logit_scale=0.0)), ModelConfig(), "cpu")
 

@@ -5,39 +5,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from causal_types import CAUSAL_TYPES
-from causal_types import tiny_config as tiny_model_config
 from commands import called, printed
-from g2rpo_fast.config import Config
-from g2rpo_fast.embedded import prepare
 from g2rpo_fast.metrics import read_metrics
 from g2rpo_fast.train import train
-from g2rpo_fast.types import TrainResult
-from runs import TINY, quiet, tiny_config, without_times
-
-Paths = dict[str, dict[str, Any]]
-
-
-def made_of(model_type: str, directory: Path) -> Paths:
-    """An untrained model of a type with the embedded task's tokenizer, and its data."""
-    embedded = tiny_config(directory, embedded={"warm_start_steps": 1}).embedded
-    made = prepare(directory, embedded, seed=0, report=quiet)
-    tokenizer = AutoTokenizer.from_pretrained(made.model_dir)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "eos_token_id": 1}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_model_config(model_type, **sizes))
-    model.save_pretrained(directory / model_type)
-    tokenizer.save_pretrained(directory / model_type)
-    return {
-        "model": {"path": str(directory / model_type)},
-        "data": {"path": str(made.train_path), "eval_path": str(made.eval_path)},
-    }
+from model_runs import Paths, check_that_it_goes_on, config_of, made_of
+from runs import TINY, quiet, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +26,6 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """Convolutions and attention."""
     return made_of("lfm2", tmp_path_factory.mktemp("hybrid"))
-
-
-def config_of(directory: Path, hybrid: Paths, steps: int, **sections: dict[str, Any]) -> Config:
-    values: dict[str, Any] = {
-        "run": {"steps": steps},
-        "checkpoint": {"every": 1},
-        "evaluate": {"every": 0, "profile_prompts": 0},
-        "optim": {"schedule": "constant"},
-        "model": hybrid["model"],
-        "data": hybrid["data"],
-    }
-    return tiny_config(directory, **values | sections)
-
-
-def check_that_it_goes_on(directory: Path, paths: Paths, whole: TrainResult) -> None:
-    """After a run was ended at its first step: bit for bit as without an end."""
-    train(config_of(directory, paths, 1), show=quiet)
-    broken = train(config_of(directory, paths, 2), show=quiet)
-    records = [without_times(read_metrics(result.metrics_path)) for result in (whole, broken)]
-    assert records[0] == records[1]
-    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, broken)]
-    before = (Path(paths["model"]["path"]) / "model.safetensors").read_bytes()
-    assert weights[0] == weights[1] != before
 
 
 def test_chunked_model_trains_says_why_and_goes_on_bit_for_bit(chunked: Paths, tmp_path: Path) -> None:

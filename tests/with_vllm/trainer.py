@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from engine_child import EngineChild, Sample
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config
 
 from g2rpo_fast.rollout.sync import Arena, Manifest
 
@@ -40,7 +40,7 @@ def config_of(*, tied: bool, **changes: Any) -> PretrainedConfig:
 def model_of(config: PretrainedConfig, version: int) -> PreTrainedModel:
     """The weights that a trainer has at `version`, float32: unlike those of any other."""
     torch.manual_seed(version)
-    return Qwen3ForCausalLM(config).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def write_config(config: PretrainedConfig, directory: Path) -> Path:

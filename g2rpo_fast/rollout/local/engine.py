@@ -7,7 +7,7 @@ Models that keep more than keys and values decode by their own forward, rows wit
 by side; so do those that do not follow trees.
 
 Dimension key: B rows being decoded, D width, V vocabulary, T steps; S stream positions, K KV heads, E head
-width.
+width; of `expert_BLK` L layers with experts, K those of one token.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from g2rpo_fast.rollout.local.hooked_decoder import HookedDecoder
 from g2rpo_fast.rollout.local.own_rows import NONE, CachedRows, OwnRows, kind_of_rows
 from g2rpo_fast.rollout.local.prefill import Head, Prefill, PrefillFunction
 from g2rpo_fast.rollout.local.progress import Progress, Reporter
+from g2rpo_fast.rollout.local.routes import Watch, experts_to_host, recorded
 from g2rpo_fast.rollout.local.sampling import Draws, draw
 from g2rpo_fast.rollout.local.shared_prefix import Family, SharedPrefix
 from g2rpo_fast.rollout.local.static_cache import StaticCache
@@ -54,6 +55,8 @@ class Wave:
     cache: Cache | OwnRows
     hidden_BD: torch.Tensor
     """Of the last token of each row's prefix."""
+    expert_BLK: torch.Tensor | None
+    """Likewise, where they are recorded."""
 
 
 class LocalEngine:
@@ -69,6 +72,8 @@ class LocalEngine:
         backbone: the module whose forward gives hidden states; default the model's own.
         recorder: records the functional decoder's steps (`graph_decoder`); None = every step is plain.
         keywords: what the model's own forward is given besides, where rows decode by it.
+        experts: context in which forwards add the experts that they choose, see `Watch`; None = nothing is
+            recorded of them.
 
     Attributes:
         decoder_name: "functional" (Llama-shaped models with plain modules) or "hooked" (all others whose
@@ -88,6 +93,7 @@ class LocalEngine:
         backbone: nn.Module | None = None,
         recorder: Recorder | None = None,
         keywords: Mapping[str, Any] = NONE,
+        experts: Watch | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: wanted at least 1, got {max_rows}")
@@ -98,6 +104,7 @@ class LocalEngine:
         self._backbone: nn.Module = backbone or backbone_of(model)
         self._config = model.config.get_text_config()
         self._version, self._keywords = 0, keywords
+        self._watch = experts
         self._own_rows: type[OwnRows] | None = None
         self.decoder_name: DecoderName
         if prefill is None:
@@ -183,7 +190,9 @@ class LocalEngine:
                 last_B = _last_positions(batch, prefill, of_wave)
                 index_B = torch.from_numpy(last_B).to(prefill.hidden_SD.device)
                 cache = self._cache(decoder, batch, prefill, of_wave, last_B)
-                yield Wave(rows, self._stepper(decoder), cache, prefill.hidden_SD.index_select(0, index_B))
+                hidden_BD = prefill.hidden_SD.index_select(0, index_B)
+                expert_BLK = torch.stack([*prefill.chosen], 1)[index_B] if prefill.chosen else None
+                yield Wave(rows, self._stepper(decoder), cache, hidden_BD, expert_BLK)
 
     def _own_waves(self, requests: list[Request]) -> Iterator[Wave]:
         """Whose prefixes have one length."""
@@ -198,8 +207,11 @@ class LocalEngine:
                 place = {prefix: i for i, prefix in enumerate(prefixes)}
                 index_B = torch.tensor([place[requests[i].prompt_ids] for i in rows], device=device)
                 token_FL = torch.tensor(prefixes, device=device)
-                own = self._own_rows(self._backbone, token_FL, index_B, self._dtype, self._keywords)
-                yield Wave(rows, own, own, own.hidden_BD)
+                with recorded(self._watch) as record:
+                    own = self._own_rows(self._backbone, token_FL, index_B, self._dtype, self._keywords)
+                expert_FLK = record.of_last_tokens(len(prefixes))
+                expert_BLK = None if expert_FLK is None else expert_FLK[index_B]
+                yield Wave(rows, own, own, own.hidden_BD, expert_BLK)
 
     def _decode_wave(
         self, wave: Wave, requests: list[Request], sampling: Sampling, progress: Progress
@@ -210,14 +222,17 @@ class LocalEngine:
         logits_dtype = torch.promote_types(hidden_BD.dtype, torch.float32)
         draws = Draws([r.seed for r in requests], device=hidden_BD.device, dtype=logits_dtype)
         head = _LogitsHead(self._head, self._dtype)
+        expert_BLK = wave.expert_BLK
         while True:
             block: list[tuple[torch.Tensor, torch.Tensor]] = []
+            routes: list[torch.Tensor] = []
             for _ in range(min(BLOCK, progress.steps_left)):
                 if block:
                     cache.advance()
-                    hidden_BD = stepper.step(block[-1][0][:, 0], cache)
+                    hidden_BD, expert_BLK = self._step(stepper, block[-1][0][:, 0], cache)
                 block.append(draw(head.logits(hidden_BD), draws.next(), sampling))
-            progress.add(*(_to_host(part) for part in zip(*block)))
+                routes += () if expert_BLK is None else (expert_BLK,)
+            progress.add(*(_to_host(part) for part in zip(*block)), expert_TBLK=experts_to_host(routes))
             alive = progress.alive_B
             if not len(alive):
                 return
@@ -227,7 +242,15 @@ class LocalEngine:
                     rows.keep(alive)
                 token_B = token_B.index_select(0, torch.from_numpy(alive).to(token_B.device))
             cache.advance()
+            hidden_BD, expert_BLK = self._step(stepper, token_B, cache)
+
+    def _step(
+        self, stepper: Any, token_B: torch.Tensor, cache: Cache | OwnRows
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(hidden states [B, D], the experts of the same tokens where they are recorded)."""
+        with recorded(self._watch) as record:
             hidden_BD = stepper.step(token_B, cache)
+        return hidden_BD, record.of_last_tokens(len(token_B))
 
     def _cache(
         self, decoder: Decoder, batch: Batch, prefill: Prefill, requests: list[Request], last_B: Longs

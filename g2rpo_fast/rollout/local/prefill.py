@@ -30,6 +30,8 @@ class Prefill:
     """For each layer (k_SKE, v_SKE): after RoPE, KV heads not repeated."""
     hidden_SD: torch.Tensor
     """What the LM head reads (after the final norm)."""
+    chosen: Sequence[torch.Tensor] = ()
+    """For each layer with experts, [S, experts of a token]: where they are recorded."""
 
 
 PrefillFunction = Callable[[list[tuple[int, ...]]], Prefill]

@@ -3,7 +3,8 @@
 Tokens arrive in blocks of a few steps, so that the device is not asked after every one. A row's later tokens
 of a block are discarded once it has ended: where it ends does not depend on the blocks.
 
-Dimension key: R rows of the wave, T steps of one block, B rows still in the batch.
+Dimension key: R rows of the wave, T steps of one block, B rows still in the batch; L layers with experts, K
+experts of one token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import numpy as np
 
 from g2rpo_fast.rollout.stop_text import StopText
 from g2rpo_fast.rollout.text_decoder import Decode
-from g2rpo_fast.types import Bools, Completion, FinishReason, Floats, Longs, Report, Request, Sampling
+from g2rpo_fast.types import (
+    Bools,
+    Completion,
+    Experts,
+    FinishReason,
+    Floats,
+    Longs,
+    Report,
+    Request,
+    Sampling,
+)
 
 
 class Reporter:
@@ -56,6 +67,7 @@ class Progress:
         num_steps = int(self._limit_R.max())
         self._token_RT = np.zeros((len(requests), num_steps), dtype=np.int64)
         self._logp_RT = np.zeros((len(requests), num_steps), dtype=np.float32)
+        self._expert_RTLK: Experts | None = None
         self._length_R = np.zeros(len(requests), dtype=np.int64)
         self._stopped_R = np.zeros(len(requests), dtype=np.bool_)
         self._ended_R = np.zeros(len(requests), dtype=np.bool_)
@@ -77,9 +89,13 @@ class Progress:
         """The batch now has these of its rows only."""
         self.batch_B = self.batch_B[rows]
 
-    def add(self, token_TB: Longs, logp_TB: Floats) -> None:
+    def add(self, token_TB: Longs, logp_TB: Floats, *, expert_TBLK: Experts | None = None) -> None:
         """Takes in the next steps of every row of the batch, at most `steps_left` of them."""
         steps = slice(self.step, self.step + len(token_TB))
+        if expert_TBLK is not None:
+            if self._expert_RTLK is None:
+                self._expert_RTLK = np.zeros((*self._token_RT.shape, *expert_TBLK.shape[2:]), np.int16)
+            self._expert_RTLK[self.batch_B, steps] = expert_TBLK.swapaxes(0, 1)
         self._token_RT[self.batch_B, steps] = token_TB.T
         self._logp_RT[self.batch_B, steps] = logp_TB.T
         alive = self.alive_B
@@ -129,4 +145,5 @@ class Progress:
             logp=logp,
             finish_reason=reason,
             weight_version=weight_version,
+            experts=None if self._expert_RTLK is None else self._expert_RTLK[row, :length].copy(),
         )

@@ -6,9 +6,9 @@
     finalize_layerwise_reload(model, config)  attention scales, padded layers
 
 Two copies of every byte and Python for every tensor, but right for any layout: quantised, packed for a CPU
-library (experts on a CPU excepted: `refusal`). What vLLM leaves out is added: a reload that lacks any is an
-error (vLLM warns, and leaves uninitialised memory in fused layers), and heads that share a weight are packed
-again.
+library (quantised experts on a CPU excepted: `refusal`). What vLLM leaves out is added: a reload that lacks
+any is an error (vLLM warns, and leaves uninitialised memory in fused layers), and on a CPU heads that share a
+weight, and experts, are packed again.
 
 Not atomic: after any exception the model holds meta tensors and must not be used again.
 
@@ -27,6 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from g2rpo_fast.rollout.vllm.versions import SUPPORTED
+
+EXPERTS = "UnquantizedFusedMoEMethod"
+"""The `quant_method` of experts that a CPU packs when it makes their kernel."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,39 @@ def refusal(model: nn.Module, device: torch.device) -> str | None:
     if device.type != "cpu":
         return None
     for name, layer in model.named_modules():
-        method = type(getattr(layer, "quant_method", None)).__name__
-        if "MoE" in method:
-            return f"{name}: on a CPU vLLM computes from packed experts, which its reload does not renew"
+        method = getattr(layer, "quant_method", None)
+        kind = type(method).__name__
+        if "MoE" in kind and (kind != EXPERTS or vars(method).get("moe_kernel") is None):
+            return (
+                f"{name}: on a CPU vLLM computes from packed experts, which its reload does not renew for "
+                f"{kind}; rollout.engine = local samples from it"
+            )
     return None
 
 
+def pack_experts_again(model: nn.Module) -> None:
+    """On a CPU: the reload that comes packs unquantised experts as the first load did.
+
+    vLLM packs them only while a layer has no kernel; later it would copy weights as they are over the packed.
+    """
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if type(method).__name__ == EXPERTS:
+            method.moe_kernel = None  # pyright: ignore[reportOptionalMemberAccess]
+
+
 @torch.no_grad()
-def layerwise_reload(model: nn.Module, vllm_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Every parameter of `model` from `weights`, (checkpoint name, full tensor) pairs.
+def layerwise_reload(
+    model: nn.Module, vllm_config: Any, weights: Iterable[tuple[str, Tensor]], *, device: torch.device
+) -> None:
+    """Every parameter of `model`, which is on `device`, from `weights`, (checkpoint name, full tensor) pairs.
 
     RuntimeError names layers whose weights did not all come.
     """
     functions = reload_functions()
     sharing = weight_sharing(model)
+    if device.type == "cpu":
+        pack_experts_again(model)
     with functions.with_config(vllm_config):
         functions.initialize(model)
         model.load_weights(weights)  # pyright: ignore[reportCallIssue]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2rpo_fast.adapters.merged import base_parameters, whole_parameters
@@ -17,6 +18,7 @@ from g2rpo_fast.rollout.vllm.adapter_file import AdapterFile
 from g2rpo_fast.rollout.vllm.config import VllmConfig
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch
 from g2rpo_fast.rollout.vllm.messages import Adapters
+from g2rpo_fast.rollout.vllm.names import in_checkpoint_names, renames_around_experts
 from g2rpo_fast.rollout.vllm.process import EngineProcess
 from g2rpo_fast.types import EngineError
 
@@ -70,6 +72,7 @@ class Link:
         self._adapters = AdapterFile() if config.adapters == "lora" else None
         self._parameters = whole_parameters if self._adapters is None else base_parameters
         self._dtype = engine_dtype(config, model.device)
+        self._renames = renames_around_experts(model)
         self._kinds = ARENAS[model.device.type]
         self._refused: dict[str, str] = {}
         self.version = 0
@@ -179,10 +182,15 @@ class Link:
 
     def _pack(self) -> PackReport:
         if self._arena is None:
-            manifest = Manifest.of(self._parameters(self._model), self._dtype)
+            manifest = Manifest.of(self._named(), self._dtype)
             self._arena, refused = first_arena(manifest, self._kinds, self._model.device)
             self._refused |= refused
-        return self._arena.pack(self._parameters(self._model), self.version, checksum=self._config.checksum)
+        return self._arena.pack(self._named(), self.version, checksum=self._config.checksum)
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """What the engine loads: the parameters of the plain model, by names that vLLM knows."""
+        named = self._parameters(self._model)
+        return in_checkpoint_names(self._model, named) if self._renames else named
 
     def _attach(self, report: PackReport) -> PackReport:
         """Opens the arena in the workers; where they refuse it, one of the next kind."""

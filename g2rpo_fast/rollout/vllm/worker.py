@@ -119,7 +119,9 @@ class Receiver:
                 if self.plan is not None:
                     self.plan.replay(slot)
                 else:
-                    layerwise.layerwise_reload(self.model, self.worker.vllm_config, reader.named(slot))
+                    layerwise.layerwise_reload(
+                        self.model, self.worker.vllm_config, reader.named(slot), device=self.device
+                    )
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except BaseException as error:
