@@ -103,7 +103,7 @@ def shape_in(config: Config, model: PreTrainedModel) -> Shape:
         checkpointing=config.model.gradient_checkpointing,
         num_recomputed=config.model.checkpointed_layers,
         offloaded=config.model.offload_activations,
-        moment_bytes=moment_bytes(model, config.optim),
+        moment_bytes=moment_bytes(model, config.optim, resident=True),
         num_layer=largest_layer(model) if config.optim.in_backward else None,
         fused=is_fused(model),
     )

@@ -79,8 +79,11 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in outer]
 
 
-def moment_bytes(model: nn.Module, config: OptimConfig) -> int:
-    """Of all moments, once every parameter has had a step."""
+def moment_bytes(model: nn.Module, config: OptimConfig, *, resident: bool = False) -> int:
+    """Of all moments, once every parameter has had a step; `resident`: of those that must lie on the device,
+    which paged ones leave where its memory is short."""
+    if resident and config.kind.startswith("paged"):
+        return 0
     inner = {id(p) for p in inner_matrices(model)} if config.kind == "muon" else set()
 
     def of(p: nn.Parameter) -> int:

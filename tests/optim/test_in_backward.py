@@ -24,6 +24,7 @@ from g2rpo_fast.optim import OptimConfig, apply_gradients, make_optimizer
 from g2rpo_fast.optim.in_backward import InBackward, largest_layer
 from g2rpo_fast.pieces import Scored, Term
 from scored import CLOCK, rewards_of
+from textbook_updates import model_of, sgd_learner
 from updates import PLAIN, advantages, batches, learner, rollouts
 
 PLAINLY = OptimConfig(max_grad_norm=math.inf, updates_per_batch=2, weight_decay=0.1)
@@ -69,6 +70,23 @@ def test_weights_are_those_of_a_step_at_the_end(compute: ModelConfig, kind: Any,
     for name, weight in at_end.model.state_dict().items():
         assert torch.equal(within.model.state_dict()[name], weight), name
         assert not torch.equal(start[name], weight), name
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "lfm2", "gpt2"])
+def test_other_layers_move_alike(family: str) -> None:
+    """Experts with the loss that balances them, states that fork, embeddings of positions."""
+    given = batches(rollouts(), advantages(), PLAIN)
+    compute = ModelConfig(router_aux=0.1 if family == "qwen3_moe" else None)
+    ends = []
+    for in_backward in (False, True):
+        optim = replace(PLAINLY, in_backward=in_backward)
+        made = sgd_learner(model_of(family), 40, compute, shares=True)
+        made = replace(made, optim=optim, optimizer=make_optimizer(made.model, optim))
+        stats = made.update(given, lr=1e-3)
+        assert ("update/router_aux" in stats) == (family == "qwen3_moe")
+        ends.append(made.model.state_dict())
+    for name, weight in ends[0].items():
+        assert torch.equal(ends[1][name], weight), name
 
 
 def test_gradients_of_one_layer_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,15 @@ def test_bytes_of_moments_are_those_that_are_there(kind: Any, half: bool) -> Non
     assert sum(found.values()) == moment_bytes(model, config)
 
 
+def test_paged_moments_take_no_room_on_a_gpu_that_is_short() -> None:
+    model = large_model()
+    for kind, like in (("paged_adamw", "adamw"), ("paged_adamw_8bit", "adamw_8bit")):
+        paged, plain = OptimConfig(kind=kind), OptimConfig(kind=like)  # type: ignore[arg-type]
+        assert moment_bytes(model, paged) == moment_bytes(model, plain) > 0
+        assert moment_bytes(model, paged, resident=True) == 0
+        assert moment_bytes(model, plain, resident=True) == moment_bytes(model, plain)
+
+
 def test_muon_takes_the_matrices_inside_and_adamw_the_rest() -> None:
     model, config = base_model(), OptimConfig(kind="muon", weight_decay=0.2)
     inner = {id(p) for p in inner_matrices(model)}
