@@ -36,8 +36,6 @@ LEARNING: dict[str, list[str]] = {
     "float32, AdamW": [],
     "moments in 8 bits": EIGHT,
     "Muon": ["--optim.kind", "muon"],
-    "bfloat16 products": ["--model.precision", "bfloat16"],
-    "bfloat16 weights": HALF,
     "bfloat16 weights, moments in 8 bits, steps in the backward pass": HALF + EIGHT + WITHIN,
 }
 BUDGET = 2048
