@@ -59,7 +59,10 @@ KERNELS = (
     "kernels/test_tree_attention",
     "model/test_liger_ops_gpu",
 )
-WHOLE = ("learner/test_learner_gpu", "rollout/test_rollout_gpu", "train/test_resume_gpu", "test_memory_gpu")
+WHOLE = (
+    "learner/test_learner_gpu", "rollout/test_rollout_gpu", "train/test_resume_gpu", "test_memory_gpu",
+    "optim/test_optim_gpu",
+)  # fmt: skip
 
 
 def _check(*names: str, processes: int = 1) -> list[str]:
