@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,7 +146,9 @@ def _assembled(
     checkpoint = undamaged_checkpoint(directory / "checkpoints", show)
     state, sampled = _first_state(recipe, prompts), None
     if checkpoint is not None:
-        state, sampled = _continued(checkpoint, model, optimizer, state, prompts)
+        made_by = config.optim.made_by(config.model.weights)
+        values = load_checkpoint(checkpoint, model, optimizer, made_by=made_by, show=show)
+        state, sampled = _continued(checkpoint, values, state, prompts)
         prune_checkpoints(checkpoint.parent, keep=config.checkpoint.keep, best_step=state.best_step)
     with progress.phase("reading what the run is made from, for its fingerprint"):
         content = _content(origins, referenced=reference is not None)
@@ -296,14 +298,10 @@ def _first_state(recipe: Recipe, prompts: PromptSet) -> TrainState:
 
 
 def _continued(
-    checkpoint: Path,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    first: TrainState,
-    prompts: PromptSet,
+    checkpoint: Path, values: dict[str, Any], first: TrainState, prompts: PromptSet
 ) -> tuple[TrainState, SampledBatch | None]:
-    """Restores weights, optimiser and generators; the state, and the batch that was sampled ahead."""
-    values, arrays = load_checkpoint(checkpoint, model, optimizer), load_arrays(checkpoint)
+    """The state that a checkpoint's `values` are of, and the batch that was sampled ahead."""
+    arrays = load_arrays(checkpoint)
     return first.restored(values, arrays), SampledBatch.from_arrays(arrays, prompts.prompts)
 
 

@@ -52,6 +52,7 @@ def _write(parts: Parts) -> Path:
             last.state.to_dict(),
             {**last.state.store.to_arrays(), **({} if last.sampled is None else last.sampled.to_arrays())},
             random=last.random,
+            made_by=learner.optim.made_by(learner.compute.weights),
             add_files=partial(write_small_files, model=learner.model, tokenizer=parts.tokenizer),
         )
     prune_checkpoints(directory, keep=parts.config.checkpoint.keep, best_step=last.state.best_step)

@@ -46,6 +46,8 @@ __all__ = [
     "undamaged_checkpoint",
 ]
 
+FIRST_KIND = "adamw, float32 weights"
+"""Of checkpoints that do not say what made their optimiser's state."""
 _PREFIX = "step_"
 _TEMPORARY = "writing_"
 _DAMAGED = "damaged_"
@@ -83,6 +85,7 @@ def save_checkpoint(
     arrays: Mapping[str, np.ndarray] | None = None,
     *,
     random: dict[str, Any] | None = None,
+    made_by: str = "",
     add_files: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes `directory/step_XXXXXXXX` atomically; one that is there already stays.
@@ -90,6 +93,7 @@ def save_checkpoint(
     Args:
         trainer_state: must be JSON.
         random: of `random_state`; None = as the generators are now.
+        made_by: what kind of optimiser it is, for `load_checkpoint`.
         add_files: writes what else belongs into the directory that it is given.
 
     Raises:
@@ -105,7 +109,7 @@ def save_checkpoint(
             add_files(temporary)
         _save_weights(temporary, final, model)
         with writing(final / "optimizer.pt"):
-            state = {"optimizer": optimizer.state_dict(), "rng": random or random_state()}
+            state = {"optimizer": optimizer.state_dict(), "rng": random or random_state(), "made_by": made_by}
             torch.save(state, temporary / "optimizer.pt")
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1))
         if arrays:
@@ -172,8 +176,20 @@ def undamaged_checkpoint(directory: Path, show: Callable[[str], None]) -> Path |
     )
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores model, optimizer and generators in place; returns the trainer state."""
+def load_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    made_by: str = "",
+    show: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Restores model, optimizer and generators in place; returns the trainer state.
+
+    Args:
+        made_by: what kind of optimiser this is. Where the stored state is of another (of a fork with other
+            settings), this one begins anew, which `show` is told. Not said = they are of one kind.
+    """
     import torch
     from safetensors.torch import load_model
 
@@ -191,7 +207,11 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
             "(checkpoint.keep_moments = false): the run has ended"
         )
     state = torch.load(file, weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    stored = state.get("made_by", FIRST_KIND)
+    if made_by in ("", stored):
+        optimizer.load_state_dict(state["optimizer"])
+    else:
+        show(f"note: the optimiser begins anew ({made_by}): its state in {path.name} is of {stored}")
     restore_random_state(state["rng"])
     return json.loads((path / "trainer_state.json").read_text())
 

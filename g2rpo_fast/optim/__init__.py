@@ -69,6 +69,10 @@ class OptimConfig:
                 f"after the last layer's step), got {self.max_grad_norm:g}"
             )
 
+    def made_by(self, weights: str) -> str:
+        """What kind of state the optimiser of such weights has, as checkpoints name it."""
+        return f"{self.kind}, {weights} weights"
+
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of `total_steps`."""
         share = 0 < self.warmup_steps < 1

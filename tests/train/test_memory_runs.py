@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,19 @@ def test_another_optimiser_does_not_go_on_with_a_run(paths: Any, tmp_path: Path)
     ):
         with pytest.raises(ValueError, match=message):
             train(config_of(tmp_path, paths, 2, kept), show=quiet)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_fork_may_have_another_optimiser_which_begins_anew(name: str, paths: Any, tmp_path: Path) -> None:
+    """Without a word where it is of the same kind; back to float32 as well."""
+    if "8bit" in str(KEPT[name]):
+        pytest.importorskip("bitsandbytes")
+    train(config_of(tmp_path / "plain", paths, 1, {}), show=quiet)
+    taken = tmp_path / "plain"
+    for place, kept in enumerate((KEPT[name], KEPT[name], {})):
+        lines: list[str] = []
+        config = config_of(tmp_path / str(place), paths, 2 + place, kept)
+        train(replace(config, run=replace(config.run, fork=str(taken))), show=lines.append)
+        anew = [line for line in lines if "the optimiser begins anew" in line]
+        assert len(anew) == (place != 1), anew
+        taken = tmp_path / str(place)
