@@ -61,8 +61,8 @@ def test_learning(benchmark_mode: bool, record: Callable[[str, dict], None]) -> 
     for seed in range(SEEDS if benchmark_mode else 1):
         for name, words in ways.items():
             found[name].append(run_of([*common, "--run.seed", str(seed), *words]))
-    assert all(run["steps"] for runs in found.values() for run in runs)
-    record("memory_learning_cpu", found)
+        assert all(runs[-1]["steps"] for runs in found.values())
+        record("memory_learning_cpu", found)  # so far: each seed takes long
 
 
 def test_growth(benchmark_mode: bool, record: Callable[[str, dict], None]) -> None:
