@@ -91,7 +91,7 @@ def test_another_optimiser_does_not_go_on_with_a_run(paths: Any, tmp_path: Path)
             train(config_of(tmp_path, paths, 2, kept), show=quiet)
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", ["muon", "all of it"])
 def test_a_fork_may_have_another_optimiser_which_begins_anew(name: str, paths: Any, tmp_path: Path) -> None:
     """Without a word where it is of the same kind; back to float32 as well."""
     if "8bit" in str(KEPT[name]):
