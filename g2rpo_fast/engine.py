@@ -61,6 +61,7 @@ def make_engine(
         tokenizer,
         config.vllm,
         logp=partial(sampled_logp, model, config.model),
+        logp_dtype=compute_dtype(model, config.model),
         max_rows=config.rollout.max_rows,
         threads=config.run.threads or 1,
         log_path=directory / "vllm.log",

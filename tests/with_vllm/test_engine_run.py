@@ -51,6 +51,16 @@ def test_adapters_reach_the_engine_merged(tmp_path: Path) -> None:
     assert records[1]["update/approx_kl"] > 0.01
 
 
+def test_weights_in_bfloat16_reach_an_engine_in_float32(tmp_path: Path) -> None:
+    """Whose log-probabilities differ from the trainer's by the rounding of products."""
+    half = {"model": {"weights": "bfloat16"}, "optim": {"lr": 0.01, "schedule": "constant"}}
+    result = train(tiny_config(tmp_path / "run", **VLLM, **half, run={"steps": 3}))
+    records = [r for r in read_metrics(result.metrics_path) if r["step"] > 0]
+    assert [r["engine/weight_version"] for r in records] == [1, 2, 3]
+    assert all(1e-4 < r["mismatch/max_abs"] < 0.3 for r in records)
+    assert records[1]["update/approx_kl"] > 0.01
+
+
 def test_a_run_whose_engine_is_killed_says_so_and_is_continued(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", **VLLM)
     lines: list[str] = []

@@ -65,6 +65,7 @@ class VllmEngine:
         model: its parameters are what `sync` sends.
         tokenizer: decodes for stop strings.
         logp: the trainer's log-probabilities, for the probe.
+        logp_dtype: of the matrix products that they come from.
         max_rows: most rows decoded at once.
         threads: CPU threads if `config.threads` is None.
         log_path: the engine process's output is appended there.
@@ -81,6 +82,7 @@ class VllmEngine:
         config: VllmConfig,
         *,
         logp: LogpFunction,
+        logp_dtype: torch.dtype = torch.float32,
         max_rows: int,
         threads: int,
         log_path: Path,
@@ -93,7 +95,10 @@ class VllmEngine:
         require_vllm()
         self._max_len = max_model_len(model, config)
         self._model, self._config, self._logp, self._show = model, config, logp, show
-        self._kind = "quantised" if config.quantization else dtype_name(engine_dtype(config, model.device))
+        dtypes = engine_dtype(config, model.device), logp_dtype
+        self._kind = dtype_name(min(dtypes, key=lambda dtype: dtype.itemsize))
+        if config.quantization:
+            self._kind = "quantised"
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, torch.Tensor)
         self._vocabulary = embedding.shape[0]
