@@ -13,6 +13,7 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
+from causal_types import tiny_model
 from g2rpo_fast.adapters import AdapterConfig
 from g2rpo_fast.adapters.attach import add_adapters
 from g2rpo_fast.cli import main
@@ -21,7 +22,7 @@ from g2rpo_fast.embedded.model import build_model
 from g2rpo_fast.embedded.tokenizer import build_tokenizer
 from g2rpo_fast.rollout.sync import Manifest
 from g2rpo_fast.rollout.vllm import VllmConfig, require_vllm
-from g2rpo_fast.rollout.vllm.engine import VllmEngine, check_apart
+from g2rpo_fast.rollout.vllm.engine import VllmEngine, check_apart, check_quantised
 from g2rpo_fast.rollout.vllm.launch import engine_dtype, environment, make_launch, max_model_len
 from g2rpo_fast.rollout.vllm.link import first_arena
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
@@ -117,6 +118,17 @@ def test_vllm_has_room_for_one_adapter_of_the_models_shape(tmp_path: Path) -> No
         "lora_target_modules": ["down_proj", "q_proj"],
     }
     check_apart(model, apart)
+
+
+def test_what_would_quantise_nothing_is_refused() -> None:
+    """vLLM's int8 is of experts alone: a dense model would be sampled from in bfloat16, without a word."""
+    only_experts = VllmConfig(quantization="int8_per_channel_weight_only")
+    dense, experts = build_model(vocab_size=20, seed=0), tiny_model("qwen3_moe")
+    with pytest.raises(ValueError, match=r"vllm\.quantization: wanted fp8, .* for a qwen3, .* got int8_per"):
+        check_quantised(dense, only_experts)
+    check_quantised(experts, only_experts)
+    check_quantised(dense, VllmConfig(quantization="fp8"))
+    check_quantised(dense, VllmConfig())
 
 
 def test_sleep_needs_a_gpu_and_rows_fit_the_model(tmp_path: Path) -> None:

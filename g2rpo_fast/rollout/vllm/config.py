@@ -13,6 +13,10 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM makes room for."""
 
 
+OF_EXPERTS = "int8_per_channel_weight_only"
+"""The quantisation by which vLLM leaves all linear maps as they are, but experts'."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig:
     """vLLM in a process of its own; read when `rollout.engine` is vllm. Rows at once: `rollout.max_rows`."""
@@ -22,7 +26,8 @@ class VllmConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of vLLM's weights and products. auto = bfloat16 on CUDA or quantised, float32 on a CPU."""
     quantization: Literal["fp8", "fp8_per_channel", "int8_per_channel_weight_only"] | None = None
-    """Quantise on every sync, by vLLM's own method of this name; None = off."""
+    """Quantise on every sync, by vLLM's own method of this name; None = off. The last one is of experts
+    alone."""
     max_model_len: Annotated[int, Ge(2)] | None = None
     """Most tokens of prompt and response. None = the model's positions."""
     gpu_memory_utilization: Annotated[float, Gt(0), Le(1)] = 0.4

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from g2rpo_fast.adapters.beside import trial_adapters
 from g2rpo_fast.adapters.merged import has_adapters
 from g2rpo_fast.rollout.requests import check_requests
-from g2rpo_fast.rollout.vllm.config import COLDEST, VllmConfig
+from g2rpo_fast.rollout.vllm.config import COLDEST, OF_EXPERTS, VllmConfig
 from g2rpo_fast.rollout.vllm.launch import dtype_name, engine_dtype, max_model_len
 from g2rpo_fast.rollout.vllm.link import AdaptersRefused, Link, Sent
 from g2rpo_fast.rollout.vllm.probe import check_probe, probe_requests
@@ -92,6 +92,7 @@ class VllmEngine:
         if config.sleep != "off" and on != "cuda":
             raise ValueError(f"vllm.sleep: wanted off on {on} (vLLM sleeps on CUDA only), got {config.sleep}")
         check_apart(model, config)
+        check_quantised(model, config)
         require_vllm()
         self._max_len = max_model_len(model, config)
         self._model, self._config, self._logp, self._show = model, config, logp, show
@@ -276,6 +277,16 @@ def check_apart(model: PreTrainedModel, config: VllmConfig) -> None:
         raise ValueError(
             "vllm.adapters: wanted merged with vllm.dtype = float32 on CUDA (vLLM's kernels of adapters take "
             "2 bytes a number), got lora"
+        )
+
+
+def check_quantised(model: PreTrainedModel, config: VllmConfig) -> None:
+    """ValueError where vLLM would quantise nothing of this model, and say nothing either."""
+    experts = any(".experts." in name for name, _ in model.named_parameters())
+    if config.quantization == OF_EXPERTS and not experts:
+        raise ValueError(
+            f"vllm.quantization: wanted fp8, fp8_per_channel or none for a {model.config.model_type}, which "
+            f"has no experts (all that vLLM quantises by it), got {OF_EXPERTS}"
         )
 
 
