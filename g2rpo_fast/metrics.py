@@ -61,11 +61,15 @@ def finite(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Phases:
-    """Wall seconds of a step's phases: `with phases("rollout"): ...`, then `seconds()`."""
+    """Wall seconds of a step's phases: `with phases("rollout"): ...`, then `seconds()`.
 
-    def __init__(self) -> None:
+    Args:
+        before_s: of the step that an earlier process spent on it.
+    """
+
+    def __init__(self, before_s: float = 0.0) -> None:
         self._seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - before_s
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

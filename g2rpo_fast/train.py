@@ -108,7 +108,8 @@ def opened(parts: Parts, console: Console) -> TrainState:
         return parts.state
     if parts.state.step == 0:
         return before_training(parts, console)
-    return close_step(parts, parts.state, Phases(), console, parts.sampled)
+    phases = Phases(parts.state.unlogged.get("time/step_s", 0.0))
+    return close_step(parts, parts.state, phases, console, parts.sampled)
 
 
 def run(parts: Parts, state: TrainState, console: Console) -> TrainState:

@@ -118,10 +118,8 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
     rows = [(ids[:length] % vocab_size).astype(np.int32) for length in (longest, longest - longest // 3)]
     rows.append((ids[::-1][: longest // 2] % vocab_size).astype(np.int32))
     model.set_attn_implementation(attention)
-    together = _logits(model, padded_hidden(model, unshared_rows(rows)).hidden_SD).split(
-        [len(row) for row in rows]
-    )
-    single = [_logits(model, padded_hidden(model, unshared_rows([row])).hidden_SD) for row in rows]
+    together = _of_rows(model, rows).split([len(row) for row in rows])
+    single = [_of_rows(model, [row]) for row in rows]
     model.set_attn_implementation("eager")
     wanted = [_alone(model, row) for row in rows]
     prefix = len(rows[1])

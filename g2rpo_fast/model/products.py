@@ -37,7 +37,8 @@ def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None
     and a backward pass adds to the weights' `.grad`, in float32. Nothing is different where `dtype` is wider
     than 2 bytes.
 
-    The weights must not change within it, and a backward pass of a forward within it must be within it too.
+    The weights must not change within it before a backward pass has left their layer, and a backward pass of
+    a forward within it must be within it too.
     Tensor hooks of weights, and `torch.autograd.grad` with respect to them, see no gradient. Takes `dtype`'s
     bytes for each weight until it ends.
     """
