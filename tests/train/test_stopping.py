@@ -142,6 +142,9 @@ def test_stopped_run_continues_as_if_it_had_not_been(moment, whole, tmp_path):
     assert any(str(saved) in note for note in stopped.value.__notes__)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     train(config, show=quiet)
+    for record in read_metrics(tmp_path / "run" / "metrics.jsonl")[1:]:  # whoever spent a step's seconds
+        parts = sum(record[f"time/{phase}_s"] for phase in ("rollout", "reward", "update"))
+        assert record["time/step_s"] >= parts > 0
     records, weights = result_of(tmp_path / "run")
     assert records == whole[0]
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole[1].items())
