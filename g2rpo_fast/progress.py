@@ -113,11 +113,15 @@ class Phase:
             redirect_stderr=same,
         ) as bar:
             task = bar.add_task(self._what, total=None, told="")
-            while True:
+
+            def show() -> None:
                 told = self.told(self._elapsed())
                 bar.update(task, completed=self._done, total=self._total or None, told=told, refresh=True)
-                if self._ended.wait(REFRESH_S):
-                    return
+
+            show()
+            while not self._ended.wait(REFRESH_S):
+                show()
+            show()  # what it came to, however late a busy machine let this thread run
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began

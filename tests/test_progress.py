@@ -48,8 +48,9 @@ def test_a_phase_tells_how_far_it_is_how_fast_and_how_much_longer() -> None:
 
 def test_lines_of_a_phase_grow_apart() -> None:
     stream, first_s, began = io.StringIO(), 0.01, time.perf_counter()
-    with Progress(stream, first_s).phase("work", 7, "parts") as phase:
-        phase(2)
+    phase = Progress(stream, first_s).phase("work", 7, "parts")
+    phase(2)
+    with phase:
         while stream.getvalue().count("\n") < 4:
             time.sleep(0.01)
     took = time.perf_counter() - began
