@@ -26,6 +26,10 @@ TRAIN_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= auto
 
+# What is installed below without its bytecode is compiled when it is first imported, and kept: an environment that
+# forbids that (as many container images do) would pay for it in every process, 20 seconds of importing each.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 # Not compiled when it is installed: Python compiles what it imports, and most of PyTorch it never does.

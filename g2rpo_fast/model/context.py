@@ -24,6 +24,9 @@ from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.model.recurrent.segments import Segments
 from g2rpo_fast.types import TreePlan
 
+SHARED = -1
+"""The number of an attention that several layers share."""
+
 
 class TreeContext:
     """The `attend` object of one forward over a tree: see `hook.Attend`. Counts the layers that called it.
@@ -112,8 +115,12 @@ class TreeContext:
         return tuple(self._kv[layer_id] for layer_id in sorted(self._kv))
 
     def check_layers(self, attending: Sequence[int]) -> None:
-        """RuntimeError unless each layer of `attending`, and each of `states`, called exactly once so far."""
-        if sorted(self._layers) != list(attending):
+        """RuntimeError unless each layer of `attending`, and each of `states`, called exactly once so far.
+
+        Layers that share one attention (Zamba2's) have no number there, and are counted.
+        """
+        shared = {*self._layers} == {SHARED} and len(self._layers) == len(attending)
+        if not shared and sorted(self._layers) != list(attending):
             raise RuntimeError(
                 f"tree attention: wanted one call from each of {len(attending)} layers, got calls from "
                 f"layers {self._layers}: the others mixed completions. Is the model's attention 'g2rpo_tree'?"

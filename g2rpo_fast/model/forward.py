@@ -13,7 +13,7 @@ import torch
 from g2rpo_kernels.transfer import to_device
 from transformers import PreTrainedModel
 
-from g2rpo_fast.backbone import backbone_of, check_length
+from g2rpo_fast.backbone import check_length, encoder_of
 from g2rpo_fast.model.balance import router_logits_of, routing_keywords
 from g2rpo_fast.model.config import AttentionChoice
 from g2rpo_fast.model.context import TreeContext
@@ -48,10 +48,10 @@ def tree_hidden(
     token_1S, position_1S = to_device(indices, model.device)
     attending, states = calls_of(model)
     context = TreeContext(plan, model.device, attention=attention, collect_kv=collect_kv, states=states)
-    backbone: Any = backbone_of(model)
+    encoder: Any = encoder_of(model)
     keywords = routing_keywords(model, routed=routed)
     with chosen_experts(model, wanted=chosen) as experts:
-        output = backbone(
+        output = encoder(
             input_ids=token_1S, position_ids=position_1S, use_cache=False, attend=context, **keywords
         )
     context.check_layers(attending)

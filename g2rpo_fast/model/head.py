@@ -37,7 +37,9 @@ class Head:
 def head_of(model: PreTrainedModel) -> Head:
     """The model's head. The tensors are the live parameters, not copies.
 
-    Raises ValueError for a head that is more than one linear map.
+    Its weights are of the last map: what comes before in some heads is the encoder's (`encoder_of`).
+
+    Raises ValueError for a head whose last map is no plain linear one.
     """
     config = model.config.get_text_config()
     scale = scale_of(config)

@@ -60,9 +60,9 @@ def load_model(
         unshared: is told why the model's layers do not: a line that begins with its type.
 
     Raises ValueError, naming the model type and the reason: a loss of experts that is not transformers' usual
-    one, an LM head that is not one linear map, layers that see later tokens; with `must_share` also layers
-    other than full or sliding attention and states that fork (`recurrent`), attention sinks, and whatever
-    else makes a small tree's logits differ from the plain model's.
+    one, logits that are more than its head makes of hidden states, layers that see later tokens; with
+    `must_share` also layers other than full or sliding attention and states that fork (`recurrent`),
+    attention sinks, and whatever else makes a small tree's logits differ from the plain model's.
     """
     check_json_files(path)
     base = whole_base_of(path)

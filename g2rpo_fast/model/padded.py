@@ -16,7 +16,7 @@ from g2rpo_kernels.transfer import to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from g2rpo_fast.backbone import backbone_of, check_length
+from g2rpo_fast.backbone import check_length, encoder_of
 from g2rpo_fast.model.balance import router_logits_of, routing_keywords
 from g2rpo_fast.model.output import TreeOutput
 from g2rpo_fast.model.routing import chosen_experts
@@ -43,7 +43,7 @@ def padded_hidden(
     check_length(model.config, int(plan.position_S.max()) + 1)
     start_R = np.flatnonzero(plan.position_S == 0)
     length_R = np.diff(start_R, append=len(plan.position_S))
-    backbone: Any = backbone_of(model)
+    encoder: Any = encoder_of(model)
     keywords = routing_keywords(model, routed=routed)
     parts: list[list[Tensor]] = []
     places, routers = [], 0
@@ -54,7 +54,7 @@ def padded_hidden(
         inputs = [torch.from_numpy(token_RL).long(), torch.from_numpy(real_RL).long()]
         token, real = to_device(inputs, model.device)
         with chosen_experts(model, wanted=chosen) as experts:
-            output = backbone(input_ids=token, attention_mask=real, use_cache=False, **keywords)
+            output = encoder(input_ids=token, attention_mask=real, use_cache=False, **keywords)
         logits = router_logits_of(output) if routed else []
         routers = len(logits)
         found = [output.last_hidden_state.flatten(0, 1), *logits, *experts]

@@ -125,7 +125,7 @@ def _rows_reason(model: PreTrainedModel, attention: str) -> str:
     prefix = len(rows[1])
     errors = {
         "logits that later tokens do not change": [_differ(wanted[0][:prefix], wanted[1])],
-        "logits that are one linear map of the backbone's hidden states": map(_differ, single, wanted),
+        "logits that its head alone makes of the backbone's hidden states": map(_differ, single, wanted),
         "the same logits from padded rows as from each by itself": map(_differ, together, wanted),
     }
     for what, of_rows in errors.items():

@@ -28,21 +28,21 @@ from g2rpo_kernels.linear_logprob.products import add_product_, product
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from g2rpo_fast.backbone import backbone_of
+from g2rpo_fast.backbone import encoder_of
 
 
 @contextmanager
 def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """Within it the backbone's linear maps multiply by weights that were rounded to `dtype` at its beginning,
-    and a backward pass adds to the weights' `.grad`, in float32. Nothing is different where `dtype` is wider
-    than 2 bytes.
+    """Within it the linear maps before the last one multiply by weights that were rounded to `dtype` at its
+    beginning, and a backward pass adds to the weights' `.grad`, in float32. Nothing is different where
+    `dtype` is wider than 2 bytes.
 
     The weights must not change within it before a backward pass has left their layer, and a backward pass of
     a forward within it must be within it too.
     Tensor hooks of weights, and `torch.autograd.grad` with respect to them, see no gradient. Takes `dtype`'s
     bytes for each weight until it ends.
     """
-    taken = _maps(backbone_of(model), dtype) if dtype.itemsize < 4 else []
+    taken = _maps(encoder_of(model), dtype) if dtype.itemsize < 4 else []
     inputs = _Inputs(dtype)
     for module in taken:
         module.forward = MethodType(_Map(_Rounded.of(module, dtype), inputs), module)
@@ -53,9 +53,9 @@ def rounded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None
             del module.forward
 
 
-def _maps(backbone: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
+def _maps(encoder: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
     """Those with weights in float32, or in `dtype` with gradients in float32 or none."""
-    plain = [m for m in backbone.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    plain = [m for m in encoder.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     return [m for m in plain if type(m.weight) is nn.Parameter and _fits(m.weight, dtype)]
 
 

@@ -56,6 +56,7 @@ SMALL: dict[str, Any] = {
     "word_embed_proj_dim": 32,
     "d_embed": 32,
     "hidden_size_per_layer_input": 8,
+    "hidden_size_global": 64,
     "intermediate_size": 48,
     "intermediate_size_mlp": 48,
     "ffn_dim": 48,
@@ -142,8 +143,15 @@ SMALL: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "blt": {"encoder_hash_byte_group_vocab": VOCAB},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 32}},
+    "blt": {
+        "encoder_hash_byte_group_vocab": VOCAB,
+        "global_config": {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32},
+    },
     "falcon_h1": {"mamba_d_ssm": 64},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
@@ -152,6 +160,12 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "reformer": {"axial_pos_embds": False},
     "roc_bert": {"pronunciation_vocab_size": VOCAB, "shape_vocab_size": VOCAB},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "kv_channels": 16,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 """What some types need besides."""

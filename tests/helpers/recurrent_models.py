@@ -35,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_chunk_size": 8},
     "falcon_h1": {"mamba_chunk_size": 8},
     "mamba2": {"chunk_size": 8},
+    "zamba2": {"chunk_size": 8},
 }
 """Types of models with layers whose state forks. Gated delta-net has chunks of 64 in any configuration."""
 HAND_ON = ("falcon_h1", "mamba2", "nemotron_h")

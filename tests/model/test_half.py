@@ -26,7 +26,7 @@ from g2rpo_fast.types import Request, Sampling, Sequences
 
 HALF = torch.bfloat16
 FLOAT32, BFLOAT16 = ModelConfig(precision="bfloat16"), ModelConfig(weights="bfloat16")
-SHARING = ("llama", "qwen3", "gpt2", "lfm2", "bamba", "olmo_hybrid")
+SHARING = ("llama", "qwen3", "gpt2", "lfm2", "bamba", "olmo_hybrid", "modernbert-decoder")
 PADDED = ("mamba", "bloom")
 EXPERTS = ("qwen3_moe", "mixtral", "qwen3_next", "gpt_oss")
 

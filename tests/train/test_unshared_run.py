@@ -1,5 +1,5 @@
-"""Runs of a model whose layers follow no tree: what they say, how they go on, what is refused; and of a
-hybrid, whose layers do."""
+"""Runs of a model whose layers follow no tree: what they say, how they go on, what is refused; of a hybrid,
+whose layers do; and of a model whose head is several maps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from causal_types import CAUSAL_TYPES
 from commands import called, printed
@@ -55,6 +57,22 @@ def test_hybrid_shares_and_goes_on_bit_for_bit(hybrid: Paths, tmp_path: Path) ->
     assert any(record["rollout/guidance_tokens"] for record in records[1:])
     assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
     check_that_it_goes_on(tmp_path / "broken", hybrid, whole)
+
+
+@pytest.mark.skipif("modernbert-decoder" not in CAUSAL_TYPES, reason="this transformers has no such model")
+def test_head_of_several_maps_trains_all_of_them_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    paths = made_of("modernbert-decoder", tmp_path / "made")
+    whole = train(config_of(tmp_path / "whole", paths, 2), show=quiet)
+    records = read_metrics(whole.metrics_path)
+    assert all(record["update/token_ratio"] > 1.2 for record in records[1:])
+    assert all(record["mismatch/max_abs"] < 1e-4 for record in records[1:])
+    before, after = (
+        load_file(Path(directory) / "model.safetensors")
+        for directory in (paths["model"]["path"], whole.model_dir)
+    )
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["lm_head.dense.weight"], after["lm_head.dense.weight"])
+    check_that_it_goes_on(tmp_path / "broken", paths, whole)
 
 
 def test_required_refuses_before_anything_is_spent(chunked: Paths, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from g2rpo_fast.backbone import backbone_of, num_positions
+from g2rpo_fast.backbone import encoder_of, num_positions
 from g2rpo_fast.rollout.local.cache import Cache
 from g2rpo_fast.rollout.local.decoder import FunctionalDecoder, product_with, recognised
 from g2rpo_fast.rollout.local.families import Batch, plan_batches
@@ -101,7 +101,7 @@ class LocalEngine:
         self._prefill, self._head, self._decode = prefill, head, decode
         self._max_rows = max_rows
         self._dtype = compute_dtype or model.dtype
-        self._backbone: nn.Module = backbone or backbone_of(model)
+        self._backbone: nn.Module = backbone or encoder_of(model)
         self._config = model.config.get_text_config()
         self._version, self._keywords = 0, keywords
         self._watch = experts
