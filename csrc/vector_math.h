@@ -1,7 +1,7 @@
 // Arithmetic that the compiler's vectoriser can spread over lanes.
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -13,7 +13,9 @@ constexpr int64_t kLanes = 16;  // partial results of a loop, one vector registe
 
 // e^x to two units in the last place, without branches. |x| beyond 87 saturates.
 G2RPO_INLINE float exp_of(float x) {
-    x = std::min(std::max(x, -87.0f), 87.0f);
+    // One bound, not a minimum of a maximum: GCC makes branches of these, and no vectors.
+    const float bound = x < 0.0f ? -87.0f : 87.0f;
+    x = std::fabs(x) > 87.0f ? bound : x;
     const float shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
     const float n = shifted - 12582912.0f;
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;

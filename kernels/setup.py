@@ -14,7 +14,7 @@ setup(
             sorted(glob("csrc/kernels/*.cpp")),
             depends=sorted(glob("csrc/**/*.h", recursive=True)),
             cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-fno-trapping-math", "-Wall", "-Wextra"],
         )
     ],
     cmdclass={"build_ext": build_ext},
