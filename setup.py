@@ -44,7 +44,7 @@ setup(
             sorted(glob("csrc/*.cpp")),
             depends=sorted(glob("csrc/*.h")),
             cxx_std=17,
-            extra_compile_args=["-O3", "-fno-trapping-math", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp-simd", "-Wall", "-Wextra"],
         )
     ],
     cmdclass={"build_ext": build_ext, "egg_info": EggInfo},

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "own_attention.h"
 #include "plan.h"
 #include "row_ops.h"
 
@@ -137,6 +138,37 @@ void swiglu_backward(const Rows& gate, const Rows& up, const Rows& dout, Rows& d
     g2rpo::swiglu_backward(gates, ups, douts, size, dgates, dups, threads);
 }
 
+void own_attention(const py::array_t<float>& query, const Rows& keys, const Rows& values, const Rows& prefix,
+                   const Rows& lse, Rows& out, int64_t first, int64_t last, float scale, int threads) {
+    constexpr auto kFloat = static_cast<py::ssize_t>(sizeof(float));
+    if (query.ndim() != 3 || keys.ndim() != 3)
+        throw py::value_error("wanted query [X, Q, E], keys [X, L, E]");
+    const py::ssize_t items = query.shape(0), queries = query.shape(1), width = query.shape(2);
+    if (query.strides(2) != kFloat) throw py::value_error("query: wanted its last dimension contiguous");
+    if (keys.shape(0) != items || keys.shape(2) != width) throw py::value_error("keys: wanted [X, L, E]");
+    if (first < 0 || first > last || last > keys.shape(1)) throw py::value_error("wanted slots of the cache");
+    if (lse.size() != items * queries) throw py::value_error("lse: wanted [X, Q]");
+    same_size(keys, values);
+    for (const Rows* other : {&prefix, static_cast<const Rows*>(&out)})
+        if (other->size() != query.size()) throw py::value_error("prefix, out: wanted [X, Q, E]");
+    const g2rpo::OwnAttention step{query.data(),
+                                   query.strides(0) / kFloat,
+                                   query.strides(1) / kFloat,
+                                   keys.data(),
+                                   values.data(),
+                                   prefix.data(),
+                                   lse.data(),
+                                   out.mutable_data(),
+                                   queries,
+                                   keys.shape(1),
+                                   width,
+                                   first,
+                                   last,
+                                   scale};
+    const py::gil_scoped_release release;
+    g2rpo::own_attention(step, items, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -154,6 +186,10 @@ PYBIND11_MODULE(_C, module) {
                py::arg("out").noconvert(), py::arg("threads"));
     module.def("swiglu_backward", &swiglu_backward, py::arg("gate").noconvert(), py::arg("up").noconvert(),
                py::arg("dout").noconvert(), py::arg("dgate").noconvert(), py::arg("dup").noconvert(),
+               py::arg("threads"));
+    module.def("own_attention", &own_attention, py::arg("query").noconvert(), py::arg("keys").noconvert(),
+               py::arg("values").noconvert(), py::arg("prefix").noconvert(), py::arg("lse").noconvert(),
+               py::arg("out").noconvert(), py::arg("first"), py::arg("last"), py::arg("scale"),
                py::arg("threads"));
     bind_arena(module);
     bind_cuda(module);

@@ -38,6 +38,18 @@ def swiglu_forward(gate: Floats, up: Floats, out: Floats, threads: int) -> None:
 def swiglu_backward(
     gate: Floats, up: Floats, dout: Floats, dgate: Floats, dup: Floats, threads: int
 ) -> None: ...
+def own_attention(
+    query: Floats,
+    keys: Floats,
+    values: Floats,
+    prefix: Floats,
+    lse: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+    scale: float,
+    threads: int,
+) -> None: ...
 
 class SharedMemory(Buffer):
     """A mapping of an anonymous file; unmapped when the last tensor on it goes."""

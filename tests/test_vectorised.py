@@ -23,6 +23,7 @@ LOOPS = {
         "norm_backward_rows",
         "swiglu_forward_range",
         "swiglu_backward_range",
+        "own_attention_range",
     ),
     g2rpo_kernels._cpu.__file__: ("sum_rows", "differentiate_rows"),
 }

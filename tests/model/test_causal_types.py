@@ -153,7 +153,7 @@ def doubled(module: nn.Module, args: tuple[torch.Tensor], logits: torch.Tensor) 
 
 
 def test_logits_that_are_more_than_the_heads_maps_are_refused() -> None:
-    model = tiny_model("bloom")
+    model: Any = tiny_model("bloom")
     model.get_output_embeddings().register_forward_hook(doubled)
     with pytest.raises(ValueError, match=r"^bloom: wanted logits that its head alone makes .*, got a rel"):
         select_attention(model)

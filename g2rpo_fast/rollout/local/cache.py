@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from g2rpo_fast import _C
 from g2rpo_fast.rollout.local.prefix_attention import scores
 from g2rpo_fast.rollout.local.shared_prefix import KEY_TILE, SharedPrefix
 from g2rpo_fast.types import Longs
@@ -52,6 +53,7 @@ class Cache:
         self._prefix = prefix
         self._num_positions = num_positions
         self._dtype, self._score_dtype = dtype, torch.promote_types(dtype, torch.float32)
+        self._compiled = dtype == torch.float32 and position_B.device.type == "cpu"
         self._num_used = 1
         self._length = 0
         like = torch.empty(0, dtype=dtype, device=position_B.device)
@@ -96,6 +98,8 @@ class Cache:
         prefix_XE, lse_X = self._prefix.attend(
             layer, q_XQE, scale=scale, softcap=softcap, window=window, position_B=self.position_B
         )
+        if softcap is None and self._compiled:
+            return self._by_cpp(layer, q_XQE, prefix_XE, lse_X, scale, window).view(len(q_BKQE), -1)
         k_XEL, v_XLE = self._visible_kv[layer]
         score_XQL = self._scores(q_XQE, k_XEL, scale, softcap, self._bias(window))
         score_XQL.select(2, 0).copy_(lse_X.view(score_XQL.shape[:2]))
@@ -103,6 +107,26 @@ class Cache:
         out_XQE = torch.bmm(weight_XQL, v_XLE)
         out_XQE.addcmul_(prefix_XE.view(out_XQE.shape), weight_XQL.narrow(2, 0, 1))
         return out_XQE.view(len(q_BKQE), -1)
+
+    def _by_cpp(
+        self,
+        layer: int,
+        q_XQE: torch.Tensor,
+        prefix_XE: torch.Tensor,
+        lse_X: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """The same in one sweep over the row's own tokens: [X, Q, E]."""
+        out_XQE = torch.empty(q_XQE.shape, dtype=self._dtype)
+        first = 1 if window is None else max(1, self._num_used - window)
+        key_XLE, value_XLE = (x_BKLE.flatten(0, 1) for x_BKLE in self._kv[layer])
+        q_XQE = q_XQE if q_XQE.stride(2) == 1 else q_XQE.contiguous()
+        arrays = [x.numpy() for x in (q_XQE, key_XLE, value_XLE, prefix_XE, lse_X, out_XQE)]
+        _C.own_attention(
+            *arrays, first=first, last=self._num_used, scale=scale, threads=torch.get_num_threads()
+        )
+        return out_XQE
 
     def keep(self, rows: Longs) -> None:
         """Drops all other rows; row `rows[i]` becomes row i."""

@@ -40,6 +40,7 @@ class StaticCache(Cache):
     ) -> None:
         super().__init__(prefix, position_B, heads=heads, num_positions=num_positions, dtype=dtype)
         self.num_layouts = 0
+        self._compiled = False  # it reads what `advance` counts in Python
         self._slot_1 = torch.zeros(1, dtype=torch.int64, device=position_B.device)
 
     def advance(self) -> None:
