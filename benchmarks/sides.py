@@ -119,11 +119,12 @@ def _parts(values: dict[str, Any]):
     from g2rpo_fast.config import config_from_dict, load_config
 
     merged = dataclasses.asdict(load_config("embedded"))
+    merged["run"]["threads"] = 1
     for section, keys in values.items():
         merged[section] |= keys
     merged["evaluate"] |= {"every": 0, "profile_prompts": 0}
     merged["checkpoint"]["every"] = 10**6
-    merged["run"] |= {"threads": 1, "steps": 10**6, "dir": tempfile.mkdtemp()}
+    merged["run"] |= {"steps": 10**6, "dir": tempfile.mkdtemp()}
     merged["optim"]["updates_per_batch"] = 1
     return assemble(config_from_dict(merged), lambda line: None)
 
@@ -144,9 +145,37 @@ def _our_loop(parts, steps: int) -> Figures:
     return measure(step, steps)
 
 
-def ours_step(prompt: int, steps: int) -> Figures:
-    """Whole step: rollout of 64 forced tokens, rewards, update, optimiser."""
-    model_dir, _, _ = embedded_files(0)
+def wider_model(layers: int, vocabulary: int) -> Path:
+    """SmolLM2-135M's shape with fewer layers and tokens, untrained, and the embedded task's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = Path(tempfile.mkdtemp())
+    AutoTokenizer.from_pretrained(embedded_files(0)[0]).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def ours_step(prompt: int, steps: int, threads: int = 1, wider: dict[str, int] | None = None) -> Figures:
+    """Whole step: rollout of 64 forced tokens, rewards, update, optimiser.
+
+    Args:
+        wider: of `wider_model`, in the place of the tiny model.
+    """
+    model_dir = wider_model(**wider) if wider else embedded_files(0)[0]
     data = Path(tempfile.mkdtemp()) / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in long_prompts(prompt)))
     sys.path.insert(0, str(Path(__file__).parent))
@@ -154,7 +183,7 @@ def ours_step(prompt: int, steps: int) -> Figures:
         {
             "model": {"path": str(model_dir)},
             "data": {"path": str(data), "trace_column": None, "max_prompt_tokens": prompt},
-            "run": {"prompts_per_step": PROMPTS},
+            "run": {"prompts_per_step": PROMPTS, "threads": threads},
             "rollout": {"group_size": GROUP, "max_tokens": COMPLETION},
             "reward": {"functions": ["sides:noise_reward"]},
             "guidance": {"enabled": False},

@@ -28,7 +28,7 @@ from scored import CLOCK, NO_STORE, scored_of
 
 MODULE = "functions_of_a_user"
 SOURCE = """
-import asyncio, decimal, fractions, os, signal, threading, time
+import asyncio, decimal, fractions, hashlib, os, signal, threading, time
 import numpy as np, torch
 
 FULL = {"int": 2, "float": 0.25, "bool": True, "np32": np.float32(0.5), "npint": np.int64(3),
@@ -58,9 +58,8 @@ def waits(response, answer, rollout): threading.Event().wait()
 def alarmed(response, answer, rollout):
     signal.alarm(0)
     while True: pass
-STUCK = 1 << 3_000_000, 3 ** 600_000
 def stuck(response, answer, rollout):
-    STUCK[0] % STUCK[1]
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 5_000_000)  # lets other threads run, and looks for no signal
     return 1.0
 async def async_sleeps(response, answer, rollout):
     await asyncio.sleep(60 if response == "sleep" else 0.01)
