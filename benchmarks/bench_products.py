@@ -1,4 +1,4 @@
-"""Float32 products of the CPU path by shape: the rate of the one taken, as a share of the best library's here.
+"""Float32 products of the CPU path by shape: the rate of the one taken, as a share of the best library's.
 
 Candidates are PyTorch's default library and oneDNN, which a process-wide flag selects (and which, with AMX,
 would round to bfloat16 under it: `error` shows it). What the trainer takes: the default in an update, packed

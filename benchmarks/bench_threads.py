@@ -20,7 +20,7 @@ from provenance import Record
 CASES: dict[str, dict[str, Any]] = {
     "tiny, prompts of 64": {"prompt": 64},
     "tiny, prompts of 1,024": {"prompt": 1024},
-    "shape of SmolLM2-135M, 6 layers": {"prompt": 64, "wider": {"layers": 6, "vocabulary": 8192}},
+    "shape of SmolLM2-135M, 3 layers": {"prompt": 64, "wider": {"layers": 3, "vocabulary": 8192}},
 }
 SMALL = {"prompt": 4, "wider": {"layers": 1, "vocabulary": 64}}
 LOADED_S = 150
