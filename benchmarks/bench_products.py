@@ -88,8 +88,8 @@ def measured(kind: str, case: Case, rounds: int) -> Iterator[dict[str, float | s
 
 
 def decoding(x: Tensor, weight: Tensor) -> tuple[Run, Run]:
-    """A product as it is taken, and by the default library. A step of decoding reads each weight once: so each
-    call takes the next of as many copies as no cache holds."""
+    """A product as it is taken, and by the default library. A step of decoding reads each weight once: so
+    each call takes the next of as many copies as no cache holds."""
     copies = [weight.clone() for _ in range(1 + CACHE_BYTES // (4 * weight.numel()))]
     packed, plain = cycle([product_with(copy) for copy in copies]), cycle(copies)
     return lambda: next(packed)(x), lambda: F.linear(x, next(plain))
